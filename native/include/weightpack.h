@@ -102,10 +102,9 @@ size_t wp_workspace_bytes(void);
 wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams,
                             size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc);
 
-/* Section 6. Decodes chunks [first, first + count) of a record into `out` and checks each CRC. `*done` is the count of chunks decoded and checked;
- * on failure chunk first + *done is the bad one (or the one with zstd streams: WP_NEEDS_ZSTD). */
-wp_status wp_decode_chunks(unsigned isa, const uint8_t *record, size_t record_bytes, uint64_t n_bytes, size_t first, size_t count,
-                           wp_workspace *ws, uint8_t *out, size_t out_bytes, size_t *done);
+/* Section 6.3. Decodes one chunk (header, streams, and up to 15 bytes of padding) into `out` and checks its CRC. WP_NEEDS_ZSTD if a stream is zstd. */
+wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
+                          uint32_t expected_crc, wp_workspace *ws, uint8_t *out);
 
 /* Among `n` 8-byte words: how many repeat an earlier one? The packer's cue to try zstd. `table` holds 2 * n rounded up to a power of two words, n >= 1. */
 size_t wp_count_repeats(const uint8_t *words, size_t n, uint64_t *table, size_t table_words);

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * weightpack._core: the C API on Python buffers, through CPython's Limited API (one binary for 3.11 and later). The only file that knows Python.
+ * Buffers in, status out: a wp_status is returned as a number, for weightpack/kernels/native.py to turn into an exception. The GIL is released while
+ * a kernel runs.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdlib.h>
+
+#include "weightpack.h"
+
+#define BYTES(view) ((const uint8_t *)(view).buf)
+
+static int isa_ok(unsigned isa) {
+    if (wp_isa_available(isa)) return 1;
+    PyErr_SetString(PyExc_ValueError, "this CPU can't run that ISA");
+    return 0;
+}
+
+static int fits(int ok, const char *what) {
+    if (!ok) PyErr_Format(PyExc_ValueError, "%s has the wrong size", what);
+    return ok;
+}
+
+static PyObject *isas(PyObject *self, PyObject *unused) {
+    (void)self; (void)unused;
+    PyObject *list = PyList_New(0);
+    for (unsigned i = 0; list && i < WP_N_ISAS; i++) {
+        PyObject *item = Py_BuildValue("(sO)", wp_isa_name(i), wp_isa_available(i) ? Py_True : Py_False);
+        if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *crc32c(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, crc;
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "Iy*I", &isa, &data, &crc)) return NULL;
+    if (isa_ok(isa)) {
+        Py_BEGIN_ALLOW_THREADS
+        crc = wp_crc32c(isa, crc, BYTES(data), (size_t)data.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLong(crc);
+}
+
+static PyObject *histogram(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa;
+    Py_buffer symbols, counts;
+    if (!PyArg_ParseTuple(args, "Iy*w*", &isa, &symbols, &counts)) return NULL;
+    if (isa_ok(isa) && fits(counts.len == 256 * 4, "counts") && fits((uint64_t)symbols.len <= UINT32_MAX, "symbols")) {
+        Py_BEGIN_ALLOW_THREADS
+        wp_histogram(isa, BYTES(symbols), (size_t)symbols.len, counts.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&symbols); PyBuffer_Release(&counts);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *split(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout;
+    Py_buffer elems, symbols, widths, bits;
+    size_t bits_bytes = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "IIy*w*w*w*", &isa, &layout, &elems, &symbols, &widths, &bits)) return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    size_t n = l ? (size_t)elems.len / l->elem_bytes : 0, n_blocks = (n + WP_BLOCK - 1) / WP_BLOCK;
+    if (isa_ok(isa) && fits(l && (size_t)elems.len == n * l->elem_bytes, "elems") && fits((size_t)symbols.len >= n * l->n_planes, "symbols") &&
+        fits(!l->raw_bits || ((size_t)widths.len >= n_blocks && (size_t)bits.len >= wp_bits_bound(layout, n)), "widths or bits")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_split(isa, layout, BYTES(elems), n, symbols.buf, widths.buf, bits.buf, &bits_bytes);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&elems); PyBuffer_Release(&symbols); PyBuffer_Release(&widths); PyBuffer_Release(&bits);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)bits_bytes);
+}
+
+static PyObject *bits_bound(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned layout;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "In", &layout, &n)) return NULL;
+    return PyLong_FromSize_t(n < 0 ? 0 : wp_bits_bound(layout, (size_t)n));
+}
+
+static PyObject *rans_choose(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer counts;
+    wp_rans_book book;
+    size_t cost = 0;
+    if (!PyArg_ParseTuple(args, "y*", &counts)) return NULL;
+    int ok = fits(counts.len == 256 * 4, "counts");
+    wp_status status = ok ? wp_rans_choose(counts.buf, &book, &cost) : WP_ARGUMENT;
+    PyBuffer_Release(&counts);
+    if (!ok) return NULL;
+    return Py_BuildValue("(iy#n)", (int)status, (const char *)&book, (Py_ssize_t)sizeof book, (Py_ssize_t)cost);
+}
+
+static PyObject *rans_encode(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa;
+    Py_buffer book, symbols, scratch, out;
+    size_t n = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "Iy*y*w*w*", &isa, &book, &symbols, &scratch, &out)) return NULL;
+    if (isa_ok(isa) && fits(book.len == (Py_ssize_t)sizeof(wp_rans_book), "book") &&
+        fits((size_t)scratch.len >= wp_rans_scratch((size_t)symbols.len), "scratch")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_rans_encode(isa, book.buf, BYTES(symbols), (size_t)symbols.len, scratch.buf, out.buf, (size_t)out.len, &n);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&book); PyBuffer_Release(&symbols); PyBuffer_Release(&scratch); PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
+}
+
+static PyObject *rans_scratch(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "n", &n)) return NULL;
+    return PyLong_FromSize_t(n < 0 ? 0 : wp_rans_scratch((size_t)n));
+}
+
+static PyObject *huffman_encode(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer lengths, symbols, out;
+    size_t n = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "y*y*w*", &lengths, &symbols, &out)) return NULL;
+    if (fits(lengths.len == 256, "lengths")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_huffman_encode(BYTES(lengths), BYTES(symbols), (size_t)symbols.len, out.buf, (size_t)out.len, &n);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&lengths); PyBuffer_Release(&symbols); PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
+}
+
+static PyObject *decode_streams(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, mode, chunk_number;
+    PyObject *codecs;
+    Py_ssize_t n_elems;
+    Py_buffer out, views[WP_MAX_STREAMS];
+    if (!PyArg_ParseTuple(args, "IIIOnIw*", &isa, &layout, &mode, &codecs, &n_elems, &chunk_number, &out)) return NULL;
+    wp_stream streams[WP_MAX_STREAMS];
+    Py_ssize_t n = PySequence_Size(codecs), n_views = 0;
+    wp_status status = WP_ARGUMENT;
+    uint32_t crc = 0;
+    const wp_layout *l = wp_layout_of(layout);
+    if (n >= 0 && isa_ok(isa) && fits(n <= WP_MAX_STREAMS, "streams") && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
+        for (; n_views < n; n_views++) {
+            PyObject *pair = PySequence_GetItem(codecs, n_views);
+            int ok = pair && PyArg_ParseTuple(pair, "Iy*", &streams[n_views].codec, &views[n_views]);
+            Py_XDECREF(pair); /* the view keeps its exporter alive */
+            if (!ok) break;
+            streams[n_views].data = BYTES(views[n_views]);
+            streams[n_views].n_bytes = (size_t)views[n_views].len;
+        }
+        void *ws = PyErr_Occurred() ? NULL : malloc(wp_workspace_bytes());
+        if (ws) {
+            Py_BEGIN_ALLOW_THREADS
+            status = wp_decode_streams(isa, layout, mode, streams, (unsigned)n, (size_t)n_elems, chunk_number, ws, out.buf, &crc);
+            Py_END_ALLOW_THREADS
+            free(ws);
+        } else if (!PyErr_Occurred()) PyErr_NoMemory();
+        while (n_views) PyBuffer_Release(&views[--n_views]);
+    }
+    PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(iI)", (int)status, crc);
+}
+
+static PyObject *decode_chunk(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, chunk_number, crc;
+    Py_ssize_t n_elems;
+    Py_buffer chunk, out;
+    if (!PyArg_ParseTuple(args, "IIy*nIIw*", &isa, &layout, &chunk, &n_elems, &chunk_number, &crc, &out)) return NULL;
+    wp_status status = WP_ARGUMENT;
+    const wp_layout *l = wp_layout_of(layout);
+    if (isa_ok(isa) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
+        void *ws = malloc(wp_workspace_bytes());
+        if (ws) {
+            Py_BEGIN_ALLOW_THREADS
+            status = wp_decode_chunk(isa, layout, BYTES(chunk), (size_t)chunk.len, (size_t)n_elems, chunk_number, crc, ws, out.buf);
+            Py_END_ALLOW_THREADS
+            free(ws);
+        } else PyErr_NoMemory();
+    }
+    PyBuffer_Release(&chunk); PyBuffer_Release(&out);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong((long)status);
+}
+
+static PyObject *count_repeats(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer words;
+    if (!PyArg_ParseTuple(args, "y*", &words)) return NULL;
+    size_t n = (size_t)words.len / 8, table_words = 16, repeats = 0;
+    while (table_words < 2 * n) table_words *= 2;
+    uint64_t *table = malloc(table_words * sizeof *table);
+    if (table) {
+        Py_BEGIN_ALLOW_THREADS
+        repeats = wp_count_repeats(BYTES(words), n, table, table_words);
+        Py_END_ALLOW_THREADS
+        free(table);
+    }
+    PyBuffer_Release(&words);
+    return table ? PyLong_FromSize_t(repeats) : PyErr_NoMemory();
+}
+
+static PyMethodDef methods[] = {
+    {"isas", isas, METH_NOARGS, "[(name, available)], by id."},
+    {"crc32c", crc32c, METH_VARARGS, "crc32c(isa, data, crc) -> crc"},
+    {"histogram", histogram, METH_VARARGS, "histogram(isa, symbols, counts): counts is (256,) uint32"},
+    {"split", split, METH_VARARGS, "split(isa, layout, elems, symbols, widths, bits) -> (status, bits_bytes)"},
+    {"bits_bound", bits_bound, METH_VARARGS, "bits_bound(layout, n_elems) -> bytes"},
+    {"rans_choose", rans_choose, METH_VARARGS, "rans_choose(counts) -> (status, book, cost_bytes)"},
+    {"rans_encode", rans_encode, METH_VARARGS, "rans_encode(isa, book, symbols, scratch, out) -> (status, n_bytes)"},
+    {"rans_scratch", rans_scratch, METH_VARARGS, "rans_scratch(n) -> bytes"},
+    {"huffman_encode", huffman_encode, METH_VARARGS, "huffman_encode(lengths, symbols, out) -> (status, n_bytes)"},
+    {"decode_streams", decode_streams, METH_VARARGS, "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out) -> (status, crc)"},
+    {"decode_chunk", decode_chunk, METH_VARARGS, "decode_chunk(isa, layout, chunk, n_elems, chunk_number, crc, out) -> status"},
+    {"count_repeats", count_repeats, METH_VARARGS, "count_repeats(words) -> count"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static PyModuleDef module = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "weightpack._core",
+    .m_doc = "The native codec core; see native/include/weightpack.h.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&module); }

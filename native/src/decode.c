@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * READ ME FIRST. One pass from a chunk's streams to the caller's buffer. A batch is a few thousand elements: its symbols are decoded into the
+ * workspace, merged with its raw bits into the output, and the output's CRC is taken, all while the batch is in the first-level cache. So symbols never travel
+ * to memory, and any codec works with any layout on any ISA.
+ */
+#include "huffman.h"
+#include "mem.h"
+#include "rans.h"
+
+enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, MAX_WIDTHS = 65535 };
+
+/* One plane being decoded. */
+typedef struct {
+    unsigned codec;
+    const uint8_t *raw; /* codec raw: what is left of the stream */
+    union { wp_rans_decoder rans; wp_huffman_decoder huffman; } u;
+} plane_decoder;
+
+struct wp_workspace {
+    plane_decoder planes[WP_MAX_PLANES];
+    uint8_t symbols[WP_MAX_PLANES][BATCH_ELEMS];
+    uint8_t widths[MAX_WIDTHS];
+    uint8_t bits[WP_BLOCK * 7];    /* one block in full width */
+    uint8_t elems[WP_BLOCK * 8];   /* one block of output */
+};
+
+size_t wp_workspace_bytes(void) { return sizeof(wp_workspace); }
+
+/* ---- planes of symbols ---- */
+
+/* `fill` gets batch_elems symbols at once if the plane is constant. */
+static wp_status open_plane(plane_decoder *p, const wp_stream *s, size_t n, unsigned plane_bits, uint8_t *fill, size_t fill_bytes) {
+    p->codec = s->codec;
+    switch (s->codec) {
+    case WP_RAW:
+        if (s->n_bytes != n) return s->n_bytes < n ? WP_TRUNCATED : WP_CORRUPT;
+        if (plane_bits < 8)
+            for (size_t i = 0; i < n; i++)
+                if (s->data[i] >> plane_bits) return WP_CORRUPT;
+        p->raw = s->data;
+        return WP_OK;
+    case WP_CONSTANT:
+        if (s->n_bytes != 1) return s->n_bytes < 1 ? WP_TRUNCATED : WP_CORRUPT;
+        if (s->data[0] >> plane_bits) return WP_CORRUPT;
+        memset(fill, s->data[0], fill_bytes < n ? fill_bytes : n);
+        return WP_OK;
+    case WP_RANS: return wp_rans_open(&p->u.rans, s->data, s->n_bytes, plane_bits);
+    case WP_HUFFMAN: return wp_huffman_open(&p->u.huffman, s->data, s->n_bytes, plane_bits);
+    case WP_ZSTD: return WP_NEEDS_ZSTD;
+    default: return WP_UNSUPPORTED;
+    }
+}
+
+/* The next n symbols are at *symbols afterwards: in `buffer`, or in the stream itself. */
+static wp_status next_symbols(const wp_kernels *k, plane_decoder *p, size_t n, uint8_t *buffer, const uint8_t **symbols) {
+    *symbols = buffer;
+    switch (p->codec) {
+    case WP_RAW: *symbols = p->raw; p->raw += n; return WP_OK;
+    case WP_RANS: return wp_rans_next(k, &p->u.rans, buffer, n);
+    case WP_HUFFMAN: return wp_huffman_next(&p->u.huffman, buffer, n);
+    default: return WP_OK;
+    }
+}
+
+static wp_status close_plane(const plane_decoder *p) {
+    return p->codec == WP_RANS ? wp_rans_close(&p->u.rans) : p->codec == WP_HUFFMAN ? wp_huffman_close(&p->u.huffman) : WP_OK;
+}
+
+/* A whole plane at once. */
+static wp_status decode_plane(const wp_kernels *k, plane_decoder *p, const wp_stream *s, size_t n, uint8_t *out) {
+    const uint8_t *symbols;
+    wp_status status = open_plane(p, s, n, 8, out, n);
+    if (status == WP_OK) status = next_symbols(k, p, n, out, &symbols);
+    if (status == WP_OK) status = close_plane(p);
+    if (status == WP_OK && symbols != out) memcpy(out, symbols, n);
+    return status;
+}
+
+/* ---- blocks of raw bits ---- */
+
+/* Widens a block of `m` elements from width `w` to `r` (128 elements); what is missing becomes zero. */
+static void widen_block(const uint8_t *in, unsigned w, unsigned r, size_t m, uint8_t *out) {
+    memset(out, 0, wp_block_bytes(r, WP_BLOCK));
+    for (unsigned k = 0; k < w / 8; k++, in += m, out += WP_BLOCK) memcpy(out, in, m);
+    size_t plane = (m + 7) / 8;
+    for (unsigned k = 0; k < w % 8; k++, in += plane) {
+        if (w / 8 == r / 8) memcpy(out + k * (WP_BLOCK / 8), in, plane);
+        else
+            for (size_t i = 0; i < m; i++) out[i] |= (uint8_t)((in[i / 8] >> (i % 8) & 1) << (7 - k));
+    }
+}
+
+/* Unused bits behind the block's last element must be zero. */
+static int padding_is_zero(const uint8_t *in, unsigned w, size_t m) {
+    if (m % 8 == 0) return 1;
+    in += (size_t)(w / 8) * m + m / 8;
+    for (unsigned k = 0; k < w % 8; k++, in += (m + 7) / 8)
+        if (*in >> (m % 8)) return 0;
+    return 1;
+}
+
+/* ---- chunks ---- */
+
+static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+    const wp_layout *l = wp_layout_of(layout);
+    const wp_kernels *k = wp_kernels_of(isa);
+    const unsigned r = l->raw_bits;
+    const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK, full = wp_block_bytes(r, WP_BLOCK);
+    const uint8_t *bits = NULL;
+    wp_status status;
+    if (r) {
+        const wp_stream *s = &streams[l->n_planes];
+        if (s[1].codec == WP_ZSTD) return WP_NEEDS_ZSTD;
+        if (s[1].codec != WP_RAW) return s[1].codec <= WP_ZSTD ? WP_CORRUPT : WP_UNSUPPORTED;
+        if ((status = decode_plane(k, &ws->planes[0], &s[0], n_blocks, ws->widths)) != WP_OK) return status;
+        uint64_t need = 0;
+        for (size_t b = 0; b < n_blocks; b++) {
+            if (ws->widths[b] > r) return WP_CORRUPT;
+            need += wp_block_bytes(ws->widths[b], b + 1 < n_blocks ? WP_BLOCK : n_elems - b * WP_BLOCK);
+        }
+        if (need != s[1].n_bytes) return s[1].n_bytes < need ? WP_TRUNCATED : WP_CORRUPT;
+        bits = s[1].data;
+    }
+    for (unsigned p = 0; p < l->n_planes; p++)
+        if ((status = open_plane(&ws->planes[p], &streams[p], n_elems, l->plane_bits[p], ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
+
+    for (size_t block = 0; block < n_blocks; block += BATCH_BLOCKS) {
+        size_t n = n_elems - block * WP_BLOCK;
+        if (n > BATCH_ELEMS) n = BATCH_ELEMS;
+        const uint8_t *planes[WP_MAX_PLANES];
+        for (unsigned p = 0; p < l->n_planes; p++)
+            if ((status = next_symbols(k, &ws->planes[p], n, ws->symbols[p], &planes[p])) != WP_OK) return status;
+
+        uint8_t *to = out;
+        for (size_t b = 0; b * WP_BLOCK < n;) {
+            size_t m = n - b * WP_BLOCK < WP_BLOCK ? n - b * WP_BLOCK : WP_BLOCK, run = 0;
+            /* Runs of whole blocks in full width go to the kernel as they are. */
+            while ((b + run + 1) * WP_BLOCK <= n && (!r || ws->widths[block + b + run] == r)) run++;
+            if (run) {
+                k->merge[layout](planes, bits, run, to);
+                if (r) bits += run * full;
+            } else {
+                unsigned w = r ? ws->widths[block + b] : 0;
+                uint8_t tail[WP_MAX_PLANES][WP_BLOCK];
+                const uint8_t *from[WP_MAX_PLANES];
+                for (unsigned p = 0; p < l->n_planes; p++) {
+                    from[p] = planes[p];
+                    if (m < WP_BLOCK) { memset(tail[p], 0, WP_BLOCK); memcpy(tail[p], planes[p], m); from[p] = tail[p]; }
+                }
+                if (r) {
+                    if (!padding_is_zero(bits, w, m)) return WP_CORRUPT;
+                    widen_block(bits, w, r, m, ws->bits);
+                    bits += wp_block_bytes(w, m);
+                }
+                k->merge[layout](from, ws->bits, 1, m < WP_BLOCK ? ws->elems : to);
+                if (m < WP_BLOCK) memcpy(to, ws->elems, m * l->elem_bytes);
+                run = 1;
+            }
+            b += run;
+            for (unsigned p = 0; p < l->n_planes; p++) planes[p] += run * WP_BLOCK;
+            to += run * WP_BLOCK * l->elem_bytes;
+        }
+        *crc = k->crc32c(*crc, out, n * l->elem_bytes);
+        out += n * l->elem_bytes;
+    }
+    for (unsigned p = 0; p < l->n_planes; p++)
+        if ((status = close_plane(&ws->planes[p])) != WP_OK) return status;
+    return WP_OK;
+}
+
+static unsigned n_streams_of(const wp_layout *l, unsigned mode) { return mode ? 1 : l->n_planes + (l->raw_bits ? 2u : 0u); }
+
+wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
+                            wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l || mode > 1) return WP_UNSUPPORTED;
+    if (n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
+    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= MAX_WIDTHS) return WP_CORRUPT;
+    uint8_t number[4];
+    wp_store32(number, chunk_number);
+    *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
+    if (mode) { layout = WP_BYTES1; n_elems *= l->elem_bytes; }
+    return decode_split(isa, layout, streams, n_elems, ws, out, crc);
+}
+
+wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
+                          uint32_t expected_crc, wp_workspace *ws, uint8_t *out) {
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l) return WP_UNSUPPORTED;
+    if (chunk_bytes < 4) return WP_TRUNCATED;
+    unsigned mode = chunk[0], n_streams = chunk[1];
+    if (mode > 1) return WP_UNSUPPORTED;
+    if (chunk[2] || chunk[3] || n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
+    if (chunk_bytes < 4 + 4 * n_streams) return WP_TRUNCATED;
+    wp_stream streams[WP_MAX_STREAMS];
+    const uint8_t *data = chunk + 4 + 4 * n_streams, *end = chunk + chunk_bytes;
+    int zstd = 0;
+    for (unsigned i = 0; i < n_streams; i++) {
+        uint32_t entry = wp_load32(chunk + 4 + 4 * i), n = entry >> 8;
+        if (n > (size_t)(end - data)) return WP_TRUNCATED;
+        streams[i] = (wp_stream){entry & 255, data, n};
+        zstd |= streams[i].codec == WP_ZSTD;
+        data += n;
+    }
+    if (end - data >= 16) return WP_CORRUPT;
+    for (; data < end; data++)
+        if (*data) return WP_CORRUPT;
+    if (zstd) return WP_NEEDS_ZSTD;
+    uint32_t crc;
+    wp_status status = wp_decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, ws, out, &crc);
+    return status != WP_OK ? status : crc != expected_crc ? WP_CHECKSUM : WP_OK;
+}

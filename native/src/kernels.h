@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The hot loops, one table of function pointers for each ISA. A kernel sees whole groups of 128 elements only; the callers (split.c,
+ * merge.c, rans.c) handle ends. Kernels have no state, allocate nothing, and must give the same bytes on every ISA: scalar is the definition.
+ */
+#ifndef WP_KERNELS_H
+#define WP_KERNELS_H
+
+#include "weightpack.h"
+
+/* A rANS decoder between calls. renorm and literals point into the stream until fewer than WP_TAIL bytes are left; then wp_rans_guard()
+ * moves them to the zero-padded copies below, so that a kernel may read WP_OVERREAD bytes beyond the end without leaving a buffer. */
+enum { WP_TAIL = 256, WP_OVERREAD = 256 };
+
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    const uint8_t *renorm, *renorm_end, *literals, *literals_end;
+    uint8_t renorm_in_tail, literals_in_tail;
+    uint8_t n_symbols;                 /* K: the rank of the escape */
+    uint8_t has_escape;
+    /* By rank, 16 entries. Unused ranks: freq 0, start 255, symbol 0. With 15 symbols or fewer, entry K is the escape. */
+    uint8_t freq[16], start[16], symbol[16];
+    uint8_t rank_of_slot[256];
+    /* By slot: freq | (slot - start) << 8 | symbol << 16 | is_escape << 24. */
+    uint32_t by_slot[256];
+    uint8_t renorm_tail[WP_TAIL + WP_OVERREAD], literals_tail[WP_TAIL + WP_OVERREAD];
+} wp_rans_decoder;
+
+/* Call before each group. Afterwards WP_OVERREAD bytes may be read at `renorm` and at `literals`. After a group that ran on tail copies, the kernel must check
+ * renorm <= renorm_end and literals <= literals_end (else WP_TRUNCATED); before that, a group (at most 128 bytes each) can't pass the end. */
+static inline void wp_rans_guard(wp_rans_decoder *d) {
+    if (!d->renorm_in_tail && d->renorm_end - d->renorm < WP_TAIL) {
+        size_t left = (size_t)(d->renorm_end - d->renorm);
+        for (size_t i = 0; i < sizeof d->renorm_tail; i++) d->renorm_tail[i] = i < left ? d->renorm[i] : 0;
+        d->renorm = d->renorm_tail; d->renorm_end = d->renorm_tail + left; d->renorm_in_tail = 1;
+    }
+    if (!d->literals_in_tail && d->literals_end - d->literals < WP_TAIL) {
+        size_t left = (size_t)(d->literals_end - d->literals);
+        for (size_t i = 0; i < sizeof d->literals_tail; i++) d->literals_tail[i] = i < left ? d->literals[i] : 0;
+        d->literals = d->literals_tail; d->literals_end = d->literals_tail + left; d->literals_in_tail = 1;
+    }
+}
+
+/* A rANS encoder between calls: it runs backwards. Both pointers move down; a kernel may write up to 64 bytes below them. */
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    uint8_t *renorm, *literals;
+    uint8_t n_symbols, has_escape;
+    uint8_t rank_of_symbol[256];       /* K for an escaped symbol */
+    uint16_t freq[17], start[17];      /* by rank; [K] is the escape */
+    uint16_t reciprocal[17];           /* min(65535, ceil(65536 / freq)): see rans_encode in kernels_scalar.c */
+} wp_rans_encoder;
+
+typedef struct {
+    uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, size_t n_bytes);
+    void (*histogram)(const uint8_t *symbols, size_t n, uint32_t counts[256]);
+    /* Decodes n_groups groups of 128 symbols in order. */
+    wp_status (*rans_decode)(wp_rans_decoder *d, uint8_t *out, size_t n_groups);
+    /* Encodes n_groups groups of 128 symbols, the last group first. */
+    void (*rans_encode)(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups);
+    /* Whole blocks of full width: planes[p] + element, `bits` as in section 7.4 with w = raw_bits. Indexed by layout id. */
+    void (*merge[WP_N_LAYOUTS])(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems);
+    /* The reverse. widths[b] gets the block's width; the bits of every block are written in full width all the same. */
+    void (*split[WP_N_LAYOUTS])(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits);
+} wp_kernels;
+
+extern const wp_kernels wp_kernels_scalar;
+#if defined(__x86_64__) || defined(_M_X64)
+#define WP_X86_64 1
+extern const wp_kernels wp_kernels_avx2;
+extern const wp_kernels wp_kernels_avx512;
+#endif
+
+/* `isa` must be available. */
+const wp_kernels *wp_kernels_of(unsigned isa);
+
+/* Bytes of a block of `m` elements and width `w` (section 7.4). */
+static inline size_t wp_block_bytes(unsigned w, size_t m) { return (size_t)(w / 8) * m + (size_t)(w % 8) * ((m + 7) / 8); }
+
+#endif

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dtypes, in safetensors' spelling, and layouts: how an element's bits are dealt out to planes (FORMAT section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+BLOCK_ELEMS = 128
+
+DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+
+class LayoutId(IntEnum):
+    """FORMAT section 7."""
+
+    BYTES1 = 1
+    BYTES2 = 2
+    BYTES4 = 3
+    BYTES8 = 4
+    BF16 = 5
+    F16 = 6
+    F32 = 7
+    F64 = 8
+    F8_E4M3 = 9
+    F8_E5M2 = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`plane_bits`: width of each symbol plane. `mantissa_bits`: of a float layout, whose raw word is sign and mantissa; None for integers."""
+
+    id: LayoutId
+    elem_bytes: int
+    plane_bits: tuple[int, ...]
+    mantissa_bits: int | None = None
+
+    @property
+    def raw_bits(self) -> int:
+        """Width of the raw word; 0 if there is none."""
+        return 0 if self.mantissa_bits is None else self.mantissa_bits + 1
+
+    @property
+    def n_streams(self) -> int:
+        """Streams of a split chunk."""
+        return len(self.plane_bits) + (2 if self.raw_bits else 0)
+
+
+LAYOUTS = {
+    layout.id: layout
+    for layout in (
+        Layout(LayoutId.BYTES1, 1, (8,)),
+        Layout(LayoutId.BYTES2, 2, (8,) * 2),
+        Layout(LayoutId.BYTES4, 4, (8,) * 4),
+        Layout(LayoutId.BYTES8, 8, (8,) * 8),
+        Layout(LayoutId.BF16, 2, (8,), 7),
+        Layout(LayoutId.F16, 2, (5,), 10),
+        Layout(LayoutId.F32, 4, (8,), 23),
+        Layout(LayoutId.F64, 8, (8, 3), 52),
+        Layout(LayoutId.F8_E4M3, 1, (4,), 3),
+        Layout(LayoutId.F8_E5M2, 1, (5,), 2),
+    )
+}
+
+_LAYOUT_OF_DTYPE = {
+    "I16": LayoutId.BYTES2, "U16": LayoutId.BYTES2, "I32": LayoutId.BYTES4, "U32": LayoutId.BYTES4, "I64": LayoutId.BYTES8, "U64": LayoutId.BYTES8,
+    "BF16": LayoutId.BF16, "F16": LayoutId.F16, "F32": LayoutId.F32, "C64": LayoutId.F32, "F64": LayoutId.F64,
+    "F8_E4M3": LayoutId.F8_E4M3, "F8_E4M3FNUZ": LayoutId.F8_E4M3, "F8_E5M2": LayoutId.F8_E5M2, "F8_E5M2FNUZ": LayoutId.F8_E5M2,
+}  # fmt: skip
+
+
+def layout_of(dtype: str) -> Layout:
+    """Return the layout that writers use for a dtype; bytes for what has no better one."""
+    return LAYOUTS[_LAYOUT_OF_DTYPE.get(dtype, LayoutId.BYTES1)]
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Return the length of a tensor; None if it is not a whole count of bytes."""
+    n_bits = DTYPE_BITS[dtype]
+    for size in shape:
+        n_bits *= size
+    return n_bits // 8 if n_bits % 8 == 0 else None

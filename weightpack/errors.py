@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exceptions, split by what the caller can do.
+
+::
+
+    WeightpackError
+    ├── FormatError (ValueError)       the bytes are not what the format allows: retrying won't help
+    │   ├── NotPackedError             a file without a weightpack index
+    │   ├── TruncatedError             the data ends early: fetch it again
+    │   ├── CorruptionError            a field or a stream contradicts another
+    │   │   └── ChecksumError          decoded, and the checksum differs
+    │   └── UnsupportedError           newer than this library: upgrade
+    ├── LimitError (ValueError)        larger than `Limits` allows: raise the limit if you trust the file
+    ├── OptionError (ValueError)       an argument is wrong
+    ├── TensorNotFoundError (KeyError)
+    ├── LosslessError (RuntimeError)   what was packed does not decode to the source: a bug, or the source changed; nothing was written
+    └── MissingExtraError (ImportError)  names the extra to install
+
+Errors of the operating system pass through as OSError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class WeightpackError(Exception):
+    """Base of all errors that weightpack raises itself. `path`, `tensor` and `chunk` say where, as far as known."""
+
+    def __init__(self, reason: str, *, path: str | None = None, tensor: str | None = None, chunk: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.path, self.tensor, self.chunk = reason, path, tensor, chunk
+
+    def __str__(self) -> str:
+        where = [self.path] if self.path else []
+        if self.tensor is not None:
+            where.append(f"tensor {self.tensor!r}")
+        if self.chunk is not None:
+            where.append(f"chunk {self.chunk}")
+        return ": ".join([", ".join(where), self.reason] if where else [self.reason])
+
+
+class FormatError(WeightpackError, ValueError):
+    """The bytes are not a file that the format allows."""
+
+
+class NotPackedError(FormatError):
+    """The file has no weightpack index."""
+
+
+class TruncatedError(FormatError):
+    """The data ends early."""
+
+
+class CorruptionError(FormatError):
+    """A field or a stream contradicts another."""
+
+
+class ChecksumError(CorruptionError):
+    """Decoded, and the checksum differs."""
+
+
+class UnsupportedError(FormatError):
+    """The file needs a newer weightpack."""
+
+
+class LimitError(WeightpackError, ValueError):
+    """Larger than `Limits` allows."""
+
+
+class OptionError(WeightpackError, ValueError):
+    """An argument is wrong."""
+
+
+class TensorNotFoundError(WeightpackError, KeyError):
+    """The file has no tensor of that name."""
+
+
+class LosslessError(WeightpackError, RuntimeError):
+    """What was packed does not decode to the source."""
+
+
+class MissingExtraError(WeightpackError, ImportError):
+    """An optional dependency is missing."""
+
+
+@contextmanager
+def located(*, path: str | None = None, tensor: str | None = None, chunk: int | None = None) -> Iterator[None]:
+    """Add to errors from inside what only the caller knows of the place; inner knowledge wins."""
+    try:
+        yield
+    except WeightpackError as error:
+        error.path = error.path if error.path is not None else path
+        error.tensor = error.tensor if error.tensor is not None else tensor
+        error.chunk = error.chunk if error.chunk is not None else chunk
+        raise

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native core (`weightpack._core`) as a `Kernels` backend: buffers in, exceptions instead of status codes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError
+from weightpack.kernels import RansBook, SplitPlanes
+
+try:
+    from weightpack import _core
+except ImportError:
+    _core = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.dtypes import Layout
+    from weightpack.kernels import Bytes
+
+# Pinned in native/include/weightpack.h.
+_OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50
+
+
+def available() -> list[str]:
+    """Return the ISAs that the core has and this CPU can run, slowest first; none if it was not compiled."""
+    return [] if _core is None else [name for name, runs in _core.isas() if runs]
+
+
+def _check(status: int) -> None:
+    if status == _OK:
+        return
+    if status == _UNSUPPORTED:
+        raise UnsupportedError("a layout, codec or mode that this version does not know: upgrade weightpack")
+    if status == _CHECKSUM:
+        raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
+    if status == _TRUNCATED:
+        raise TruncatedError("a stream ends early: the file is damaged")
+    if status == _CORRUPT:
+        raise CorruptionError("a stream contradicts the format: the file is damaged")
+    raise WeightpackError(f"the native core refused its arguments (status {status}): this is a bug in weightpack")
+
+
+class _Scratch(threading.local):
+    """One growing buffer a thread: a fresh one for each chunk would cost more in page faults than the encoding."""
+
+    buffer = np.empty(0, np.uint8)
+
+    def get(self, n_bytes: int) -> Bytes:
+        if self.buffer.size < n_bytes:
+            self.buffer = np.empty(n_bytes, np.uint8)
+        return self.buffer
+
+
+class NativeKernels:
+    """See `weightpack.kernels.Kernels` for what the methods do."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._isa = [each for each, _ in _core.isas()].index(name)
+        self._scratch = _Scratch()
+
+    def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
+        return _core.crc32c(self._isa, data, crc)
+
+    def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
+        counts = np.empty(256, np.uint32)
+        _core.histogram(self._isa, symbols, counts)
+        return counts
+
+    def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
+        n = len(elems) // layout.elem_bytes
+        symbols = np.empty((len(layout.plane_bits), n), np.uint8)
+        widths = np.empty(-(-n // 128) if layout.raw_bits else 0, np.uint8)
+        bits = np.empty(_core.bits_bound(layout.id, n), np.uint8)
+        status, bits_bytes = _core.split(self._isa, layout.id, elems, symbols, widths, bits)
+        _check(status)
+        return SplitPlanes(symbols, widths, bits[:bits_bytes])
+
+    def rans_choose(self, counts: NDArray[np.uint32]) -> tuple[RansBook, int]:
+        status, book, cost = _core.rans_choose(counts)
+        _check(status)
+        k = book[0]
+        return RansBook(book[2 : 2 + k], book[18 : 18 + k], book[1]), cost
+
+    def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
+        k = len(book.symbols)
+        packed = bytes((k, book.escape_freq)) + book.symbols.ljust(16, b"\0") + book.freqs.ljust(16, b"\0")
+        # Bound: a renormalisation byte and a literal for each symbol, and the head.
+        out = np.empty(2 * len(symbols) + 2 + 2 * k + 256 + 4, np.uint8)
+        status, n = _core.rans_encode(self._isa, packed, symbols, self._scratch.get(_core.rans_scratch(len(symbols))), out)
+        _check(status)
+        return out[:n]
+
+    def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
+        out = np.empty(len(symbols) * 3 // 2 + 256, np.uint8)  # 12 bits a symbol; head up to 170 bytes, and up to 8 bytes of slack a bitstream
+        status, n = _core.huffman_encode(lengths, symbols, out)
+        _check(status)
+        return out[:n]
+
+    def decode_chunk(self, layout: Layout, chunk: Bytes | memoryview, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
+        status = _core.decode_chunk(self._isa, layout.id, chunk, n_elems, chunk_number, crc, out)
+        if status == _NEEDS_ZSTD:
+            return False
+        _check(status)
+        return True
+
+    def decode_streams(
+        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Bytes | memoryview]], n_elems: int, chunk_number: int, out: Bytes
+    ) -> int:
+        status, crc = _core.decode_streams(self._isa, layout.id, mode, streams, n_elems, chunk_number, out)
+        _check(status)
+        return crc
+
+    def count_repeats(self, words: Bytes) -> int:
+        return _core.count_repeats(words)
