@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are read at any offset, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from weightpack.errors import OptionError, TruncatedError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class RandomReader(Protocol):
+    """Bytes that can be read at any offset, by many threads at once."""
+
+    name: str
+    size: int
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`; TruncatedError if the bytes end early."""
+
+
+def read_at(reader: RandomReader, offset: int, n_bytes: int) -> bytearray:
+    """Return `n_bytes` at `offset`; the reader's size is checked before anything is allocated."""
+    if offset < 0 or n_bytes < 0 or offset + n_bytes > reader.size:
+        raise TruncatedError(f"bytes {offset} to {offset + n_bytes} are wanted, there are {reader.size}", path=reader.name)
+    buffer = bytearray(n_bytes)
+    reader.read_into(offset, memoryview(buffer))
+    return buffer
+
+
+class LocalFile:
+    """A file on this machine. It is read, not mapped: a file that shrinks meanwhile is an error, not a crash."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self._fd: int | None = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        stat = os.fstat(self._fd)
+        self.size = stat.st_size
+        self._state = (stat.st_size, stat.st_mtime_ns)
+        self._seek_lock = threading.Lock()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if self._fd is None:
+            raise OptionError("the file is closed", path=self.name)
+        done = 0
+        while done < len(buffer):
+            n = self._pread(offset + done, buffer[done:])
+            if n == 0:
+                raise TruncatedError(f"the file ends at byte {offset + done}, expected {offset + len(buffer)}", path=self.name)
+            done += n
+
+    def _pread(self, offset: int, buffer: memoryview) -> int:
+        assert self._fd is not None
+        if hasattr(os, "preadv"):
+            return os.preadv(self._fd, [buffer], offset)
+        with self._seek_lock:  # Windows
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            data = os.read(self._fd, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def changed(self) -> bool:
+        """Has the file been written to since it was opened?"""
+        assert self._fd is not None
+        stat = os.fstat(self._fd)
+        return (stat.st_size, stat.st_mtime_ns) != self._state
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class MemoryFile:
+    """Buffers that stand for a file, one after the other, without being copied."""
+
+    def __init__(self, parts: Sequence[Buffer], name: str = "<memory>") -> None:
+        self.name = name
+        self._parts = [memoryview(part).cast("B") for part in parts if len(part)]
+        self._begins = [0]
+        for part in self._parts:
+            self._begins.append(self._begins[-1] + len(part))
+        self.size = self._begins[-1]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        from bisect import bisect_right
+
+        if offset + len(buffer) > self.size:
+            raise TruncatedError(f"bytes to {offset + len(buffer)} are wanted, there are {self.size}", path=self.name)
+        done = 0
+        while done < len(buffer):
+            i = bisect_right(self._begins, offset + done) - 1
+            begin = offset + done - self._begins[i]
+            part = self._parts[i][begin : begin + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
+
+    def changed(self) -> bool:
+        """Buffers are the caller's to keep still."""
+        return False
+
+
+class AtomicFile:
+    """A file that is written beside its target and replaces it in `commit`, synced; without `commit` nothing of it stays."""
+
+    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.target = Path(target)
+        self._overwrite = overwrite
+        if not overwrite and self.target.exists():
+            raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(self.target))
+        fd, name = tempfile.mkstemp(prefix=f".{self.target.name}.", suffix=".wp-partial", dir=self.target.parent)
+        self.path = Path(name)
+        self.fd = fd
+        self._open = True
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`; may be called from many threads."""
+        view = memoryview(data)
+        while len(view):
+            n = os.pwrite(self.fd, view, offset)
+            view, offset = view[n:], offset + n
+
+    def commit(self) -> None:
+        """Sync the file, give it its name, and sync the folder."""
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(self.fd, 0o666 & ~umask)
+        os.fsync(self.fd)
+        os.close(self.fd)
+        self._open = False
+        if not self._overwrite and self.target.exists():
+            raise OptionError("the target appeared meanwhile: use --force (overwrite=True) to replace it", path=str(self.target))
+        os.replace(self.path, self.target)
+        sync_folder(self.target.parent)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self._open:
+            os.close(self.fd)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last; where folders can't be synced, nothing."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def pieces(n_bytes: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of pieces that cover `n_bytes`."""
+    for offset in range(0, n_bytes, piece_bytes):
+        yield offset, min(piece_bytes, n_bytes - offset)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of docs/FORMAT.md."""
+
+from enum import IntEnum
+
+VERSION = (1, 0)
+
+INDEX_KEY = "weightpack"
+INDEX_CRC_KEY = "weightpack.crc32c"
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_CHUNK_BYTES = 1 << 23
+MAX_STREAM_BYTES = (1 << 24) - 1
+MAX_RECORD_BYTES = 16 * ((1 << 32) - 1)
+MAX_CHUNK_BLOCKS = 65535
+KEPT_PIECE_BYTES = 1 << 20
+ALIGN_BYTES = 16
+
+
+class Codec(IntEnum):
+    """FORMAT section 8."""
+
+    RAW = 0
+    CONSTANT = 1
+    RANS = 2
+    HUFFMAN = 3
+    ZSTD = 4
+
+
+CODEC_NAMES = {Codec.RAW: "raw", Codec.CONSTANT: "constant", Codec.RANS: "rans128x8", Codec.HUFFMAN: "huffman", Codec.ZSTD: "zstd"}
+
+
+class Mode(IntEnum):
+    """FORMAT 6.3: how a chunk is coded."""
+
+    SPLIT = 0
+    WHOLE = 1
+
+
+def aligned(n_bytes: int) -> int:
+    """Round up to a multiple of 16."""
+    return -(-n_bytes // ALIGN_BYTES) * ALIGN_BYTES

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index in a packed file's metadata (FORMAT section 5)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+
+import zstandard
+
+from weightpack.errors import CorruptionError, LimitError, UnsupportedError
+from weightpack.format.constants import VERSION
+from weightpack.format.safetensors import is_count, parse_json
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GAP_LEVEL = 19  # headers are small, and JSON shrinks tenfold
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Source bytes that belong to no tensor, as a zstd frame; `n_bytes` is their decoded length."""
+
+    offset: int
+    n_bytes: int
+    frame: bytes
+
+    @classmethod
+    def of(cls, offset: int, data: bytes) -> Gap:
+        """Compress the bytes at `offset` of the source."""
+        return cls(offset, len(data), zstandard.ZstdCompressor(level=_GAP_LEVEL).compress(data))
+
+    def decode(self) -> bytes:
+        """Return the bytes; `n_bytes` bounds what is allocated."""
+        return zstd_decode(self.frame, self.n_bytes)
+
+
+def zstd_decode(frame: bytes | memoryview, n_bytes: int) -> bytes:
+    """Decode a zstd frame that must give exactly `n_bytes`, without trusting what the frame claims."""
+    try:
+        stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(bytes(frame), read_across_frames=False)
+        data = stream.read(n_bytes) if n_bytes else b""
+        more = stream.read(1)
+        size = zstandard.frame_content_size(bytes(frame))
+    except zstandard.ZstdError as error:
+        raise CorruptionError(f"a zstd stream is damaged: {error}") from None
+    if len(data) != n_bytes or more or size not in (n_bytes, -1):
+        raise CorruptionError(f"a zstd stream does not decode to the {n_bytes} bytes that the index claims")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """`storage`: one of p, k, t for each tensor by name; `tied`: for each t the position of the tensor that holds its bytes."""
+
+    source_format: str
+    source_bytes: int
+    source_sha256: str
+    gaps: tuple[Gap, ...]
+    storage: str
+    tied: tuple[int, ...]
+    kept_crc32c: bytes
+
+    def to_json(self) -> str:
+        """Serialise; the same index gives the same text."""
+        root = {
+            "version": list(VERSION),
+            "source": {"format": self.source_format, "bytes": self.source_bytes, "sha256": self.source_sha256},
+            "gaps": [[gap.offset, gap.n_bytes, base64.b64encode(gap.frame).decode()] for gap in self.gaps],
+            "storage": self.storage,
+            "tied": list(self.tied),
+            "kept_crc32c": base64.b64encode(self.kept_crc32c).decode(),
+        }
+        return json.dumps(root, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str, max_gap_bytes: int) -> Index:
+        """Parse and check the fields one by one; what they say about the file is checked by the reader."""
+        root = parse_json(text.encode("utf-8", "surrogatepass"))
+        if not isinstance(root, dict):
+            raise CorruptionError("the index is not a JSON object")
+        version = root.get("version")
+        if not (isinstance(version, list) and len(version) == 2 and all(map(is_count, version))):
+            raise CorruptionError("the index has no version")
+        if version[0] != VERSION[0]:
+            raise UnsupportedError(f"the file has format version {version[0]}.{version[1]}, this library reads {VERSION[0]}.x: upgrade weightpack")
+        source = root.get("source")
+        if not isinstance(source, dict) or not is_count(source.get("bytes")) or not isinstance(source.get("format"), str):
+            raise CorruptionError("the index does not describe the source")
+        if source["format"] != "safetensors":
+            raise UnsupportedError(f"the source has format {source['format']!r}, which this version does not know: upgrade weightpack")
+        if not (isinstance(source.get("sha256"), str) and _SHA256.fullmatch(source["sha256"])):
+            raise CorruptionError("the index has no SHA-256 of the source")
+        gaps, total, position = [], 0, 0
+        for gap in _list(root, "gaps"):
+            if not (isinstance(gap, list) and len(gap) == 3 and is_count(gap[0]) and is_count(gap[1]) and isinstance(gap[2], str)):
+                raise CorruptionError("a gap of the index is not [offset, size, text]")
+            if gap[0] < position or gap[0] + gap[1] > source["bytes"]:
+                raise CorruptionError("the gaps of the index overlap or leave the source")
+            position = gap[0] + gap[1]
+            total += gap[1]
+            if total > max_gap_bytes:
+                raise LimitError(f"the gaps hold more than {max_gap_bytes} bytes")
+            gaps.append(Gap(gap[0], gap[1], _base64(gap[2])))
+        storage, tied = root.get("storage"), _list(root, "tied")
+        if not isinstance(storage, str) or set(storage) - set("pkt"):
+            raise CorruptionError("the index's storage is not a string of p, k and t")
+        if not all(is_count(i) and i < len(storage) for i in tied) or len(tied) != storage.count("t"):
+            raise CorruptionError("the index's tied tensors do not match its storage")
+        kept = root.get("kept_crc32c")
+        if not isinstance(kept, str):
+            raise CorruptionError("the index has no checksums of kept tensors")
+        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(tied), _base64(kept))
+
+
+def _list(root: dict[str, object], key: str) -> list[object]:
+    value = root.get(key)
+    if not isinstance(value, list):
+        raise CorruptionError(f"the index's {key} is not a list")
+    return value
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise CorruptionError("the index holds text that is not base64") from None

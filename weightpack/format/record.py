@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records: header, chunk table and chunk headers (FORMAT section 6)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, Layout
+from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
+from weightpack.format.constants import MAX_CHUNK_BYTES, Codec, Mode, aligned
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+HEAD_BYTES = 8
+_HEAD = struct.Struct("<BBHI")
+_MODE = struct.Struct("<BBH")
+
+Buffer = bytes | bytearray | memoryview
+
+
+def table_end(n_chunks: int) -> int:
+    """Return where the first chunk starts."""
+    return aligned(HEAD_BYTES + 8 * n_chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHead:
+    """What stands before the chunks. `offsets` has n_chunks + 1 entries, bytes from the record's start; `crcs` has n_chunks."""
+
+    layout: Layout
+    n_elems: int
+    chunk_elems: int
+    offsets: NDArray[np.int64]
+    crcs: NDArray[np.uint32]
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.crcs)
+
+    def elems_of(self, chunk: int) -> int:
+        """Count the elements of a chunk."""
+        return min(self.chunk_elems, self.n_elems - chunk * self.chunk_elems)
+
+    def to_bytes(self) -> bytes:
+        """Serialise header and table, padded to where the first chunk starts."""
+        record_bytes = int(self.offsets[-1])
+        table = np.empty((self.n_chunks, 2), "<u4")
+        table[:, 0] = self.offsets[:-1] // 16
+        table[:, 1] = self.crcs
+        head = _HEAD.pack(self.layout.id, 0, self.chunk_elems // BLOCK_ELEMS, record_bytes // 16) + table.tobytes()
+        return head.ljust(table_end(self.n_chunks), b"\0")
+
+
+def table_bytes(first: Buffer, n_bytes: int, record_bytes: int) -> int:
+    """Return how many bytes header and table take, from a record's first `HEAD_BYTES`, checked against the record's length."""
+    layout, n_elems, chunk_elems = _parse_head(first, n_bytes, record_bytes)
+    n_chunks = -(-n_elems // chunk_elems)
+    if table_end(n_chunks) > record_bytes:
+        raise CorruptionError(f"the record has {record_bytes} bytes, too few for its table of {n_chunks} chunks")
+    return table_end(n_chunks)
+
+
+def _parse_head(first: Buffer, n_bytes: int, record_bytes: int) -> tuple[Layout, int, int]:
+    if len(first) < HEAD_BYTES:
+        raise TruncatedError("the record ends inside its header")
+    layout_id, reserved, chunk_blocks, bytes_16 = _HEAD.unpack_from(first)
+    if layout_id not in LAYOUTS:
+        raise UnsupportedError(f"unknown layout {layout_id}: upgrade weightpack")
+    layout = LAYOUTS[layout_id]
+    chunk_elems = chunk_blocks * BLOCK_ELEMS
+    if reserved or chunk_elems == 0 or chunk_elems * layout.elem_bytes > MAX_CHUNK_BYTES:
+        raise CorruptionError("the record's header is damaged")
+    if bytes_16 * 16 != record_bytes:
+        raise CorruptionError(f"the record claims {bytes_16 * 16} bytes, its entry has {record_bytes}")
+    if n_bytes == 0 or n_bytes % layout.elem_bytes:
+        raise CorruptionError(f"{n_bytes} bytes are not a whole count of {layout.id.name} elements")
+    return layout, n_bytes // layout.elem_bytes, chunk_elems
+
+
+def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHead:
+    """Parse header and table (`table_bytes` of them) of the record of a tensor of `n_bytes`."""
+    layout, n_elems, chunk_elems = _parse_head(data, n_bytes, record_bytes)
+    begin = table_bytes(data, n_bytes, record_bytes)
+    if len(data) < begin:
+        raise TruncatedError("the record ends inside its chunk table")
+    n_chunks = -(-n_elems // chunk_elems)
+    table = np.frombuffer(data, "<u4", 2 * n_chunks, HEAD_BYTES).reshape(n_chunks, 2)
+    offsets = np.empty(n_chunks + 1, np.int64)
+    offsets[:-1] = table[:, 0]
+    offsets[:-1] *= 16
+    offsets[-1] = record_bytes
+    if offsets[0] != begin or not (np.diff(offsets) >= 16).all() or any(bytes(data[HEAD_BYTES + 8 * n_chunks : begin])):
+        raise CorruptionError("the record's chunk table is damaged")
+    return RecordHead(layout, n_elems, chunk_elems, offsets, table[:, 1].copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A parsed chunk: its mode and (codec, stream) pairs."""
+
+    mode: Mode
+    streams: tuple[tuple[int, memoryview], ...]
+
+
+def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
+    """Parse a chunk with up to 15 bytes of padding behind it."""
+    view = memoryview(data)
+    if len(view) < _MODE.size:
+        raise TruncatedError("the chunk ends inside its header")
+    mode, n_streams, reserved = _MODE.unpack_from(view)
+    if mode not in (Mode.SPLIT, Mode.WHOLE):
+        raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
+    if reserved or n_streams != (layout.n_streams if mode == Mode.SPLIT else 1):
+        raise CorruptionError("the chunk's header is damaged")
+    position = _MODE.size + 4 * n_streams
+    if len(view) < position:
+        raise TruncatedError("the chunk ends inside its stream table")
+    streams = []
+    for (entry,) in struct.iter_unpack("<I", view[_MODE.size : position]):
+        end = position + (entry >> 8)
+        if end > len(view):
+            raise TruncatedError("a stream ends behind its chunk")
+        streams.append((entry & 255, view[position:end]))
+        position = end
+    if len(view) - position >= 16 or any(view[position:]):
+        raise CorruptionError("the chunk has bytes behind its last stream")
+    return Chunk(Mode(mode), tuple(streams))
+
+
+def build_chunk(mode: Mode, streams: Sequence[tuple[Codec, Buffer | NDArray[np.uint8]]]) -> bytes:
+    """Serialise a chunk, without padding."""
+    table = [len(stream) << 8 | codec for codec, stream in streams]
+    return b"".join([_MODE.pack(mode, len(streams), 0), struct.pack(f"<{len(table)}I", *table), *(memoryview(stream) for _, stream in streams)])

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headers of safetensors files: the source's and the packed file's own (FORMAT section 4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weightpack.dtypes import DTYPE_BITS, tensor_bytes
+from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
+from weightpack.format.constants import MAX_HEADER_BYTES
+
+# numpy and torch count dimensions in a byte or less; more is nobody's tensor.
+_MAX_DIMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor's entry; `begin` and `end` count from the start of the data section."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`data_begin` counts from the start of the file; `metadata` is None if the header has none."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str] | None
+    data_begin: int
+
+
+def header_bytes(first_8: bytes, file_bytes: int) -> int:
+    """Return the length of the JSON header from a file's first bytes, checked against the file's size."""
+    if len(first_8) < 8:
+        raise TruncatedError(f"a safetensors file has at least 8 bytes, this one {len(first_8)}")
+    n = int.from_bytes(first_8[:8], "little")
+    if n > MAX_HEADER_BYTES:
+        raise CorruptionError(f"the header claims {n} bytes, more than the {MAX_HEADER_BYTES} of a safetensors file: this is not one")
+    if n > file_bytes - 8:
+        raise TruncatedError(f"the header claims {n} bytes, the file has {file_bytes}")
+    return n
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise CorruptionError("the header has a key twice")
+    return result
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse JSON from an untrusted file: duplicate keys, bad UTF-8 and deep nesting are corruption."""
+    try:
+        root = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        if b"\\ud" in text.lower():  # half a surrogate pair is a str to Python, but has no UTF-8
+            json.dumps(root, ensure_ascii=False).encode("utf-8")
+        return root
+    except CorruptionError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CorruptionError(f"not JSON: {error}") from None
+
+
+def is_count(value: object) -> bool:
+    """Is it an integer that a file may claim as a size?"""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def parse_header(text: bytes, data_bytes: int) -> Header:
+    """Parse a JSON header and check every entry; `data_bytes` is the length of what follows the header.
+
+    Entries may leave holes; callers that forbid them use `check_tiles`.
+
+    Raises
+    ------
+    CorruptionError, TruncatedError, UnsupportedError
+    """
+    root = parse_json(text)
+    if not isinstance(root, dict):
+        raise CorruptionError("the header is not a JSON object")
+    metadata = root.pop("__metadata__", None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise CorruptionError("__metadata__ does not map strings to strings")
+    entries = {name: _parse_entry(name, value, data_bytes) for name, value in root.items()}
+    return Header(entries, metadata, 8 + len(text))
+
+
+def _parse_entry(name: str, value: object, data_bytes: int) -> Entry:
+    if not isinstance(value, dict):
+        raise CorruptionError("the entry is not an object", tensor=name)
+    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not isinstance(dtype, str):
+        raise CorruptionError("the entry has no dtype", tensor=name)
+    if dtype not in DTYPE_BITS:
+        raise UnsupportedError(f"unknown dtype {dtype!r}", tensor=name)
+    if not (isinstance(shape, list) and len(shape) <= _MAX_DIMS and all(map(is_count, shape))):
+        raise CorruptionError("the entry's shape is not a list of sizes", tensor=name)
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(is_count, offsets))):
+        raise CorruptionError("the entry's data_offsets are not two sizes", tensor=name)
+    begin, end = offsets
+    if begin > end:
+        raise CorruptionError(f"the entry ends ({end}) before it begins ({begin})", tensor=name)
+    if end > data_bytes:
+        raise TruncatedError(f"the entry ends at byte {end} of the data section, which has {data_bytes}", tensor=name)
+    if tensor_bytes(dtype, tuple(shape)) != end - begin:
+        raise CorruptionError(f"{end - begin} bytes do not hold {dtype} of shape {shape}", tensor=name)
+    return Entry(name, dtype, tuple(shape), begin, end)
+
+
+def check_tiles(header: Header, data_bytes: int) -> None:
+    """Check that the entries cover the data section exactly, as safetensors demands."""
+    position = 0
+    for entry in sorted(header.entries.values(), key=lambda e: (e.begin, e.end)):
+        if entry.begin != position:
+            raise CorruptionError(f"the entry begins at byte {entry.begin} of the data section, expected {position}", tensor=entry.name)
+        position = entry.end
+    if position != data_bytes:
+        raise CorruptionError(f"the tensors end at byte {position} of the data section, which has {data_bytes}")
+
+
+def build_header(metadata: Mapping[str, str] | None, entries: list[Entry]) -> bytes:
+    """Serialise a header: metadata first, then entries by name, no spaces. The same input gives the same bytes."""
+    root: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    for entry in sorted(entries, key=lambda e: e.name):
+        root[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
+    return json.dumps(root, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

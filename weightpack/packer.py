@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source file -> packed file. Tensors stream through in chunks; the target appears when it has been decoded and compared with the source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
+from weightpack.encode import chunk_crc, encode_chunk
+from weightpack.errors import LosslessError, OptionError, WeightpackError, located
+from weightpack.files import AtomicFile, LocalFile, RandomReader, pieces, read_at
+from weightpack.format.constants import (
+    INDEX_CRC_KEY,
+    INDEX_KEY,
+    KEPT_PIECE_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_RECORD_BYTES,
+    aligned,
+)
+from weightpack.format.index import Gap, Index
+from weightpack.format.record import RecordHead, table_end
+from weightpack.format.safetensors import Entry, build_header
+from weightpack.kernels import active
+from weightpack.options import PackOptions
+from weightpack.parallel import ordered_map
+from weightpack.reader import PackedFile
+from weightpack.restore import restored_pieces
+from weightpack.segments import Segments, Tensor, segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from the calling thread."""
+
+_DATA_ALIGN = 64
+_COPY_BYTES = 1 << 20
+
+
+class Source(RandomReader, Protocol):
+    """What can be packed."""
+
+    def changed(self) -> bool:
+        """Was it written to since it was opened?"""
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What packing did: lengths of source and packed file in bytes, and the source's SHA-256."""
+
+    source_bytes: int
+    packed_bytes: int
+    source_sha256: str
+
+    @property
+    def ratio(self) -> float:
+        """Packed bytes / source bytes: smaller is better."""
+        return self.packed_bytes / self.source_bytes if self.source_bytes else 1.0
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """One unit of encoding: a chunk of a tensor, and what came out."""
+
+    tensor: Tensor
+    number: int
+    offset: int
+    n_bytes: int
+    last: bool
+    encoded: bytes = b""
+    crc: int = 0
+
+
+@dataclass(slots=True)
+class _Stored:
+    """How tensors ended up: entries by name (offsets from the data section), storage letters, ties, CRCs of kept ones."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    storage: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+    kept_crcs: dict[str, list[int]] = field(default_factory=dict)
+
+
+def pack_file(
+    source: Source,
+    target: AtomicFile,
+    options: PackOptions,
+    *,
+    threads: int = 1,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> PackResult:
+    """Pack one source into `target`, which the caller commits.
+
+    Raises
+    ------
+    FormatError
+        The source is no file that can be packed.
+    LosslessError
+        The source changed meanwhile, or the packed file does not decode to it (a bug).
+    """
+    with located(path=source.name):
+        segments = segment(source)
+        if segments.metadata is not None and INDEX_KEY in segments.metadata:
+            raise OptionError("the file is packed already")
+        with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as pool:
+            # Hashing is as slow as packing on one core, so with more than one it has its own thread.
+            digest: Future[str] | None = pool.submit(sha256_of, source) if threads > 1 else None
+            packer = _Packer(source, segments, target, options, threads, _Meter(progress, source.size * (2 if verify else 1)))
+            packer.write_data()
+            sha256 = digest.result() if digest else sha256_of(source)
+        packed_bytes = packer.write_header(sha256)
+        if verify:
+            _compare(source, target, threads, packer.meter)
+        if source.changed():
+            raise LosslessError("the source changed while it was packed: nothing was written")
+    return PackResult(source.size, packed_bytes, sha256)
+
+
+def sha256_of(source: RandomReader) -> str:
+    """Return the SHA-256 of a source, in hexadecimal."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_COPY_BYTES, source.size) or 1))
+    for offset, n in pieces(source.size, len(buffer)):
+        source.read_into(offset, buffer[:n])
+        digest.update(buffer[:n])
+    return digest.hexdigest()
+
+
+class _Meter:
+    """Adds up progress."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, n_bytes: int) -> None:
+        self._done += n_bytes
+        if self._progress:
+            self._progress(min(self._done, self._total), self._total)
+
+
+class _Packer:
+    """Writes the data section first, behind room for the longest header that could come of it, then the header."""
+
+    def __init__(self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, threads: int, meter: _Meter) -> None:
+        self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
+        self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
+        self.stored = _Stored()
+        self.data_begin = self._header_bound()
+        self.position = 0  # end of what is written, from data_begin
+
+    def _write(self, position: int, data: bytes | bytearray | memoryview) -> None:
+        self.target.write_at(self.data_begin + position, data)
+
+    # ---- data section
+
+    def write_data(self) -> None:
+        """Encode every tensor, in the order of the source; then copy those that gained nothing, larger elements first (FORMAT 4.5)."""
+        by_offset = sorted(self.segments.tensors, key=lambda t: (t.offset, t.name))
+        current: list[_Chunk] = []
+        for chunk in ordered_map(self._encode, self._chunks(by_offset), self.threads):
+            if not current:
+                self._begin_record(chunk)
+            current.append(chunk)
+            self._append_chunk(chunk)
+            self.meter.add(chunk.n_bytes)
+            if chunk.last:
+                self._end_record(current)
+                current = []
+        kept = [t for t in by_offset if t.name not in self.stored.storage]
+        for tensor in sorted(kept, key=lambda t: -DTYPE_BITS[t.dtype]):
+            self._keep(tensor)
+
+    def _chunks(self, tensors: list[Tensor]) -> Iterator[_Chunk]:
+        for tensor in tensors:
+            layout = layout_of(tensor.dtype)
+            if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes or tensor.n_bytes > MAX_RECORD_BYTES:
+                continue
+            offsets = list(pieces(tensor.n_bytes, self._chunk_bytes(layout)))
+            for number, (offset, n) in enumerate(offsets):
+                yield _Chunk(tensor, number, tensor.offset + offset, n, number + 1 == len(offsets))
+
+    def _chunk_bytes(self, layout: Layout) -> int:
+        return min(self.options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+
+    def _encode(self, chunk: _Chunk) -> _Chunk:
+        data = np.frombuffer(read_at(self.source, chunk.offset, chunk.n_bytes), np.uint8)
+        with located(tensor=chunk.tensor.name, chunk=chunk.number):
+            chunk.crc = chunk_crc(data, chunk.number)
+            chunk.encoded = encode_chunk(data, layout_of(chunk.tensor.dtype), self.options)
+        return chunk
+
+    def _begin_record(self, first: _Chunk) -> None:
+        layout = layout_of(first.tensor.dtype)
+        self._record_begin = self.position
+        self._offsets = [table_end(-(-first.tensor.n_bytes // self._chunk_bytes(layout)))]
+
+    def _append_chunk(self, chunk: _Chunk) -> None:
+        """Write the chunk at its place; once the record is no smaller than the tensor it is only counted."""
+        begin, n = self._offsets[-1], len(chunk.encoded)
+        if begin + n < chunk.tensor.n_bytes:
+            self._write(self._record_begin + begin, chunk.encoded.ljust(aligned(n), b"\0"))
+        chunk.encoded = b""
+        self._offsets.append(begin + aligned(n))
+
+    def _end_record(self, chunks: list[_Chunk]) -> None:
+        tensor, crcs = chunks[0].tensor, np.array([chunk.crc for chunk in chunks], np.uint32)
+        twin = self._twin(tensor, crcs)
+        if twin is not None:
+            self.stored.tied[tensor.name] = twin
+            self.stored.storage[tensor.name] = "t"
+            self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (0,), 0, 0)
+            return
+        record_bytes = self._offsets[-1]
+        if record_bytes >= tensor.n_bytes:
+            return  # kept
+        layout = layout_of(tensor.dtype)
+        head = RecordHead(
+            layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(layout) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
+        )
+        self._write(self._record_begin, head.to_bytes())
+        self.position = self._record_begin + record_bytes
+        self.stored.storage[tensor.name] = "p"
+        self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (record_bytes,), self._record_begin, self.position)
+
+    # ---- equal tensors
+
+    def _twin(self, tensor: Tensor, crcs: NDArray[np.uint32]) -> str | None:
+        """Return an earlier tensor with the same bytes: CRCs find it, a comparison proves it."""
+        if not hasattr(self, "_by_crcs"):
+            self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
+        earlier = self._by_crcs.setdefault((tensor.n_bytes, crcs.tobytes()), tensor)
+        if earlier is tensor:
+            return None
+        same = all(
+            read_at(self.source, tensor.offset + offset, n) == read_at(self.source, earlier.offset + offset, n)
+            for offset, n in pieces(tensor.n_bytes, _COPY_BYTES)
+        )
+        return earlier.name if same else None
+
+    def _keep(self, tensor: Tensor) -> None:
+        begin, crcs = self.position, []
+        for number, (offset, n) in enumerate(pieces(tensor.n_bytes, KEPT_PIECE_BYTES)):
+            data = read_at(self.source, tensor.offset + offset, n)
+            crcs.append(chunk_crc(np.frombuffer(data, np.uint8), number))
+            self._write(begin + offset, data)
+        self.position += tensor.n_bytes
+        self.stored.storage[tensor.name] = "k"
+        self.stored.kept_crcs[tensor.name] = crcs
+        self.stored.entries[tensor.name] = Entry(tensor.name, tensor.dtype, tensor.shape, begin, self.position)
+
+    # ---- header
+
+    def _header(self, stored: _Stored, sha256: str) -> bytes:
+        names = [tensor.name for tensor in self.segments.tensors]
+        positions = {name: i for i, name in enumerate(names)}
+        index = Index(
+            self.segments.source_format,
+            self.source.size,
+            sha256,
+            self.gaps,
+            "".join(stored.storage[name] for name in names),
+            tuple(positions[stored.tied[name]] for name in names if name in stored.tied),
+            np.array([crc for name in names for crc in stored.kept_crcs.get(name, ())], "<u4").tobytes(),
+        ).to_json()
+        metadata = {**(self.segments.metadata or {}), INDEX_KEY: index, INDEX_CRC_KEY: f"{active().crc32c(index.encode()):08x}"}
+        return build_header(metadata, list(stored.entries.values()))
+
+    def _header_bound(self) -> int:
+        """Return room for the longest header that these tensors could get: each may be packed, kept or tied."""
+        big = self.source.size * 2 + 100
+        worst = _Stored()
+        n_ties = 0
+        for tensor in self.segments.tensors:
+            packed = Entry(tensor.name, "U8", (big,), big, big)
+            kept = Entry(tensor.name, tensor.dtype, tensor.shape, big, big)
+            worst.entries[tensor.name] = max(packed, kept, key=lambda entry: len(f"{entry.dtype}{list(entry.shape)}"))
+            worst.storage[tensor.name] = "p"
+            worst.kept_crcs[tensor.name] = [0] * -(-tensor.n_bytes // KEPT_PIECE_BYTES)
+            n_ties += 1
+        digits = len(str(len(self.segments.tensors)))
+        bound = 8 + len(self._header(worst, "0" * 64)) + n_ties * (digits + 1) + _DATA_ALIGN
+        return -(-bound // _DATA_ALIGN) * _DATA_ALIGN
+
+    def write_header(self, sha256: str) -> int:
+        """Write the header before the data; where it left much of its room unused, move the data down. Returns the file's length."""
+        for name, holder in self.stored.tied.items():  # behind a kept holder's bytes, or wherever: an empty range needs a valid place only
+            assert holder in self.stored.entries
+            self.stored.entries[name] = Entry(name, "U8", (0,), self.position, self.position)
+        header = self._header(self.stored, sha256)
+        data_begin = -(-(8 + len(header)) // _DATA_ALIGN) * _DATA_ALIGN
+        if data_begin - 8 > MAX_HEADER_BYTES:
+            raise WeightpackError(f"the packed file's header would have {data_begin - 8} bytes, safetensors allows {MAX_HEADER_BYTES}")
+        assert data_begin <= self.data_begin
+        if (self.data_begin - data_begin) * 1000 > self.position:
+            self._move_data(data_begin)
+        header = header.ljust(self.data_begin - 8)
+        self.target.write_at(0, len(header).to_bytes(8, "little") + header)
+        os.ftruncate(self.target.fd, self.data_begin + self.position)
+        return self.data_begin + self.position
+
+    def _move_data(self, data_begin: int) -> None:
+        with LocalFile(self.target.path) as written:
+            for offset, n in pieces(self.position, _COPY_BYTES):
+                self.target.write_at(data_begin + offset, read_at(written, self.data_begin + offset, n))
+        self.data_begin = data_begin
+
+
+def _compare(source: Source, target: AtomicFile, threads: int, meter: _Meter) -> None:
+    """Decode what was written and compare it with the source, byte for byte."""
+    with LocalFile(target.path) as written:
+        packed = PackedFile(written)
+        position = 0
+        for piece in restored_pieces(packed, threads, lambda offset, data: read_at(source, offset, len(data)) == memoryview(data)):
+            if piece.offset != position or not piece.result:
+                raise LosslessError(
+                    f"what was packed differs from the source at or behind byte {piece.offset}: the source changed, or this is a bug in weightpack; "
+                    "nothing was written"
+                )
+            position += piece.n_bytes
+            meter.add(piece.n_bytes)
+        if position != source.size:
+            raise LosslessError(f"what was packed restores to {position} bytes, the source has {source.size}: this is a bug in weightpack")

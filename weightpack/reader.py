@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packed file, opened: everything that the header and the index claim is checked here, before any tensor is read."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpack.decode import decode_chunk
+from weightpack.encode import chunk_crc
+from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, located
+from weightpack.files import RandomReader, pieces, read_at
+from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES
+from weightpack.format.index import Gap, Index
+from weightpack.format.record import HEAD_BYTES, RecordHead, parse_record_head, table_bytes
+from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
+from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.segments import Tensor
+from weightpack.segments.safetensors import segments_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.kernels import Kernels
+
+    Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is decoded at once: a chunk of a packed tensor, a piece of a kept one. `begin` and `end` are bytes of the tensor."""
+
+    number: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor and where its bytes are. `storage` is p (packed), k (kept) or t (tied); `begin` and `end` are bytes of the packed file."""
+
+    tensor: Tensor
+    storage: str
+    holder: str
+    begin: int
+    end: int
+    crcs: NDArray[np.uint32]  # of kept pieces
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.end - self.begin
+
+
+def is_packed(header: Header) -> bool:
+    """Does a safetensors header carry a weightpack index?"""
+    return header.metadata is not None and INDEX_KEY in header.metadata
+
+
+def read_header(file: RandomReader) -> Header:
+    """Read and check the safetensors header of a file, packed or plain."""
+    n = header_bytes(bytes(read_at(file, 0, min(8, file.size))), file.size)
+    return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n)
+
+
+class PackedFile:
+    """An open packed file. Safe to use from many threads.
+
+    Attributes
+    ----------
+    tensors : dict of str to StoredTensor
+        In the order of the names' code points.
+    metadata : dict or None
+        The source's own.
+    index : Index
+
+    Raises
+    ------
+    NotPackedError
+        The file has no index.
+    FormatError, LimitError
+        Something that the file claims can't be.
+    """
+
+    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.file = file
+        with located(path=file.name):
+            self._open(limits)
+
+    def _open(self, limits: Limits) -> None:
+        file = self.file
+        header = read_header(file)
+        if header.metadata is None or not is_packed(header):
+            raise NotPackedError("not a packed file: it has no weightpack index")
+        check_tiles(header, file.size - header.data_begin)
+        if len(header.entries) > limits.max_tensors:
+            raise LimitError(f"the file has {len(header.entries)} tensors, the limit is {limits.max_tensors}")
+        text = header.metadata[INDEX_KEY]
+        crc = _kernels().crc32c(text.encode("utf-8"))
+        if header.metadata.get(INDEX_CRC_KEY) != f"{crc:08x}":
+            raise ChecksumError("the index does not match its checksum: the file is damaged")
+        index = self.index = Index.parse(text, limits.max_gap_bytes)
+        if index.source_bytes > limits.max_source_bytes:
+            raise LimitError(f"the source has {index.source_bytes} bytes, the limit is {limits.max_source_bytes}")
+
+        source = self._source_header(index)
+        self.metadata = source.metadata
+        segments = segments_of(source, index.source_bytes)
+        if segments.gaps != tuple((gap.offset, gap.n_bytes) for gap in index.gaps):
+            raise CorruptionError("the tensors and gaps that the index describes do not tile the source")
+        names = [tensor.name for tensor in segments.tensors]
+        if names != sorted(header.entries) or len(index.storage) != len(names):
+            raise CorruptionError("the file's tensors are not those of its source's header")
+        self.tensors = self._stored(segments.tensors, header, index)
+        self._heads: dict[str, RecordHead] = {}
+        self._lock = threading.Lock()
+
+    def _source_header(self, index: Index) -> Header:
+        """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
+        if not index.gaps or index.gaps[0].offset != 0 or not 8 <= index.gaps[0].n_bytes <= index.source_bytes:
+            raise CorruptionError("the index does not hold the source's header")
+        first = index.gaps[0].decode()
+        n = int.from_bytes(first[:8], "little")
+        if n > MAX_HEADER_BYTES or n > len(first) - 8:
+            raise CorruptionError("the index does not hold the whole header of the source")
+        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n)
+
+    def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index) -> dict[str, StoredTensor]:
+        if len(index.kept_crc32c) % 4:
+            raise CorruptionError("the index's checksums of kept tensors are cut")
+        kept_crcs = np.frombuffer(index.kept_crc32c, "<u4")
+        n_kept, ties = 0, iter(index.tied)
+        stored: dict[str, StoredTensor] = {}
+        for tensor, storage in zip(tensors, index.storage, strict=True):
+            entry = header.entries[tensor.name]
+            n_crcs = 0
+            with located(tensor=tensor.name):
+                _check_entry(entry, tensor, storage)
+                holder = tensor.name
+                if storage == "k":
+                    n_crcs = -(-tensor.n_bytes // KEPT_PIECE_BYTES)
+                elif storage == "t":
+                    i = next(ties)
+                    holder = tensors[i].name
+                    if index.storage[i] == "t" or tensors[i].n_bytes != tensor.n_bytes:
+                        raise CorruptionError("the tensor is tied to one that can't hold its bytes")
+            crcs = kept_crcs[n_kept : n_kept + n_crcs]
+            n_kept += n_crcs
+            stored[tensor.name] = StoredTensor(tensor, storage, holder, header.data_begin + entry.begin, header.data_begin + entry.end, crcs)
+        if n_kept != len(kept_crcs):
+            raise CorruptionError("the index's checksums of kept tensors do not match their count")
+        return stored
+
+    def stored(self, name: str) -> StoredTensor:
+        """Return where a tensor is; TensorNotFoundError if there is none of that name."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name) from None
+
+    def record_head(self, stored: StoredTensor) -> RecordHead:
+        """Return the record head of a packed tensor, read once."""
+        head = self._heads.get(stored.tensor.name)
+        if head is None:
+            with located(path=self.file.name, tensor=stored.tensor.name):
+                first = read_at(self.file, stored.begin, min(HEAD_BYTES, stored.packed_bytes))
+                n = table_bytes(first, stored.tensor.n_bytes, stored.packed_bytes)
+                head = parse_record_head(read_at(self.file, stored.begin, n), stored.tensor.n_bytes, stored.packed_bytes)
+            with self._lock:
+                self._heads[stored.tensor.name] = head
+        return head
+
+    def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None) -> list[Piece]:
+        """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default)."""
+        n_bytes = stored.tensor.n_bytes
+        end = n_bytes if end is None else end
+        holder = self.tensors[stored.holder]
+        if holder.storage == "p":
+            head = self.record_head(holder)
+            size = head.chunk_elems * head.layout.elem_bytes
+        else:
+            size = KEPT_PIECE_BYTES
+        if begin >= end:
+            return []
+        return [Piece(i, i * size, min((i + 1) * size, n_bytes)) for i in range(begin // size, -(-end // size))]
+
+    def decode_piece(self, stored: StoredTensor, piece: Piece, out: Bytes) -> None:
+        """Decode and check one piece into `out`, (piece.end - piece.begin,) uint8."""
+        holder = self.tensors[stored.holder]
+        with located(path=self.file.name, tensor=stored.tensor.name, chunk=piece.number):
+            if holder.storage == "p":
+                head = self.record_head(holder)
+                begin, end = head.offsets[piece.number : piece.number + 2].tolist()
+                chunk = read_at(self.file, holder.begin + begin, end - begin)
+                n_elems = head.elems_of(piece.number)
+                decode_chunk(head.layout, chunk, n_elems, piece.number, int(head.crcs[piece.number]), out)
+            else:
+                self.file.read_into(holder.begin + piece.begin, memoryview(out).cast("B"))
+                if chunk_crc(out, piece.number) != int(holder.crcs[piece.number]):
+                    raise ChecksumError("the bytes do not match their checksum: the file is damaged")
+
+    def decode_gap(self, gap: Gap) -> bytes:
+        """Return the bytes of a gap."""
+        with located(path=self.file.name):
+            return gap.decode()
+
+
+def _kernels() -> Kernels:
+    from weightpack import kernels
+
+    return kernels.active()
+
+
+def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:
+    """FORMAT 5.4 to 5.6."""
+    if storage == "k":
+        good = entry.dtype == tensor.dtype and entry.shape == tensor.shape
+    elif storage == "t":
+        good = entry.dtype == "U8" and entry.shape == (0,) and tensor.n_bytes > 0
+    else:
+        good = entry.dtype == "U8" and len(entry.shape) == 1 and tensor.n_bytes > 0
+    if not good:
+        raise CorruptionError(f"the entry is {entry.dtype} {list(entry.shape)}, which its storage {storage!r} does not allow")
+
+
+def kept_crcs(data: Bytes, first_piece: int = 0) -> list[int]:
+    """Return the CRCs of the pieces of a kept tensor (FORMAT 5.5)."""
+    return [chunk_crc(data[offset : offset + n], first_piece + i) for i, (offset, n) in enumerate(pieces(len(data), KEPT_PIECE_BYTES))]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed file -> the source's bytes, piece by piece in the order of the source. What is done with a piece is the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from weightpack.format.index import Gap
+from weightpack.parallel import ordered_map
+from weightpack.reader import PackedFile, Piece, StoredTensor
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredPiece(Generic[Result]):
+    """`n_bytes` of the source at `offset`, and what the caller's function made of them."""
+
+    offset: int
+    n_bytes: int
+    result: Result
+
+
+def restored_pieces(
+    packed: PackedFile, threads: int, use: Callable[[int, bytes | np.ndarray], Result]
+) -> Iterator[RestoredPiece[Result]]:
+    """Decode the whole source and call `use(offset, bytes)` on each piece, in worker threads; yield the results in order.
+
+    The array that `use` gets is its own: it may keep it.
+    """
+
+    def work(task: Gap | tuple[StoredTensor, Piece]) -> RestoredPiece[Result]:
+        if isinstance(task, Gap):
+            data = packed.decode_gap(task)
+            return RestoredPiece(task.offset, len(data), use(task.offset, data))
+        stored, piece = task
+        out = np.empty(piece.end - piece.begin, np.uint8)
+        packed.decode_piece(stored, piece, out)
+        offset = stored.tensor.offset + piece.begin
+        return RestoredPiece(offset, out.size, use(offset, out))
+
+    return ordered_map(work, _tasks(packed), threads)
+
+
+def _tasks(packed: PackedFile) -> Iterator[Gap | tuple[StoredTensor, Piece]]:
+    parts: list[tuple[int, Gap | StoredTensor]] = [(gap.offset, gap) for gap in packed.index.gaps]
+    parts += [(stored.tensor.offset, stored) for stored in packed.tensors.values() if stored.tensor.n_bytes]
+    for _, part in sorted(parts, key=lambda pair: pair[0]):
+        if isinstance(part, Gap):
+            yield part
+        else:
+            yield from ((part, piece) for piece in packed.pieces(part))

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments of a safetensors file. Files that the official library refuses (holes, bytes behind the last tensor) are taken too: those bytes are gaps."""
+
+from __future__ import annotations
+
+from weightpack.errors import CorruptionError
+from weightpack.files import RandomReader, read_at
+from weightpack.format.safetensors import Header, header_bytes, parse_header
+from weightpack.segments import Segments, Tensor
+
+
+def segment_safetensors(source: RandomReader) -> Segments:
+    """Read the header of a safetensors file and find its tensors and gaps."""
+    n = header_bytes(bytes(read_at(source, 0, min(8, source.size))), source.size)
+    header = parse_header(bytes(read_at(source, 8, n)), source.size - 8 - n)
+    return segments_of(header, source.size)
+
+
+def segments_of(header: Header, file_bytes: int) -> Segments:
+    """Turn a source's header into segments that tile the file; overlapping tensors are refused, since they have no place in a tiling."""
+    begin = header.data_begin
+    tensors = tuple(Tensor(e.name, e.dtype, e.shape, begin + e.begin, e.end - e.begin) for _, e in sorted(header.entries.items()))
+    gaps, covered = [], 0
+    for tensor in sorted((t for t in tensors if t.n_bytes), key=lambda t: t.offset):
+        if tensor.offset < covered:
+            raise CorruptionError("the tensor overlaps another", tensor=tensor.name)
+        if tensor.offset > covered:
+            gaps.append((covered, tensor.offset - covered))
+        covered = tensor.offset + tensor.n_bytes
+    if file_bytes > covered:
+        gaps.append((covered, file_bytes - covered))
+    return Segments("safetensors", tensors, tuple(gaps), header.metadata)
