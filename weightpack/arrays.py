@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""safetensors' dtype names and numpy's. bfloat16 and float8 are numpy dtypes where `ml_dtypes` is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from weightpack.errors import MissingExtraError, OptionError
+
+_NUMPY = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16", "I32": "int32", "U32": "uint32",
+    "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64",
+}  # fmt: skip
+_ML_DTYPES = {
+    "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+_NAMES = {numpy: name for name, numpy in (_NUMPY | _ML_DTYPES).items()}
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """Return numpy's dtype for a safetensors name.
+
+    Raises
+    ------
+    MissingExtraError
+        It needs `ml_dtypes`.
+    OptionError
+        numpy has none: read the tensor with `weightpack.torch`.
+    """
+    if dtype in _NUMPY:
+        return np.dtype(_NUMPY[dtype]).newbyteorder("<")
+    if dtype in _ML_DTYPES:
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise MissingExtraError(f"numpy has no {dtype}: `pip install ml_dtypes`, or read the tensor with weightpack.torch") from None
+        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+    raise OptionError(f"numpy has no {dtype}: read the tensor with weightpack.torch")
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return safetensors' name of a numpy dtype; OptionError if it has none."""
+    if dtype.byteorder == ">" or dtype.name not in _NAMES:
+        raise OptionError(f"safetensors has no dtype for numpy's {dtype}")
+    return _NAMES[dtype.name]

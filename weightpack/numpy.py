@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`safetensors.numpy` for packed files: the same names and arguments. Plain files are read too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightpack.arrays import dtype_name, numpy_dtype
+from weightpack.dtypes import tensor_bytes
+from weightpack.files import MemoryFile
+from weightpack.save import pack_tensors, save_tensors
+from weightpack.tensors import SafeOpen
+from weightpack.tensors import safe_open as _safe_open
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.options import PackOptions
+
+__all__ = ["load", "load_file", "safe_open", "save", "save_file"]
+
+
+class NumpyFramework:
+    """Makes numpy arrays of bytes."""
+
+    def empty(self, dtype: str, shape: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        target = numpy_dtype(dtype)
+        memory = np.empty(tensor_bytes(dtype, tuple(shape)) or 0, np.uint8)
+        return memory.view(target).reshape(shape), memory
+
+    def finish(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        return tensor
+
+
+def safe_open(filename: str | os.PathLike[str], framework: str = "numpy", device: str = "cpu", **kwargs: Any) -> SafeOpen:
+    """See `weightpack.safe_open`."""
+    return _safe_open(filename, framework, device, **kwargs)
+
+
+def load_file(filename: str | os.PathLike[str], *, threads: int | None = None) -> dict[str, NDArray[Any]]:
+    """Load every tensor of a packed or plain file, in the order of their bytes."""
+    with safe_open(filename, threads=threads) as opened:
+        return opened.get_tensors(opened.offset_keys())
+
+
+def load(data: bytes, *, threads: int | None = None) -> dict[str, NDArray[Any]]:
+    """Load every tensor from the bytes of a packed or plain file."""
+    opened = SafeOpen(MemoryFile([data]), NumpyFramework(), threads=threads)
+    return opened.get_tensors(opened.offset_keys())
+
+
+def save_file(
+    tensor_dict: Mapping[str, NDArray[Any]], filename: str | os.PathLike[str], metadata: Mapping[str, str] | None = None, *,
+    options: PackOptions | None = None, threads: int | None = None,
+) -> None:  # fmt: skip
+    """Save arrays as a packed file; `weightpack unpack` turns it into a plain safetensors file."""
+    save_tensors(_buffers(tensor_dict), filename, metadata, options=options, threads=threads)
+
+
+def save(tensor_dict: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None, *, options: PackOptions | None = None) -> bytes:
+    """Return the bytes of a packed file."""
+    return pack_tensors(_buffers(tensor_dict), metadata, options=options)
+
+
+def _buffers(tensor_dict: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
+    result = {}
+    for name, array in tensor_dict.items():
+        array = np.asarray(array)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        result[name] = (dtype_name(array.dtype), array.shape, memoryview(flat))
+    return result

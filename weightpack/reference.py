@@ -1,0 +1,760 @@
+"""Reference decoder of the weightpack format, written from docs/FORMAT.md alone.
+
+It is the oracle of the tests and a rescue tool: slow, plain, and independent of the rest of the package. It runs as a lone file with
+only numpy and zstandard: ``python reference.py PACKED [-o OUT]``. The numbers in the docstrings are those of FORMAT.md's sections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import mmap
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+Buffer = bytes | bytearray | memoryview
+Plane = npt.NDArray[np.uint8]
+Decoded = tuple[str, tuple[int, ...], bytes]
+
+DTYPE_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}
+BLOCK = 128  # elements
+PIECE = 1 << 20  # bytes of a kept tensor under one CRC
+MAX_HEADER = 100_000_000
+MAX_CHUNK = 1 << 23
+MAX_WINDOW = 1 << 27  # of a zstd frame: it decides what the decoder allocates
+
+
+class FormatError(ValueError):
+    """The bytes cannot be decoded."""
+
+
+class CorruptError(FormatError):
+    """The bytes break a rule of the format."""
+
+
+class TruncatedError(CorruptError):
+    """Bytes are missing."""
+
+
+class UnsupportedError(FormatError):
+    """Valid perhaps, but unknown to this reader or above its limits."""
+
+
+class NotPackedError(FormatError):
+    """Not a packed file at all."""
+
+
+# ------------------------------------------------------------------------------------------------------------ 1 Conventions
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+CRC_TABLE = _crc_table()
+
+
+def crc32c(data: Buffer, crc: int = 0) -> int:
+    """1.7 CRC-32C of ``data``; ``crc`` is that of the bytes before it."""
+    table = CRC_TABLE
+    crc ^= 0xFFFFFFFF
+    for byte in memoryview(data).cast("B"):
+        crc = table[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def numbered_crc(number: int, data: Buffer) -> int:
+    """1.7 CRC-32C of a u32 number and ``data``, as 5.5 and 6.2 ask for it."""
+    return crc32c(data, crc32c(struct.pack("<I", number)))
+
+
+def take(data: Buffer, at: int, size: int, what: str) -> memoryview:
+    """1.6 ``data[at:at + size]``, or truncated."""
+    if at + size > len(data):
+        raise TruncatedError(f"{what}: {size} bytes at {at}, but only {len(data)} bytes are there")
+    return memoryview(data)[at : at + size]
+
+
+def uint(data: Buffer, at: int, size: int, what: str) -> int:
+    """1.2 the little-endian integer at ``data[at:at + size]``."""
+    return int.from_bytes(take(data, at, size, what), "little")
+
+
+def need(condition: object, message: str) -> None:
+    """1.6 corrupt unless ``condition``."""
+    if not condition:
+        raise CorruptError(message)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """1.4 ``ceil(a/b)``."""
+    return -(-a // b)
+
+
+# ---------------------------------------------------------------------------------------------------------- 4 The container
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's entry in a safetensors header; the range is from the start of the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """4.2 an object whose keys differ and are Unicode text."""
+    for key, _ in pairs:
+        key.encode()  # a lone surrogate is a ValueError
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("duplicate keys")
+    return dict(pairs)
+
+
+def no_constant(text: str) -> NoReturn:
+    """4.1 NaN and Infinity are not JSON."""
+    raise ValueError(f"{text} is not JSON")
+
+
+def read_json(text: bytes, what: str) -> dict[str, Any]:
+    """4.1 a JSON object."""
+    try:
+        value: Any = json.loads(text.decode(), object_pairs_hook=unique_keys, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{what}: {error}") from None
+    need(isinstance(value, dict), f"{what}: not an object")
+    return dict(value)
+
+
+def is_uints(value: object) -> bool:
+    """1.2 a list of integers that fit a u64 (JSON's true is not one)."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """5.3 length of a tensor."""
+    if dtype not in DTYPE_BITS:
+        raise UnsupportedError(f"dtype {dtype!r}")
+    count = 1
+    for dim in shape:
+        count *= dim
+        need(count < 1 << 64, "shape: more than 2^64 - 1 elements")
+    bits = count * DTYPE_BITS[dtype]
+    need(bits % 8 == 0, "shape: not a whole number of bytes")
+    return bits // 8
+
+
+def read_header(data: Buffer, what: str) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """4.1 start of the data section, metadata and tensors of a safetensors file."""
+    n_bytes = uint(data, 0, 8, what)
+    need(n_bytes <= MAX_HEADER, f"{what}: {n_bytes} bytes, above the limit")
+    text = bytes(take(data, 8, n_bytes, what))
+    need(text.startswith(b"{") and text.rstrip(b" ").endswith(b"}"), f"{what}: not an object, padded with spaces only")
+    tensors = read_json(text, what)
+    metadata = tensors.pop("__metadata__", {})
+    need(isinstance(metadata, dict) and all(isinstance(item, str) for item in metadata.values()), f"{what}: bad __metadata__")
+    return 8 + n_bytes, metadata, tensors
+
+
+def read_entries(tensors: dict[str, Any]) -> dict[str, Entry]:
+    """4.1 the tensor entries, in ascending order of their names' code points."""
+    entries = {}
+    for name, fields in sorted(tensors.items()):
+        need(isinstance(fields, dict), f"tensor {name!r}: not an object")
+        dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+        need(isinstance(dtype, str) and is_uints(shape), f"tensor {name!r}: bad dtype or shape")
+        need(is_uints(offsets) and len(offsets) == 2, f"tensor {name!r}: bad data_offsets")
+        entries[name] = entry = Entry(dtype, tuple(shape), *offsets)
+        need(entry.end - entry.begin == tensor_bytes(entry.dtype, entry.shape), f"tensor {name!r}: length and shape differ")
+    return entries
+
+
+def read_container(data: Buffer) -> tuple[dict[str, Entry], memoryview, dict[str, Any]]:
+    """4 The container: the tensor entries in ascending order of their names, the data section, and the index."""
+    start, metadata, tensors = read_header(data, "header")
+    if "weightpack" not in metadata:
+        raise NotPackedError("not a packed file: the header has no weightpack index")
+    entries = read_entries(tensors)
+    section = memoryview(data)[start:]
+    end = 0
+    for begin, entry_end in sorted((entry.begin, entry.end) for entry in entries.values()):
+        need(begin == end, "data_offsets: the entries do not tile the data section")
+        end = entry_end
+    take(section, 0, end, "data section")
+    need(len(section) == end, "data section: bytes after the last tensor")
+    try:
+        index = metadata["weightpack"].encode()
+    except UnicodeEncodeError:
+        raise CorruptError("index: not Unicode text") from None
+    need(metadata.get("weightpack.crc32c") == f"{crc32c(index):08x}", "index: CRC mismatch")
+    return entries, section, read_json(index, "index")
+
+
+# --------------------------------------------------------------------------------------------------------------- 5 The index
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Source bytes that belong to no tensor."""
+
+    offset: int
+    n_bytes: int
+    frame: bytes
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the source, and the record or the kept bytes (with their CRCs) that stand for it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int
+    storage: str
+    body: memoryview
+    crcs: memoryview
+
+
+@dataclass(frozen=True)
+class Index:
+    """The source as the index describes it; ``tensors`` ascend by name."""
+
+    n_bytes: int
+    sha256: str
+    gaps: list[Gap]
+    tensors: list[Tensor]
+
+
+def read_index(data: Buffer, max_bytes: int) -> Index:
+    """5 The index."""
+    packed, section, index = read_container(data)
+    version: Any = index.get("version")
+    need(is_uints(version) and len(version) == 2, "index: bad version")
+    if version[0] != 1:
+        raise UnsupportedError(f"format version {version[0]}.{version[1]}")
+    source: Any = index.get("source")
+    need(isinstance(source, dict) and isinstance(source.get("format"), str), "index: bad source")
+    if source["format"] != "safetensors":
+        raise UnsupportedError(f"source format {source['format']!r}")
+    n_bytes, sha256 = source.get("bytes"), source.get("sha256")
+    need(is_uints([n_bytes]) and isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256), "index: bad source")
+    if n_bytes > max_bytes:
+        raise UnsupportedError(f"the source has {n_bytes} bytes, above the limit of {max_bytes}")
+    gaps = read_gaps(index.get("gaps"), n_bytes)
+    start, entries = read_source_header(gaps)
+    need(entries.keys() == packed.keys(), "index: the tensor names of source and packed file differ")
+
+    storage: Any = index.get("storage")
+    need(isinstance(storage, str) and len(storage) == len(entries), "index: bad storage")
+    if unknown := set(storage) - set("pkt"):
+        raise UnsupportedError(f"tensor storage {min(unknown)!r}")
+    crcs, crcs_end = read_base64(index.get("kept_crc32c"), "kept_crc32c"), 0
+    tensors = []
+    for (name, entry), kind in zip(entries.items(), storage, strict=True):
+        size, stored, crcs_begin = entry.end - entry.begin, packed[name], crcs_end
+        if kind == "k":
+            need((stored.dtype, stored.shape) == (entry.dtype, entry.shape), f"kept tensor {name!r}: wrong dtype or shape")
+            crcs_end += 4 * ceil_div(size, PIECE)
+        else:
+            need(size > 0, f"tensor {name!r}: empty, but not kept")
+            need(stored.dtype == "U8" and len(stored.shape) == 1, f"tensor {name!r}: not U8 of one dimension")
+            need(kind == "p" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
+        piece_crcs = take(crcs, crcs_begin, crcs_end - crcs_begin, "kept_crc32c")
+        body = section[stored.begin : stored.end]
+        tensors.append(Tensor(name, entry.dtype, entry.shape, start + entry.begin, size, kind, body, piece_crcs))
+    need(crcs_end == len(crcs), "kept_crc32c: too long")
+    tied: Any = index.get("tied")
+    need(is_uints(tied) and len(tied) == storage.count("t"), "index: bad tied")
+    for position, target in zip((i for i, kind in enumerate(storage) if kind == "t"), tied, strict=True):
+        tensor = tensors[position]
+        need(target < len(storage) and storage[target] != "t", f"tied tensor {tensor.name!r}: bad target")
+        holder = tensors[target]
+        need(holder.n_bytes == tensor.n_bytes, f"tied tensor {tensor.name!r}: lengths differ")
+        tensors[position] = replace(tensor, storage=holder.storage, body=holder.body, crcs=holder.crcs)
+
+    end = 0
+    items: list[Gap | Tensor] = [*gaps, *tensors]
+    for offset, size in sorted((item.offset, item.n_bytes) for item in items):
+        need(offset <= n_bytes, "source header: a tensor beyond the source")
+        if size > 0:
+            need(offset == end, "index: gaps and tensors do not tile the source")
+            end += size
+    need(end == n_bytes, "index: gaps and tensors do not tile the source")
+    return Index(n_bytes, sha256, gaps, tensors)
+
+
+def read_base64(text: object, what: str) -> bytes:
+    """5 bytes in base64."""
+    try:
+        return base64.b64decode(text if isinstance(text, str) else "?", validate=True)
+    except ValueError:
+        raise CorruptError(f"{what}: not base64") from None
+
+
+def read_gaps(items: Any, n_bytes: int) -> list[Gap]:
+    """5 the key `gaps`."""
+    need(isinstance(items, list), "gaps: not a list")
+    gaps, end = [], 0
+    for item in items:
+        need(isinstance(item, list) and len(item) == 3 and is_uints(item[:2]) and item[1] > 0, "gaps: bad item")
+        need(end <= item[0], "gaps: not ascending, or overlapping")
+        end = item[0] + item[1]
+        need(end <= n_bytes, "gaps: beyond the source")
+        gaps.append(Gap(item[0], item[1], read_base64(item[2], "gaps")))
+    return gaps
+
+
+def read_source_header(gaps: list[Gap]) -> tuple[int, dict[str, Entry]]:
+    """5.2 start of the source's data section, and its tensor entries."""
+    need(gaps and gaps[0].offset == 0, "gaps: none at offset 0")
+    head = bytearray()
+    for part in zstd_parts(gaps[0].frame, gaps[0].n_bytes):
+        if len(head) < 8 + MAX_HEADER:  # what follows the header may be huge
+            head += part
+    start, _, tensors = read_header(head, "source header")
+    return start, read_entries(tensors)
+
+
+def kept_parts(body: Buffer, crcs: Buffer) -> Iterator[bytes]:
+    """5.5 a kept tensor, checked piece by piece."""
+    for number, begin in enumerate(range(0, len(body), PIECE)):
+        piece = bytes(body[begin : begin + PIECE])
+        need(numbered_crc(number, piece) == uint(crcs, 4 * number, 4, "kept CRC"), f"kept piece {number}: CRC mismatch")
+        yield piece
+
+
+def parts(item: Gap | Tensor) -> Iterator[bytes]:
+    """5.4 the bytes of a gap or a tensor, part by part."""
+    if isinstance(item, Gap):
+        yield from zstd_parts(item.frame, item.n_bytes)
+        return
+    try:
+        yield from kept_parts(item.body, item.crcs) if item.storage == "k" else record_parts(item.body, item.n_bytes)
+    except FormatError as error:
+        raise type(error)(f"tensor {item.name!r}: {error}") from None
+
+
+def source_parts(data: Buffer, max_bytes: int) -> Iterator[bytes]:
+    """5.1 the source, part by part; corrupt at its end if the SHA-256 differs."""
+    index = read_index(data, max_bytes)
+    items: list[Gap | Tensor] = [*index.gaps, *(tensor for tensor in index.tensors if tensor.n_bytes)]
+    digest = hashlib.sha256()
+    for item in sorted(items, key=lambda item: item.offset):
+        for part in parts(item):
+            digest.update(part)
+            yield part
+    need(digest.hexdigest() == index.sha256, f"{index.n_bytes} bytes, but the SHA-256 does not match")
+
+
+def decode_file(data: bytes, max_bytes: int = 1 << 40) -> bytes:
+    """5 the source of the packed file ``data``, SHA-256 checked."""
+    return b"".join(source_parts(data, max_bytes))
+
+
+def decode_tensors(data: bytes, max_bytes: int = 1 << 40) -> dict[str, Decoded]:
+    """5.3 the tensors of the packed file ``data``: name -> dtype, shape, bytes."""
+    tensors = read_index(data, max_bytes).tensors
+    return {tensor.name: (tensor.dtype, tensor.shape, b"".join(parts(tensor))) for tensor in tensors}
+
+
+# ----------------------------------------------------------------------------------------------------------------- 6 Records
+
+
+def record_parts(record: Buffer, n_bytes: int) -> Iterator[bytes]:
+    """6 Records: the chunks of one, decoded and checked."""
+    layout_id, reserved, chunk_blocks, record_16 = struct.unpack("<BBHI", take(record, 0, 8, "record header"))
+    if layout_id not in LAYOUTS:
+        raise UnsupportedError(f"record: layout {layout_id}")
+    layout = LAYOUTS[layout_id]
+    need(reserved == 0, "record: reserved byte")
+    need(n_bytes > 0 and n_bytes % layout.elem_bytes == 0, f"record: {n_bytes} bytes are not a count of {layout.name} elements")
+    n_elems, chunk_elems = n_bytes // layout.elem_bytes, BLOCK * chunk_blocks
+    need(chunk_blocks > 0 and chunk_elems * layout.elem_bytes <= MAX_CHUNK, "record: bad Chunk_Blocks")
+    take(record, 0, 16 * record_16, "record")
+    need(len(record) == 16 * record_16, "record: longer than it says")
+    n_chunks = ceil_div(n_elems, chunk_elems)
+    table = take(record, 8, 8 * n_chunks, "chunk table")
+    end = 8 + len(table)
+    for number in range(n_chunks):
+        offset_16, crc = struct.unpack_from("<II", table, 8 * number)
+        start = skip_padding(record, end)
+        need(16 * offset_16 == start, f"chunk {number}: wrong offset")
+        n = min(chunk_elems, n_elems - number * chunk_elems)
+        chunk, end = decode_chunk(record, start, layout, n)
+        need(numbered_crc(number, chunk) == crc, f"chunk {number}: CRC mismatch")
+        yield chunk
+    need(skip_padding(record, end) == len(record), "record: bytes after the last chunk")
+
+
+def skip_padding(record: Buffer, end: int) -> int:
+    """6.1 ``end`` rounded up to 16, over zero bytes."""
+    start = 16 * ceil_div(end, 16)
+    need(not any(take(record, end, start - end, "padding")), f"record: padding at {end} is not zero")
+    return start
+
+
+def decode_chunk(record: Buffer, start: int, layout: Layout, n: int) -> tuple[bytes, int]:
+    """6.3 the ``n`` elements of the chunk at ``start``, and the chunk's end."""
+    mode, n_streams, reserved = struct.unpack("<BBH", take(record, start, 4, "chunk header"))
+    if mode not in (0, 1):
+        raise UnsupportedError(f"chunk: mode {mode}")
+    need(n_streams == (layout.n_streams if mode == 0 else 1), f"chunk: {n_streams} streams")
+    need(reserved == 0, "chunk: reserved bytes")
+    end = start + 4 + 4 * n_streams
+    streams = []
+    for at in range(start + 4, end, 4):
+        size = uint(record, at + 1, 3, "stream table")
+        streams.append((uint(record, at, 1, "stream table"), take(record, end, size, "stream")))
+        end += size
+    if mode == 1:  # 6.4
+        return decode_stream(*streams[0], n * layout.elem_bytes).tobytes(), end
+    return decode_split(layout, streams, n), end
+
+
+def decode_record(record: bytes, n_bytes: int) -> bytes:
+    """6 Records: the tensor's ``n_bytes`` source bytes."""
+    return b"".join(record_parts(record, n_bytes))
+
+
+# ------------------------------------------------------------------------------------------------------ 7 Layouts and planes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout: its symbol planes as (lowest bit, width), and the raw word's width (0: it has none)."""
+
+    name: str
+    elem_bytes: int
+    fields: tuple[tuple[int, int], ...]
+    raw_bits: int = 0
+
+    @property
+    def n_streams(self) -> int:
+        """7.1."""
+        return len(self.fields) + (2 if self.raw_bits else 0)
+
+
+def _bytes_layout(n: int) -> Layout:
+    return Layout(f"BYTES{n}", n, tuple((8 * i, 8) for i in range(n)))
+
+
+# In every raw word the sign, the element's top bit, stands above the element's low bits.
+LAYOUTS = {
+    1: _bytes_layout(1),
+    2: _bytes_layout(2),
+    3: _bytes_layout(4),
+    4: _bytes_layout(8),
+    5: Layout("BF16", 2, ((7, 8),), 8),
+    6: Layout("F16", 2, ((10, 5),), 11),
+    7: Layout("F32", 4, ((23, 8),), 24),
+    8: Layout("F64", 8, ((52, 8), (60, 3)), 53),
+    9: Layout("F8_E4M3", 1, ((3, 4),), 4),
+    10: Layout("F8_E5M2", 1, ((2, 5),), 3),
+}
+
+
+def decode_split(layout: Layout, streams: list[tuple[int, memoryview]], n: int) -> bytes:
+    """7 Layouts and planes: the ``n`` elements of a split chunk."""
+    elems = np.zeros(n, np.uint64)
+    for (low, width), (codec, stream) in zip(layout.fields, streams, strict=False):
+        plane = decode_stream(codec, stream, n)
+        need(plane.max() < 1 << width, f"split: a symbol of more than {width} bits")  # 7.2
+        elems |= plane.astype(np.uint64) << low
+    if layout.raw_bits:
+        widths, bits = streams[-2:]
+        raw = decode_raw_words(layout.raw_bits, widths, bits, n)
+        low_bits = layout.raw_bits - 1
+        elems |= raw & (1 << low_bits) - 1
+        elems |= raw >> low_bits << 8 * layout.elem_bytes - 1
+    return elems.astype(f"<u{layout.elem_bytes}").tobytes()
+
+
+def decode_raw_words(r: int, widths: tuple[int, memoryview], bits: tuple[int, memoryview], n: int) -> npt.NDArray[np.uint64]:
+    """7.3 the raw words of ``n`` elements, from the streams *widths* and *bits*."""
+    n_blocks = ceil_div(n, BLOCK)
+    w = decode_stream(*widths, n_blocks).astype(np.int64)
+    need(w.max() <= r, f"widths: {w.max()} of {r} bits")
+    m = np.full(n_blocks, BLOCK)
+    m[-1] = n - BLOCK * (n_blocks - 1)
+    sizes = w // 8 * m + w % 8 * -(-m // 8)
+    ends = np.cumsum(sizes)
+    codec, stream = bits
+    need(codec in (0, 4) or codec not in CODECS, f"bits: codec {codec}")  # 7.5
+    plane = decode_stream(codec, stream, int(ends[-1]))
+    words = np.zeros((n_blocks, BLOCK), np.uint64)
+    for width in np.unique(w):
+        # The last block may be shorter than the others of its width, so it goes alone.
+        for which in (np.flatnonzero(w[:-1] == width), np.flatnonzero(w == width)[-1:]):
+            if len(which):
+                count, size = int(m[which[0]]), int(sizes[which[0]])
+                rows = plane[(ends - sizes)[which][:, None] + np.arange(size)]
+                words[which, :count] = block_words(rows, count, int(width)) << (r - int(width))
+    return words.reshape(-1)[:n]
+
+
+def block_words(rows: Plane, m: int, w: int) -> npt.NDArray[np.uint64]:
+    """7.4 the ``m`` values of ``w`` bits in each row, a block."""
+    v: npt.NDArray[Any] = np.zeros((len(rows), m), np.uint64)
+    at = 0
+    for _ in range(w // 8):
+        v = v << 8 | rows[:, at : at + m]
+        at += m
+    for _ in range(w % 8):
+        plane = np.unpackbits(rows[:, at : at + ceil_div(m, 8)], axis=1, bitorder="little")
+        need(not plane[:, m:].any(), "bits: unused bits are not zero")
+        v = v << 1 | plane[:, :m]
+        at += ceil_div(m, 8)
+    return v
+
+
+# ------------------------------------------------------------------------------------------------------------------ 8 Codecs
+
+
+def decode_stream(codec: int, stream: Buffer, n: int) -> Plane:
+    """8 Codecs: the plane of ``n`` symbols that ``stream`` stands for."""
+    if codec not in CODECS:
+        raise UnsupportedError(f"codec {codec}")
+    need(n <= MAX_CHUNK, f"plane: {n} symbols, above the limit")
+    need(n > 0 or codec in (0, 4), "plane: no symbols")
+    return CODECS[codec](bytes(stream), n)
+
+
+def decode_raw(stream: bytes, n: int) -> Plane:
+    """8.1 raw."""
+    need(len(stream) == n, f"raw: {len(stream)} bytes for {n} symbols")
+    return np.frombuffer(stream, np.uint8)
+
+
+def decode_constant(stream: bytes, n: int) -> Plane:
+    """8.2 constant."""
+    need(len(stream) == 1, f"constant: {len(stream)} bytes")
+    return np.full(n, stream[0], np.uint8)
+
+
+def decode_rans(stream: bytes, n: int) -> Plane:
+    """8.3 rans128x8."""
+    k, escape_freq = take(stream, 0, 2, "rans")
+    need(1 <= k <= (15 if escape_freq else 16), f"rans: K is {k}")
+    symbols = bytes(take(stream, 2, k, "rans"))
+    freqs = [*take(stream, 2 + k, k, "rans"), escape_freq]
+    need(len(set(symbols)) == k, "rans: a symbol stands twice")
+    need(0 not in freqs[:k] and sum(freqs) == 256, "rans: bad frequencies")
+    x = np.frombuffer(take(stream, 2 + 2 * k, 256, "rans"), "<u2").astype(np.int64)
+    need(x.min() >= 256, "rans: a state below 256")
+    at = 2 + 2 * k + 256
+    n_renorm = uint(stream, at, 4, "rans")
+    renorm = np.frombuffer(take(stream, at + 4, n_renorm, "rans"), np.uint8)
+    literals = np.frombuffer(stream[at + 4 + n_renorm :], np.uint8)
+
+    slot_rank = np.repeat(np.arange(k + 1), freqs)
+    slot_freq = np.repeat(freqs, freqs)
+    slot_above_start = np.concatenate([np.arange(freq) for freq in freqs])
+    ranks = np.empty(n, np.uint8)
+    used = 0
+    for i in range(0, n, 128):
+        lanes = x[: n - i]  # the last group may be shorter
+        slot = lanes & 255
+        ranks[i : i + 128] = slot_rank[slot]
+        lanes[:] = slot_freq[slot] * (lanes >> 8) + slot_above_start[slot]
+        low = np.flatnonzero(lanes < 256)
+        need(used + len(low) <= len(renorm), "rans: Renorm is too short")
+        lanes[low] = lanes[low] << 8 | renorm[used : used + len(low)]
+        used += len(low)
+    escaped = ranks == k
+    need((x == 256).all(), "rans: a final state is not 256")
+    need(used == len(renorm), "rans: Renorm is too long")
+    need(np.count_nonzero(escaped) == len(literals), "rans: wrong count of Literals")
+    plane = np.frombuffer(symbols + b"\0", np.uint8)[ranks]
+    plane[escaped] = literals
+    return plane
+
+
+def decode_huffman(stream: bytes, n: int) -> Plane:
+    """8.4 huffman."""
+    count = uint(stream, 0, 1, "huffman") + 1
+    need(count >= 2, "huffman: one symbol")
+    set_bytes = min(count, 32)
+    symbol_set = bytes(take(stream, 1, set_bytes, "huffman"))
+    if count < 32:
+        symbols = list(symbol_set)
+        need(symbols == sorted(set(symbols)), "huffman: symbols do not ascend")
+    else:
+        symbols = [symbol for symbol in range(256) if symbol_set[symbol // 8] >> symbol % 8 & 1]
+        need(len(symbols) == count, "huffman: wrong count of symbols")
+    at = 1 + set_bytes
+    lengths = [half for byte in take(stream, at, ceil_div(count, 2), "huffman") for half in (byte & 15, byte >> 4)]
+    need(not any(lengths[count:]), "huffman: the unused half is not zero")
+    lengths = lengths[:count]
+    need(all(1 <= length <= 12 for length in lengths), "huffman: bad length")
+    need(sum(4096 >> length for length in lengths) == 4096, "huffman: the code is not complete")
+    at += ceil_div(count, 2)
+    sizes = [uint(stream, at + 3 * j, 3, "huffman") for j in range(3)]
+    at += 9
+    sizes.append(max(0, len(stream) - at - sum(sizes)))
+
+    table = [(0, 0)] * 4096  # by the next 12 bits of a bitstream
+    code = last_length = 0
+    for length, symbol in sorted(zip(lengths, symbols, strict=True)):
+        code <<= length - last_length
+        reverse = int(f"{code:0{length}b}"[::-1], 2)
+        for bits in range(reverse, 4096, 1 << length):
+            table[bits] = (symbol, length)
+        code, last_length = code + 1, length
+
+    plane = np.empty(n, np.uint8)
+    for j in range(4):
+        bitstream = take(stream, at, sizes[j], "huffman")
+        at += sizes[j]
+        plane[j::4] = np.frombuffer(decode_bitstream(bitstream, table, len(range(j, n, 4))), np.uint8)
+    return plane
+
+
+def decode_bitstream(bitstream: Buffer, table: list[tuple[int, int]], n: int) -> bytearray:
+    """8.4 the ``n`` symbols of a bitstream."""
+    symbols = bytearray(n)
+    at = bits = n_bits = 0
+    for i in range(n):
+        while n_bits < 12 and at < len(bitstream):
+            bits |= bitstream[at] << n_bits
+            at, n_bits = at + 1, n_bits + 8
+        symbols[i], length = table[bits & 4095]
+        need(length <= n_bits, "huffman: a bitstream is too short")
+        bits, n_bits = bits >> length, n_bits - length
+    need(at == len(bitstream) and n_bits < 8, "huffman: a bitstream is too long")
+    need(bits == 0, "huffman: the last bits are not zero")
+    return symbols
+
+
+def zstd_parts(frame: bytes, n: int) -> Iterator[bytes]:
+    """8.5 the ``n`` bytes of a zstd frame, part by part."""
+    need(frame[:4] == b"\x28\xb5\x2f\xfd", "zstd: not a frame")  # a skippable one is none
+    decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+    rest = n
+    # 4 bytes may expand to 128 KiB, so the input goes in by little and the output stays small.
+    for at in range(0, len(frame), 256):
+        need(not decoder.eof, "zstd: bytes after the frame")
+        try:
+            part = decoder.decompress(frame[at : at + 256])
+        except zstandard.ZstdError as error:
+            raise CorruptError(f"zstd: {error}") from None
+        need(len(part) <= rest and not decoder.unused_data, "zstd: more bytes than there should be")
+        rest -= len(part)
+        yield part
+    if not decoder.eof:
+        raise TruncatedError("zstd: the frame has no end")
+    need(rest == 0, "zstd: fewer bytes than there should be")
+
+
+def decode_zstd(stream: bytes, n: int) -> Plane:
+    """8.5 zstd."""
+    return np.frombuffer(b"".join(zstd_parts(stream, n)), np.uint8)
+
+
+CODECS = {0: decode_raw, 1: decode_constant, 2: decode_rans, 3: decode_huffman, 4: decode_zstd}
+
+
+# ----------------------------------------------------------------------------------------------------------- 9 Tensor frames
+
+
+def decode_frame(data: bytes, max_bytes: int = 1 << 40) -> Decoded:
+    """9 Tensor frames: dtype, shape and bytes of one."""
+    if bytes(take(data, 0, 4, "frame")) != b"\x89WPT":
+        raise NotPackedError("not a tensor frame")
+    version, storage, dtype_bytes, n_dims = take(data, 4, 4, "frame")
+    if version != 1:
+        raise UnsupportedError(f"tensor frame version {version}")
+    need(1 <= dtype_bytes <= 32 and n_dims <= 64, "frame: bad Dtype_Bytes or N_Dims")
+    at = 8 + dtype_bytes + 8 * n_dims
+    head = take(data, 0, at, "frame")
+    need(crc32c(head) == uint(data, at, 4, "frame"), "frame: head CRC mismatch")
+    if storage > 1:
+        raise UnsupportedError(f"tensor frame storage {storage}")
+    shape = struct.unpack_from(f"<{n_dims}Q", head, 8 + dtype_bytes)
+    try:
+        dtype = bytes(head[8 : 8 + dtype_bytes]).decode("ascii")
+    except UnicodeDecodeError:
+        raise CorruptError("frame: the dtype is not ASCII") from None
+    n_bytes = tensor_bytes(dtype, shape)
+    if n_bytes > max_bytes:
+        raise UnsupportedError(f"the tensor has {n_bytes} bytes, above the limit of {max_bytes}")
+    at += 4
+    if storage == 1:
+        return dtype, shape, decode_record(data[at:], n_bytes)
+    crcs = take(data, at, 4 * ceil_div(n_bytes, PIECE), "frame")
+    at += len(crcs)
+    body = take(data, at, n_bytes, "frame")
+    need(at + n_bytes == len(data), "frame: bytes after the tensor")
+    return dtype, shape, b"".join(kept_parts(body, crcs))
+
+
+# -------------------------------------------------------------------------------------------------------------- Command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def restore(packed: Path, out: Path) -> int:
+    """Write the source of ``packed`` to ``out``, which appears only once its SHA-256 matches; return its size."""
+    with packed.open("rb") as file:
+        # An empty file cannot be mapped.
+        data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+    beside = Path(f"{out}.{os.getpid()}.tmp")
+    size = 0
+    try:
+        with beside.open("xb") as file:
+            for part in source_parts(memoryview(data), 1 << 40):
+                file.write(part)
+                size += len(part)
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``reference.py PACKED [-o OUT]``: 0 restored, 1 bad data, 2 bad call, 3 input or output failed."""
+    parser = _Parser(prog="reference.py", description="Restore the source of a packed file (weightpack format 1.0).")
+    parser.add_argument("packed", type=Path, metavar="PACKED")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="default: PACKED with .restored appended")
+    args = parser.parse_args(argv)
+    out: Path = args.out or Path(f"{args.packed}.restored")
+    try:
+        size = restore(args.packed, out)
+    except FormatError as error:
+        print(f"reference.py: {args.packed}: {error}", file=sys.stderr)
+        return 1
+    except (OSError, MemoryError) as error:
+        print(f"reference.py: {str(error) or 'out of memory'}", file=sys.stderr)
+        return 3
+    print(f"{out}: {size} bytes, SHA-256 matches")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of a packed or plain file by name, whole or in part, as safetensors' `safe_open` gives them. Frameworks come in as a `Framework`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from weightpack.errors import OptionError, TensorNotFoundError, located
+from weightpack.files import LocalFile, RandomReader
+from weightpack.format.safetensors import check_tiles
+from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.parallel import ordered_map, thread_count
+from weightpack.reader import PackedFile, is_packed, read_header
+from weightpack.segments import Tensor
+from weightpack.segments.safetensors import segments_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+
+class Framework(Protocol):
+    """How an array library makes a tensor of bytes."""
+
+    def empty(self, dtype: str, shape: Sequence[int]) -> tuple[Any, Bytes]:
+        """Return a new tensor and its memory, (n_bytes,) uint8, to be filled."""
+
+    def finish(self, tensor: Any) -> Any:
+        """Return the filled tensor, on its device."""
+
+
+class TensorReader:
+    """Reads tensors' bytes from a packed or a plain safetensors file."""
+
+    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.file = file
+        with located(path=file.name):
+            header = read_header(file)
+            self._packed = PackedFile(file, limits) if is_packed(header) else None
+            if self._packed:
+                self.tensors = {name: stored.tensor for name, stored in self._packed.tensors.items()}
+                self.metadata = self._packed.metadata
+            else:
+                check_tiles(header, file.size - header.data_begin)
+                self.tensors = {tensor.name: tensor for tensor in segments_of(header, file.size).tensors}
+                self.metadata = header.metadata
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor's description."""
+        if name not in self.tensors:
+            raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name)
+        return self.tensors[name]
+
+    def read(self, name: str, begin: int, out: Bytes, threads: int = 1) -> None:
+        """Read `len(out)` bytes of a tensor from byte `begin`; of a packed one only the chunks that hold them are decoded."""
+        tensor = self.tensor(name)
+        end = begin + len(out)
+        if self._packed is None:
+            with located(path=self.file.name, tensor=name):
+                self.file.read_into(tensor.offset + begin, memoryview(out))
+            return
+        packed, stored = self._packed, self._packed.stored(name)
+
+        def work(piece: Any) -> None:
+            if begin <= piece.begin and piece.end <= end:
+                packed.decode_piece(stored, piece, out[piece.begin - begin : piece.end - begin])
+                return
+            whole = np.empty(piece.end - piece.begin, np.uint8)
+            packed.decode_piece(stored, piece, whole)
+            low, high = max(begin, piece.begin), min(end, piece.end)
+            out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
+
+        for _ in ordered_map(work, packed.pieces(stored, begin, end), threads):
+            pass
+
+
+class TensorSlice:
+    """What `get_slice` returns: shape and dtype without decoding, and indexing that decodes only the rows asked for."""
+
+    def __init__(self, opened: SafeOpen, tensor: Tensor) -> None:
+        self._opened, self._tensor = opened, tensor
+
+    def get_shape(self) -> list[int]:
+        """Return the shape."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        """Return the dtype in safetensors' spelling."""
+        return self._tensor.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        """Index as the framework does. Rows outside the first index's range are not decoded."""
+        shape = self._tensor.shape
+        keys = key if isinstance(key, tuple) else (key,)
+        first = keys[0] if keys else Ellipsis
+        if not shape or isinstance(first, bool) or not (isinstance(first, (int, np.integer)) or (isinstance(first, slice) and first.step in (None, 1))):
+            return self._opened.get_tensor(self._tensor.name)[key]
+        if isinstance(first, slice):
+            begin, end, _ = first.indices(shape[0])
+            rest: Any = slice(None)
+        else:
+            row = int(first) + (shape[0] if first < 0 else 0)
+            if not 0 <= row < shape[0]:
+                raise IndexError(f"index {int(first)} is out of range for {shape[0]} rows")
+            begin, end, rest = row, row + 1, 0
+        rows = self._opened._rows(self._tensor, begin, max(begin, end))
+        return rows[(rest, *keys[1:])]
+
+
+class SafeOpen:
+    """Context manager with the methods of `safetensors.safe_open`, for packed and plain files."""
+
+    def __init__(self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._reader: TensorReader | None = TensorReader(file, limits)
+        self._framework = framework
+        self._threads = thread_count(threads)
+
+    def _open(self) -> TensorReader:
+        if self._reader is None:
+            raise OptionError("the file is closed")
+        return self._reader
+
+    def keys(self) -> list[str]:
+        """Return the names, sorted."""
+        return sorted(self._open().tensors)
+
+    def offset_keys(self) -> list[str]:
+        """Return the names in the order of their bytes in the source."""
+        return sorted(self._open().tensors, key=lambda name: (self._open().tensors[name].offset, name))
+
+    def metadata(self) -> dict[str, str] | None:
+        """Return the source's own metadata."""
+        return self._open().metadata
+
+    def get_tensor(self, name: str) -> Any:
+        """Return a tensor, decoded straight into its memory."""
+        tensor = self._open().tensor(name)
+        return self._fill(tensor, 0, tensor.shape)
+
+    def get_tensors(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return several tensors (all by default)."""
+        return {name: self.get_tensor(name) for name in (self.keys() if names is None else names)}
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return a lazy view of a tensor."""
+        return TensorSlice(self, self._open().tensor(name))
+
+    def _rows(self, tensor: Tensor, begin: int, end: int) -> Any:
+        row_bits = tensor.n_bytes * 8 // tensor.shape[0] if tensor.shape[0] else 0
+        if row_bits % 8:
+            return self.get_tensor(tensor.name)[begin:end]
+        return self._fill(tensor, begin * row_bits // 8, (end - begin, *tensor.shape[1:]))
+
+    def _fill(self, tensor: Tensor, offset: int, shape: Sequence[int]) -> Any:
+        with located(path=self._open().file.name, tensor=tensor.name):
+            result, memory = self._framework.empty(tensor.dtype, shape)
+            self._open().read(tensor.name, offset, memory, self._threads)
+            return self._framework.finish(result)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._reader is not None and isinstance(self._reader.file, LocalFile):
+            self._reader.file.close()
+        self._reader = None
+
+    def __enter__(self) -> SafeOpen:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def safe_open(
+    filename: str | os.PathLike[str], framework: str = "numpy", device: str | int = "cpu", *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS
+) -> SafeOpen:
+    """Open a packed or plain safetensors file as `safetensors.safe_open` does.
+
+    Parameters
+    ----------
+    framework
+        "np" or "numpy"; "pt", "torch" or "pytorch".
+    device
+        Of torch tensors.
+    threads
+        For decoding; None: the CPUs of this process.
+
+    Raises
+    ------
+    FormatError, LimitError
+        The file is damaged, or claims too much.
+    """
+    if framework in ("np", "numpy"):
+        if device != "cpu":
+            raise OptionError(f"numpy arrays live on the CPU, not on {device!r}")
+        from weightpack.numpy import NumpyFramework
+
+        chosen: Framework = NumpyFramework()
+    elif framework in ("pt", "torch", "pytorch"):
+        from weightpack.torch import TorchFramework
+
+        chosen = TorchFramework(device)
+    else:
+        raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
+    file = LocalFile(filename)
+    try:
+        return SafeOpen(file, chosen, threads=threads, limits=limits)
+    except BaseException:
+        file.close()
+        raise
