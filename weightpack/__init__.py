@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lossless compression of model weights.
+
+>>> import weightpack
+>>> weightpack.pack("model.safetensors")        # doctest: +SKIP
+>>> weightpack.unpack("model.wp.safetensors")   # doctest: +SKIP
+
+The road: `packer` and `unpacker` move a file; `segments` finds its tensors; `encode` and `decode` turn chunks of elements into coded chunks and back, on
+`coders` and `kernels`; `format` holds the bytes between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightpack._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from weightpack.api import estimate, inspect, pack, unpack, verify
+    from weightpack.errors import WeightpackError
+    from weightpack.frame import decode, encode
+    from weightpack.numpy import load_file, save_file
+    from weightpack.options import Limits, PackOptions, load_profile
+    from weightpack.tensors import safe_open
+
+# Imported at first use: `import weightpack` stays cheap, and changes nothing anywhere.
+_HOME = {
+    "estimate": "api", "inspect": "api", "pack": "api", "unpack": "api", "verify": "api",
+    "decode": "frame", "encode": "frame",
+    "load_file": "numpy", "save_file": "numpy",
+    "safe_open": "tensors",
+    "Limits": "options", "PackOptions": "options", "load_profile": "options",
+    "WeightpackError": "errors",
+}  # fmt: skip
+
+__all__ = [
+    "Limits", "PackOptions", "WeightpackError", "decode", "encode", "estimate", "inspect", "load_file", "load_profile", "pack", "safe_open",
+    "save_file", "unpack", "verify",
+]  # fmt: skip
+
+
+_MODULES = ("errors", "kernels", "numpy", "torch")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME and name not in _MODULES:
+        raise AttributeError(f"module 'weightpack' has no attribute {name!r}")
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f"weightpack.{name}")
+    return getattr(importlib.import_module(f"weightpack.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME, *_MODULES])

@@ -16,6 +16,8 @@ from weightpack.format.constants import VERSION
 from weightpack.format.safetensors import is_count, parse_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_BITE = 1 << 10
 _GAP_LEVEL = 19  # headers are small, and JSON shrinks tenfold
 
 
@@ -38,17 +40,26 @@ class Gap:
 
 
 def zstd_decode(frame: bytes | memoryview, n_bytes: int) -> bytes:
-    """Decode a zstd frame that must give exactly `n_bytes`, without trusting what the frame claims."""
+    """Decode one zstd frame that must give exactly `n_bytes` (FORMAT 1.10), without trusting what the frame claims."""
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
     try:
-        stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(bytes(frame), read_across_frames=False)
-        data = stream.read(n_bytes) if n_bytes else b""
-        more = stream.read(1)
+        if bytes(frame[:4]) != _ZSTD_MAGIC:
+            raise CorruptionError("not a zstd frame")
         size = zstandard.frame_content_size(bytes(frame))
+        if size not in (n_bytes, -1):
+            raise CorruptionError(f"a zstd stream claims {size} bytes, expected {n_bytes}")
+        parts, total = [], 0
+        # Small bites bound what a frame without a size can grow to before it is stopped: a block of 128 KiB for each 3 bytes or more.
+        for begin in range(0, len(frame), _ZSTD_BITE):
+            parts.append(decoder.decompress(bytes(frame[begin : begin + _ZSTD_BITE])))
+            total += len(parts[-1])
+            if total > n_bytes or (decoder.eof and begin + _ZSTD_BITE < len(frame)):
+                raise CorruptionError("a zstd stream holds more than it should")
     except zstandard.ZstdError as error:
         raise CorruptionError(f"a zstd stream is damaged: {error}") from None
-    if len(data) != n_bytes or more or size not in (n_bytes, -1):
-        raise CorruptionError(f"a zstd stream does not decode to the {n_bytes} bytes that the index claims")
-    return data
+    if not decoder.eof or decoder.unused_data or total != n_bytes:
+        raise CorruptionError(f"a zstd stream does not decode to {n_bytes} bytes")
+    return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +106,7 @@ class Index:
             raise CorruptionError("the index has no SHA-256 of the source")
         gaps, total, position = [], 0, 0
         for gap in _list(root, "gaps"):
-            if not (isinstance(gap, list) and len(gap) == 3 and is_count(gap[0]) and is_count(gap[1]) and isinstance(gap[2], str)):
+            if not (isinstance(gap, list) and len(gap) == 3 and is_count(gap[0]) and is_count(gap[1]) and gap[1] > 0 and isinstance(gap[2], str)):
                 raise CorruptionError("a gap of the index is not [offset, size, text]")
             if gap[0] < position or gap[0] + gap[1] > source["bytes"]:
                 raise CorruptionError("the gaps of the index overlap or leave the source")
@@ -105,8 +116,10 @@ class Index:
                 raise LimitError(f"the gaps hold more than {max_gap_bytes} bytes")
             gaps.append(Gap(gap[0], gap[1], _base64(gap[2])))
         storage, tied = root.get("storage"), _list(root, "tied")
-        if not isinstance(storage, str) or set(storage) - set("pkt"):
-            raise CorruptionError("the index's storage is not a string of p, k and t")
+        if not isinstance(storage, str):
+            raise CorruptionError("the index's storage is not a string")
+        if set(storage) - set("pkt"):
+            raise UnsupportedError("the index has a kind of storage that this version does not know: upgrade weightpack")
         if not all(is_count(i) and i < len(storage) for i in tied) or len(tied) != storage.count("t"):
             raise CorruptionError("the index's tied tensors do not match its storage")
         kept = root.get("kept_crc32c")

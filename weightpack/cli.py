@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `weightpack`. The only module that prints.
+
+Exit codes: 0 done, 1 the data is bad, 2 the call is bad, 3 input or output failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from weightpack._version import __version__
+
+if TYPE_CHECKING:
+    from weightpack.api import FileProgress, JobResult
+    from weightpack.options import PackOptions
+
+_BAD_DATA, _BAD_CALL, _IO = 1, 2, 3
+
+
+def human_bytes(n_bytes: float) -> str:
+    """Format a count of bytes in powers of 1000, as disks and the Hub do."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(n_bytes) < 1000 or unit == "TB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.{1 if n_bytes >= 10 else 2}f} {unit}"
+        n_bytes /= 1000
+    raise AssertionError
+
+
+def percent(part: int, whole: int) -> str:
+    """Format part / whole."""
+    return f"{100 * part / whole:.2f} %" if whole else "100 %"
+
+
+def table(rows: list[list[str]], *, right: str) -> str:
+    """Lay out rows in columns; `right` has an "r" for each column that is aligned right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(w) if r == "r" else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+class _Bar:
+    """A progress bar that shows itself when a file takes over a second, on a terminal."""
+
+    def __init__(self, verb: str, quiet: bool) -> None:
+        self._verb, self._quiet, self._path, self._bar = verb, quiet, None, None
+
+    def __enter__(self) -> FileProgress | None:
+        return None if self._quiet else self._update
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _update(self, path: str, done: int, total: int) -> None:
+        if path != self._path:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._path = path
+            self._bar = tqdm(
+                total=total, unit="B", unit_scale=True, desc=f"{self._verb} {os.path.basename(path)}", delay=1, leave=False, disable=None, file=sys.stderr
+            )
+        self._bar.update(done - self._bar.n)
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    click.echo(f"weightpack: {message}", err=True)
+    sys.exit(code)
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line; every failure is one line on stderr and an exit code."""
+    from weightpack import errors
+
+    try:
+        sys.exit(cli.main(args, prog_name="weightpack", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(_BAD_CALL)
+    except (click.Abort, KeyboardInterrupt):
+        _fail(130, "interrupted; no target was written")
+    except (errors.OptionError, errors.TensorNotFoundError, errors.MissingExtraError) as error:
+        _fail(_BAD_CALL, str(error))
+    except errors.LimitError as error:
+        _fail(_BAD_DATA, str(error))
+    except errors.WeightpackError as error:
+        _fail(_BAD_DATA, str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say nothing more
+        sys.exit(_IO)
+    except OSError as error:
+        _fail(_IO, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+
+
+_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads to use; the result does not depend on it. [default: the CPUs there are]")
+_force = click.option("--force", is_flag=True, help="Replace the target if it exists.")
+_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_profile = click.option("--profile", default="fast", show_default=True, help="A profile's name, or the path of a .toml file (see `weightpack doctor`).")
+_codec = click.option(
+    "--codec", type=click.Choice(["auto", "rans", "huffman", "zstd", "raw"]), default="auto", show_default=True, help="Use this codec alone."
+)
+_revision = click.option("--revision", help="Branch, tag or commit of a Hub repo.")
+_token = click.option("--token", help="Access token for the Hub. [default: the one of `hf auth login`]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="weightpack")
+def cli() -> None:
+    """Make model checkpoints smaller without changing a bit, and restore them byte for byte."""
+
+
+def _options(profile: str, codec: str) -> PackOptions:
+    from weightpack.options import load_profile
+
+    return load_profile(profile, codec=codec)
+
+
+def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({**asdict(job), "source_bytes": job.source_bytes, "packed_bytes": job.packed_bytes, "seconds": round(seconds, 3)}))
+        return
+    before, after = (job.source_bytes, job.packed_bytes) if packing else (job.packed_bytes, job.source_bytes)
+    rate = human_bytes(job.source_bytes / seconds) if seconds else "-"
+    share = f" ({percent(job.packed_bytes, job.source_bytes)} of original)" if packing else ""
+    click.echo(f"{job.target}: {human_bytes(before)} -> {human_bytes(after)}{share}, {seconds:.2f} s, {rate}/s")
+
+
+@cli.command()
+@click.argument("src")
+@click.option("-o", "--output", "dst", help="Target. [default: model.wp.safetensors beside model.safetensors; NAME-wp for a directory or repo NAME]")
+@_profile
+@_codec
+@_threads
+@_force
+@click.option("--no-verify", is_flag=True, help="Do not decode and compare the result before it gets its name.")
+@_revision
+@_token
+@click.option("--cache-dir", help="Where the Hub client keeps its files.")
+@_as_json
+@_quiet
+def pack(
+    src: str, dst: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, revision: str | None, token: str | None,
+    cache_dir: str | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Pack SRC: a .safetensors file, a model directory, or a Hub repo id such as bert-base-uncased."""
+    from weightpack import api
+
+    start = time.perf_counter()
+    with _Bar("packing", quiet) as progress:
+        job = api.pack(
+            src, dst, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, revision=revision, token=token,
+            cache_dir=cache_dir, progress=progress,
+        )  # fmt: skip
+    _report_job(job, time.perf_counter() - start, as_json, packing=True)
+
+
+@cli.command()
+@click.argument("src")
+@click.option("-o", "--output", "dst", help="Target. [default: the name without .wp, or without -wp]")
+@_threads
+@_force
+@_as_json
+@_quiet
+def unpack(src: str, dst: str | None, threads: int | None, force: bool, as_json: bool, quiet: bool) -> None:
+    """Restore the original of SRC, a packed file or directory, byte for byte."""
+    from weightpack import api
+
+    start = time.perf_counter()
+    with _Bar("unpacking", quiet) as progress:
+        job = api.unpack(src, dst, threads=threads, overwrite=force, progress=progress)
+    _report_job(job, time.perf_counter() - start, as_json, packing=False)
+
+
+@cli.command()
+@click.argument("packed")
+@click.option("--against", help="Compare with this original, byte for byte.")
+@_threads
+@_as_json
+@_quiet
+def verify(packed: str, against: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Prove that PACKED restores to the file that its index names by SHA-256."""
+    from weightpack import api
+
+    with _Bar("verifying", quiet) as progress:
+        results = api.verify(packed, against=against, threads=threads, progress=progress)
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results]))
+        return
+    for result in results:
+        click.echo(f"ok: restores to {human_bytes(result.source_bytes)}, SHA-256 {result.source_sha256}")
+    if against:
+        click.echo(f"ok: identical to {against}")
+
+
+@cli.command()
+@click.argument("packed")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@_as_json
+def inspect(packed: str, tensors: bool, as_json: bool) -> None:
+    """Show what is in PACKED, by dtype and by tensor, without decoding it."""
+    from weightpack import api
+
+    reports = api.inspect(packed)
+    if as_json:
+        click.echo(json.dumps([asdict(report) for report in reports]))
+        return
+    for report in reports:
+        click.echo(f"{report.path}: {human_bytes(report.source_bytes)} -> {human_bytes(report.packed_bytes)} ({percent(report.packed_bytes, report.source_bytes)})")
+        click.echo(f"SHA-256 of the original: {report.source_sha256}\n")
+        groups: dict[str, list[int]] = {}
+        for tensor in report.tensors:
+            group = groups.setdefault(tensor.dtype, [0, 0, 0])
+            group[0] += 1
+            group[1] += tensor.source_bytes
+            group[2] += tensor.packed_bytes
+        rows = [["dtype", "tensors", "original", "packed", "of original"]]
+        rows += [[dtype, str(n), human_bytes(a), human_bytes(b), percent(b, a)] for dtype, (n, a, b) in sorted(groups.items())]
+        click.echo(table(rows, right="lrrrr"))
+        if tensors:
+            rows = [["tensor", "dtype", "shape", "original", "packed", "of original", "bits/element", "codec"]]
+            for t in report.tensors:
+                bits = "-" if t.codec.startswith("tied") else f"{t.bits_per_element:.3f}"
+                shape = "x".join(map(str, t.shape)) or "-"
+                rows.append([t.name, t.dtype, shape, human_bytes(t.source_bytes), human_bytes(t.packed_bytes), percent(t.packed_bytes, t.source_bytes), bits, t.codec])
+            click.echo("\n" + table(rows, right="lllrrrrl"))
+
+
+@cli.command()
+@click.argument("src")
+@_profile
+@_codec
+@_revision
+@_token
+@_as_json
+def estimate(src: str, profile: str, codec: str, revision: str | None, token: str | None, as_json: bool) -> None:
+    """Say what packing SRC would save, from samples of every tensor, without writing anything."""
+    from weightpack import api
+
+    reports = api.estimate(src, options=_options(profile, codec), revision=revision, token=token)
+    if as_json:
+        click.echo(json.dumps([asdict(report) for report in reports]))
+        return
+    for report in reports:
+        rows = [["dtype", "original", "packed, about", "of original"]]
+        rows += [[dtype, human_bytes(a), human_bytes(b), percent(b, a)] for dtype, (a, b) in sorted(report.by_dtype.items())]
+        rows += [["file", human_bytes(report.source_bytes), human_bytes(report.packed_bytes), percent(report.packed_bytes, report.source_bytes)]]
+        click.echo(f"{report.path} ({human_bytes(report.sampled_bytes)} sampled)\n{table(rows, right='lrrr')}")
+
+
+@cli.command()
+@_as_json
+def doctor(as_json: bool) -> None:
+    """Show versions, the CPU's kernels, and what is installed."""
+    import warnings
+    from importlib import metadata
+
+    from weightpack import kernels, options
+    from weightpack.format.constants import VERSION
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        in_use = kernels.isa()
+    available = kernels.available_isas()
+    state: dict[str, Any] = {
+        "weightpack": __version__,
+        "format": f"reads and writes {VERSION[0]}.{VERSION[1]}",
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "isa": in_use,
+        "isas_available": available,
+        "native": len(available) > 1,
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "profiles": options.profiles(),
+        "packages": {name: version(name) for name in ("numpy", "zstandard", "dahuffman", "huggingface_hub", "safetensors", "torch")},
+    }
+    if as_json:
+        click.echo(json.dumps(state))
+        return
+    show: Callable[[Any], str] = lambda v: ", ".join(v) if isinstance(v, list) else str(v)  # noqa: E731
+    for key, value in state.items():
+        if key == "packages":
+            for name, installed in value.items():
+                click.echo(f"{name:16}{installed or 'not installed'}")
+        elif key == "native":
+            click.echo(f"{'native core':16}{'built' if value else 'not built: numpy is used, slowly. Install a C compiler and reinstall'}")
+        else:
+            click.echo(f"{key:16}{show(value)}")

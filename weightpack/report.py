@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a packed file, tensor by tensor, without decoding it; and what packing a plain file would save, from samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightpack.dtypes import DTYPE_BITS, layout_of
+from weightpack.encode import encode_chunk
+from weightpack.files import RandomReader, read_at
+from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, Codec, Mode, aligned
+from weightpack.format.record import parse_chunk, table_end
+from weightpack.options import PackOptions
+from weightpack.reader import PackedFile, StoredTensor
+from weightpack.segments import Tensor, segment
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """One tensor: bytes before and after, and how it is stored: "kept", "tied to NAME", or the codecs of its planes, joined by +."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source_bytes: int
+    packed_bytes: int
+    codec: str
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits an element takes in the packed file."""
+        n_elems = self.source_bytes * 8 // DTYPE_BITS[self.dtype]
+        return self.packed_bytes * 8 / n_elems if n_elems else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """A packed file."""
+
+    path: str
+    source_bytes: int
+    packed_bytes: int
+    source_sha256: str
+    tensors: tuple[TensorReport, ...]
+
+
+def inspect_file(packed: PackedFile) -> FileReport:
+    """Describe a packed file; only headers are read."""
+    tensors = tuple(_describe(packed, stored) for stored in packed.tensors.values())
+    return FileReport(packed.file.name, packed.index.source_bytes, packed.file.size, packed.index.source_sha256, tensors)
+
+
+def _describe(packed: PackedFile, stored: StoredTensor) -> TensorReport:
+    tensor = stored.tensor
+    if stored.storage == "k":
+        codec = "kept"
+    elif stored.storage == "t":
+        codec = f"tied to {stored.holder}"
+    else:
+        codec = _codecs(packed, stored)
+    return TensorReport(tensor.name, tensor.dtype, tensor.shape, tensor.n_bytes, stored.packed_bytes, codec)
+
+
+def _codecs(packed: PackedFile, stored: StoredTensor) -> str:
+    """Return the commonest choice among the record's first chunks: the codecs of its symbol planes, "whole:" before one of all bytes."""
+    head = packed.record_head(stored)
+    seen: Counter[str] = Counter()
+    for i in range(min(head.n_chunks, 8)):
+        begin, end = head.offsets[i : i + 2].tolist()
+        chunk = parse_chunk(read_at(packed.file, stored.begin + begin, end - begin), head.layout)
+        names = [CODEC_NAMES[Codec(codec)] if codec in CODEC_NAMES else str(codec) for codec, _ in chunk.streams[: len(head.layout.plane_bits)]]
+        seen[("whole:" if chunk.mode == Mode.WHOLE else "") + "+".join(names)] += 1
+    return seen.most_common(1)[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateReport:
+    """What packing would give; `sampled_bytes` of the source were encoded to find out. `by_dtype`: dtype -> (source bytes, packed bytes)."""
+
+    path: str
+    source_bytes: int
+    packed_bytes: int
+    sampled_bytes: int
+    by_dtype: dict[str, tuple[int, int]]
+
+
+def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int = 6) -> EstimateReport:
+    """Encode up to `sample_chunks` chunks of each tensor, spread evenly, and scale up."""
+    by_dtype: dict[str, tuple[int, int]] = {}
+    sampled = packed = 0
+    tensors = segment(source).tensors
+    for tensor in tensors:
+        taken, estimate = _estimate(source, tensor, options, sample_chunks)
+        sampled += taken
+        packed += estimate
+        before, after = by_dtype.get(tensor.dtype, (0, 0))
+        by_dtype[tensor.dtype] = before + tensor.n_bytes, after + estimate
+    header_bytes = source.size - sum(tensor.n_bytes for tensor in tensors)
+    return EstimateReport(source.name, source.size, packed + header_bytes, sampled, by_dtype)
+
+
+def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample_chunks: int) -> tuple[int, int]:
+    layout = layout_of(tensor.dtype)
+    chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+    n_chunks = -(-tensor.n_bytes // chunk_bytes)
+    if n_chunks == 0 or tensor.n_bytes % layout.elem_bytes:
+        return 0, tensor.n_bytes
+    n_picks = min(sample_chunks, n_chunks)
+    picks = [(2 * i + 1) * n_chunks // (2 * n_picks) for i in range(n_picks)]
+    taken = coded = 0
+    for i in picks:
+        n = min(chunk_bytes, tensor.n_bytes - i * chunk_bytes)
+        data = np.frombuffer(read_at(source, tensor.offset + i * chunk_bytes, n), np.uint8)
+        taken += n
+        coded += aligned(len(encode_chunk(data, layout, options)))
+    return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)
