@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference decoder of the weightpack format, written from docs/FORMAT.md alone.
 
 It is the oracle of the tests and a rescue tool: slow, plain, and independent of the rest of the package. It runs as a lone file with
@@ -19,6 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
+
+if __name__ == "__main__":  # run where it stands, its folder's numpy.py would hide numpy
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 import numpy.typing as npt

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source files for tests: small ones that hold what real files hold, written by hand where the official writer would not."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+
+RNG_SEED = 20261123
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(RNG_SEED)
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    """Round float32 to bfloat16 bits (to nearest, ties to even)."""
+    bits = values.astype("<f4").view("<u4")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+
+
+def safetensors_file(tensors: dict[str, tuple[str, tuple[int, ...], bytes]], metadata=None, *, order=None, indent=None, pad=b"", hole=0, trailer=b"") -> bytes:
+    """Build a file: tensors' bytes in dict order, entries in `order`; `pad` behind the header, `hole` bytes between tensors, `trailer` at the end."""
+    entries, data = {}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(content)]}
+        data += content + b"\xa5" * hole
+    if hole:
+        data = data[:-hole]
+    root = {name: entries[name] for name in (order or entries)}
+    if metadata is not None:
+        root = {**root, "__metadata__": metadata}
+    header = json.dumps(root, indent=indent, ensure_ascii=False).encode() + pad
+    return struct.pack("<Q", len(header)) + header + data + trailer
+
+
+def weights(n: int, dtype: str, scale: float = 0.04) -> bytes:
+    """Bytes of n Gaussian weights."""
+    values = (rng().standard_normal(n) * scale).astype("<f4")
+    if dtype == "BF16":
+        return bf16(values).tobytes()
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        import torch
+
+        target = torch.float8_e4m3fn if dtype == "F8_E4M3" else torch.float8_e5m2
+        return torch.from_numpy(values * 10).to(target).view(torch.uint8).numpy().tobytes()
+    numpy_dtype = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]
+    return values.astype(numpy_dtype).tobytes()
+
+
+def special_floats() -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """NaN payloads, both zeros, subnormals, infinities, in every float dtype."""
+    words = {
+        "F32": np.array([0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000, 0, 1, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x00400000] * 40, "<u4"),
+        "BF16": np.array([0x7FC1, 0xFFFF, 0x7F81, 0x8000, 0, 1, 0x807F, 0x7F80, 0xFF80, 0x0040] * 40, "<u2"),
+        "F16": np.array([0x7E01, 0xFFFF, 0x7C01, 0x8000, 0, 1, 0x83FF, 0x7C00, 0xFC00, 0x0200] * 40, "<u2"),
+        "F64": np.array([0x7FF8000000000001, 0xFFF0000000000001, 1 << 63, 0, 1, 0x800FFFFFFFFFFFFF, 0x7FF0000000000000] * 40, "<u8"),
+        "F8_E4M3": np.arange(256, dtype=np.uint8),
+        "F8_E5M2": np.arange(256, dtype=np.uint8),
+    }
+    return {f"special.{dtype}": (dtype, (array.size,), array.tobytes()) for dtype, array in words.items()}
+
+
+def mixed_file() -> bytes:
+    """One file with most of what can happen: each dtype, shapes, structure, ties, names."""
+    r = rng()
+    f32 = np.frombuffer(weights(40_000, "F32"), "<f4").copy().reshape(100, 400)
+    f32[10:20] = f32[10:20].astype("<f2")  # rows of fp16 values
+    upcast = (bf16(np.frombuffer(weights(5000, "F32"), "<f4")).astype("<u4") << 16).tobytes()
+    trailing = (np.frombuffer(weights(5000, "F32"), "<u4") & np.uint32(0xFFFFFF80)).tobytes()
+    tied = weights(3000, "BF16")
+    tensors = {
+        "embed": ("F32", (100, 400), f32.tobytes()),
+        "upcast": ("F32", (5000,), upcast),
+        "trailing": ("F32", (5000,), trailing),
+        "zéro.名前": ("F32", (64, 64), bytes(64 * 64 * 4)),
+        "ones": ("BF16", (700,), np.full(700, 0x3F80, "<u2").tobytes()),
+        "tied.a": ("BF16", (30, 100), tied),
+        "tied.b": ("BF16", (100, 30), tied),
+        "half": ("F16", (33, 77), weights(33 * 77, "F16")),
+        "double": ("F64", (1001,), weights(1001, "F64")),
+        "e4m3": ("F8_E4M3", (4001,), weights(4001, "F8_E4M3")),
+        "e5m2": ("F8_E5M2", (4001,), weights(4001, "F8_E5M2")),
+        "int8": ("I8", (100, 99), np.clip(np.round(r.standard_normal(9900) * 20), -127, 127).astype(np.int8).tobytes()),
+        "uint8": ("U8", (5000,), r.integers(0, 256, 5000, np.uint8).tobytes()),
+        "position_ids": ("I64", (1, 512), np.arange(512, dtype="<i8").tobytes()),
+        "int32": ("I32", (300,), r.integers(-1000, 1000, 300).astype("<i4").tobytes()),
+        "int16": ("I16", (300,), r.integers(-100, 100, 300).astype("<i2").tobytes()),
+        "bool": ("BOOL", (999,), r.integers(0, 2, 999, np.uint8).tobytes()),
+        "scale": ("F8_E8M0", (500,), r.integers(118, 126, 500, np.uint8).tobytes()),
+        "fp4": ("F4", (64, 32), r.integers(0, 256, 1024, np.uint8).tobytes()),
+        "complex": ("C64", (100, 3), weights(600, "F32")),
+        "scalar": ("F32", (), np.float32(0.5).tobytes()),
+        "empty": ("BF16", (0, 7), b""),
+        **special_floats(),
+    }
+    return safetensors_file(tensors, {"format": "pt", "z": "ü", "a": "1"})
+
+
+def tiny_tensors(n: int = 1000) -> bytes:
+    """A file of many small tensors, as converters from ONNX write them: 4 kB each."""
+    data = weights(1024 * n, "F32")
+    return safetensors_file({f"layer.{i}.weight": ("F32", (32, 32), data[4096 * i : 4096 * (i + 1)]) for i in range(n)}, {"format": "pt"})
+
+
+def foreign_files() -> dict[str, bytes]:
+    """Valid or tolerated files that the official writer would not write."""
+    a, b = ("BF16", (600,), weights(600, "BF16")), ("F32", (500,), weights(500, "F32"))
+    return {
+        "header order": safetensors_file({"b": b, "a": a}, {"x": "1", "format": "pt"}, order=["a", "b"]),
+        "indented header": safetensors_file({"a": a, "b": b}, indent=2),
+        "padded header": safetensors_file({"a": a}, pad=b" " * 37),
+        "unaligned header": safetensors_file({"a": a}, pad=b" " * 3),
+        "no metadata": safetensors_file({"a": a}),
+        "empty metadata": safetensors_file({"a": a}, {}),
+        "no tensors": safetensors_file({}, {"format": "pt"}),
+        "empty header": struct.pack("<Q", 2) + b"{}",
+        "hole": safetensors_file({"a": a, "b": b}, hole=13),
+        "trailer": safetensors_file({"a": a}, trailer=b"\0" * 999),
+        "only empty tensors": safetensors_file({"a": ("F32", (0,), b""), "b": ("F32", (3, 0), b"")}),
+        "scalar only": safetensors_file({"s": ("I64", (), bytes(8))}),
+        "odd names": safetensors_file({"": a, "a b\n\"\\": b, "__metadata": ("U8", (1,), b"x"), "\u00fc\U0001f600": ("U8", (3,), b"abc")}),
+    }
