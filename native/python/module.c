@@ -24,6 +24,16 @@ static int fits(int ok, const char *what) {
     return ok;
 }
 
+/* The caller keeps one workspace a thread: a fresh one for each chunk would cost more page faults than decoding costs. */
+static int workspace_ok(const Py_buffer *w) {
+    return fits((size_t)w->len >= wp_workspace_bytes() && (uintptr_t)w->buf % 8 == 0, "workspace");
+}
+
+static PyObject *workspace_bytes(PyObject *self, PyObject *unused) {
+    (void)self; (void)unused;
+    return PyLong_FromSize_t(wp_workspace_bytes());
+}
+
 static PyObject *isas(PyObject *self, PyObject *unused) {
     (void)self; (void)unused;
     PyObject *list = PyList_New(0);
@@ -151,14 +161,14 @@ static PyObject *decode_streams(PyObject *self, PyObject *args) {
     unsigned isa, layout, mode, chunk_number;
     PyObject *codecs;
     Py_ssize_t n_elems;
-    Py_buffer out, views[WP_MAX_STREAMS];
-    if (!PyArg_ParseTuple(args, "IIIOnIw*", &isa, &layout, &mode, &codecs, &n_elems, &chunk_number, &out)) return NULL;
+    Py_buffer out, workspace, views[WP_MAX_STREAMS];
+    if (!PyArg_ParseTuple(args, "IIIOnIw*w*", &isa, &layout, &mode, &codecs, &n_elems, &chunk_number, &out, &workspace)) return NULL;
     wp_stream streams[WP_MAX_STREAMS];
     Py_ssize_t n = PySequence_Size(codecs), n_views = 0;
     wp_status status = WP_ARGUMENT;
     uint32_t crc = 0;
     const wp_layout *l = wp_layout_of(layout);
-    if (n >= 0 && isa_ok(isa) && fits(n <= WP_MAX_STREAMS, "streams") && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
+    if (n >= 0 && isa_ok(isa) && fits(n <= WP_MAX_STREAMS, "streams") && workspace_ok(&workspace) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
         for (; n_views < n; n_views++) {
             PyObject *pair = PySequence_GetItem(codecs, n_views);
             int ok = pair && PyArg_ParseTuple(pair, "Iy*", &streams[n_views].codec, &views[n_views]);
@@ -167,16 +177,14 @@ static PyObject *decode_streams(PyObject *self, PyObject *args) {
             streams[n_views].data = BYTES(views[n_views]);
             streams[n_views].n_bytes = (size_t)views[n_views].len;
         }
-        void *ws = PyErr_Occurred() ? NULL : malloc(wp_workspace_bytes());
-        if (ws) {
+        if (!PyErr_Occurred()) {
             Py_BEGIN_ALLOW_THREADS
-            status = wp_decode_streams(isa, layout, mode, streams, (unsigned)n, (size_t)n_elems, chunk_number, ws, out.buf, &crc);
+            status = wp_decode_streams(isa, layout, mode, streams, (unsigned)n, (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
             Py_END_ALLOW_THREADS
-            free(ws);
-        } else if (!PyErr_Occurred()) PyErr_NoMemory();
+        }
         while (n_views) PyBuffer_Release(&views[--n_views]);
     }
-    PyBuffer_Release(&out);
+    PyBuffer_Release(&out); PyBuffer_Release(&workspace);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(iI)", (int)status, crc);
 }
@@ -185,20 +193,16 @@ static PyObject *decode_chunk(PyObject *self, PyObject *args) {
     (void)self;
     unsigned isa, layout, chunk_number, crc;
     Py_ssize_t n_elems;
-    Py_buffer chunk, out;
-    if (!PyArg_ParseTuple(args, "IIy*nIIw*", &isa, &layout, &chunk, &n_elems, &chunk_number, &crc, &out)) return NULL;
+    Py_buffer chunk, out, workspace;
+    if (!PyArg_ParseTuple(args, "IIy*nIIw*w*", &isa, &layout, &chunk, &n_elems, &chunk_number, &crc, &out, &workspace)) return NULL;
     wp_status status = WP_ARGUMENT;
     const wp_layout *l = wp_layout_of(layout);
-    if (isa_ok(isa) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
-        void *ws = malloc(wp_workspace_bytes());
-        if (ws) {
-            Py_BEGIN_ALLOW_THREADS
-            status = wp_decode_chunk(isa, layout, BYTES(chunk), (size_t)chunk.len, (size_t)n_elems, chunk_number, crc, ws, out.buf);
-            Py_END_ALLOW_THREADS
-            free(ws);
-        } else PyErr_NoMemory();
+    if (isa_ok(isa) && workspace_ok(&workspace) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_decode_chunk(isa, layout, BYTES(chunk), (size_t)chunk.len, (size_t)n_elems, chunk_number, crc, workspace.buf, out.buf);
+        Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&chunk); PyBuffer_Release(&out);
+    PyBuffer_Release(&chunk); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
     return PyErr_Occurred() ? NULL : PyLong_FromLong((long)status);
 }
 
@@ -229,8 +233,9 @@ static PyMethodDef methods[] = {
     {"rans_encode", rans_encode, METH_VARARGS, "rans_encode(isa, book, symbols, scratch, out) -> (status, n_bytes)"},
     {"rans_scratch", rans_scratch, METH_VARARGS, "rans_scratch(n) -> bytes"},
     {"huffman_encode", huffman_encode, METH_VARARGS, "huffman_encode(lengths, symbols, out) -> (status, n_bytes)"},
-    {"decode_streams", decode_streams, METH_VARARGS, "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out) -> (status, crc)"},
-    {"decode_chunk", decode_chunk, METH_VARARGS, "decode_chunk(isa, layout, chunk, n_elems, chunk_number, crc, out) -> status"},
+    {"decode_streams", decode_streams, METH_VARARGS, "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out, workspace) -> (status, crc)"},
+    {"decode_chunk", decode_chunk, METH_VARARGS, "decode_chunk(isa, layout, chunk, n_elems, chunk_number, crc, out, workspace) -> status"},
+    {"workspace_bytes", workspace_bytes, METH_NOARGS, "Size of a decoder's workspace; aligned to 8."},
     {"count_repeats", count_repeats, METH_VARARGS, "count_repeats(words) -> count"},
     {NULL, NULL, 0, NULL},
 };

@@ -8,7 +8,19 @@
 #include "mem.h"
 #include "rans.h"
 
-enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, MAX_WIDTHS = 65535 };
+enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 * WP_BLOCK, MAX_WIDTHS = 65535 };
+
+#if defined(__GNUC__)
+#define PREFETCH(p) __builtin_prefetch((p), 1)
+#else
+#define PREFETCH(p) ((void)(p))
+#endif
+
+/* Entropy decoding waits for nothing but the ALU, merging for nothing but memory. So while symbols are decoded, step by step, the lines that the next merge will
+ * touch are fetched: this is worth a third of the whole (benchmarks/results). Share `part` of `n_parts` of [p, p + n). */
+static void prefetch_share(const uint8_t *p, size_t n, size_t part, size_t n_parts) {
+    for (size_t i = n * part / n_parts; i < n * (part + 1) / n_parts; i += 64) PREFETCH(p + i);
+}
 
 /* One plane being decoded. */
 typedef struct {
@@ -107,7 +119,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
     const wp_kernels *k = wp_kernels_of(isa);
     const unsigned r = l->raw_bits;
     const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK, full = wp_block_bytes(r, WP_BLOCK);
-    const uint8_t *bits = NULL;
+    const uint8_t *bits = NULL, *bits_end = NULL;
     wp_status status;
     if (r) {
         const wp_stream *s = &streams[l->n_planes];
@@ -121,6 +133,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         }
         if (need != s[1].n_bytes) return s[1].n_bytes < need ? WP_TRUNCATED : WP_CORRUPT;
         bits = s[1].data;
+        bits_end = bits + s[1].n_bytes;
     }
     for (unsigned p = 0; p < l->n_planes; p++)
         if ((status = open_plane(&ws->planes[p], &streams[p], n_elems, l->plane_bits[p], ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
@@ -128,9 +141,19 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
     for (size_t block = 0; block < n_blocks; block += BATCH_BLOCKS) {
         size_t n = n_elems - block * WP_BLOCK;
         if (n > BATCH_ELEMS) n = BATCH_ELEMS;
-        const uint8_t *planes[WP_MAX_PLANES];
-        for (unsigned p = 0; p < l->n_planes; p++)
-            if ((status = next_symbols(k, &ws->planes[p], n, ws->symbols[p], &planes[p])) != WP_OK) return status;
+        const uint8_t *planes[WP_MAX_PLANES], *step_planes[WP_MAX_PLANES];
+        /* What the next batch will write and read, where it is a whole one. */
+        size_t n_ahead = n_elems - block * WP_BLOCK >= 2 * BATCH_ELEMS ? BATCH_ELEMS : 0;
+        for (size_t i = 0; i < n; i += STEP_ELEMS) {
+            size_t m = n - i < STEP_ELEMS ? n - i : STEP_ELEMS;
+            for (unsigned p = 0; p < l->n_planes; p++)
+                if ((status = next_symbols(k, &ws->planes[p], m, ws->symbols[p] + i, i ? &step_planes[p] : &planes[p])) != WP_OK) return status;
+            prefetch_share(out + n * l->elem_bytes, n_ahead * l->elem_bytes, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
+            if (bits && n_ahead) {
+                size_t left = (size_t)(bits_end - bits), batch = BATCH_BLOCKS * full;
+                if (left >= 2 * batch) prefetch_share(bits + batch, batch, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
+            }
+        }
 
         uint8_t *to = out;
         for (size_t b = 0; b * WP_BLOCK < n;) {

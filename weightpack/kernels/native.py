@@ -63,7 +63,8 @@ class NativeKernels:
     def __init__(self, name: str) -> None:
         self.name = name
         self._isa = [each for each, _ in _core.isas()].index(name)
-        self._scratch = _Scratch()
+        self._scratch, self._workspace = _Scratch(), _Scratch()
+        self._workspace_bytes = _core.workspace_bytes()
 
     def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
         return _core.crc32c(self._isa, data, crc)
@@ -104,7 +105,7 @@ class NativeKernels:
         return out[:n]
 
     def decode_chunk(self, layout: Layout, chunk: Bytes | memoryview, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
-        status = _core.decode_chunk(self._isa, layout.id, chunk, n_elems, chunk_number, crc, out)
+        status = _core.decode_chunk(self._isa, layout.id, chunk, n_elems, chunk_number, crc, out, self._workspace.get(self._workspace_bytes))
         if status == _NEEDS_ZSTD:
             return False
         _check(status)
@@ -113,7 +114,9 @@ class NativeKernels:
     def decode_streams(
         self, layout: Layout, mode: int, streams: Sequence[tuple[int, Bytes | memoryview]], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
-        status, crc = _core.decode_streams(self._isa, layout.id, mode, streams, n_elems, chunk_number, out)
+        status, crc = _core.decode_streams(
+            self._isa, layout.id, mode, streams, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)
+        )
         _check(status)
         return crc
 
