@@ -1,330 +1,299 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. AVX-512 with VBMI, VBMI2 and VPCLMULQDQ.
- * rANS: the 128 16-bit states are four registers; registers 2h and 2h + 1 are half h of a group. Their low bytes (the slots) are packed into one
- * register, even bytes from the first, odd bytes from the second, and 64 ranks come out of four 64-byte tables at once; rank -> frequency,
- * start and symbol are 16-entry shuffles. Renormalisation reads up to 32 bytes and expands them into the lanes that fell below 256.
- * Over-read: at most 32 bytes behind the 128 that a group may use, inside WP_OVERREAD. Nothing is written outside the outputs.
+ * READ ME FIRST. The kernels for AVX-512 with VBMI, VBMI2 and VPCLMULQDQ.
+ * rANS keeps 64 states as two vectors of bytes in lane order: `hi` has the high byte of each state, `lo` the low one. So the slot is `lo` as it
+ * stands, "state < 256" is "byte of hi is 0", one 64-bit mask has the lanes in stream order, and one byte expand (decoder) or compress (encoder) moves
+ * the renormalisation bytes of 64 lanes. Only the multiplication needs 16 bits: even and odd lanes apart, and joined again with a shift and a select.
+ * The two halves of a group are independent but for the stream's pointer, which hides most of the latency.
+ * Over-read: the decoder loads 64 bytes at both pointers and uses those that it needs; wp_rans_guard vouches for the rest. Nothing else reads or writes
+ * outside its buffers; the encoder's stores are masked.
  */
-#include "kernels_scalar.h"
+#include "kernels.h"
 #include "mem.h"
-
 #ifdef WP_X86_64
 #include <immintrin.h>
 
-/* One set of compiler flags serves all files: what this file may use is said here. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,avx2,bmi,bmi2,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2"))), apply_to = function)
 #elif defined(__GNUC__)
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,avx2,bmi,bmi2,popcnt")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2")
+#endif
+#ifdef _MSC_VER
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
 #endif
 
-static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
-static inline void store(void *p, __m512i v) { _mm512_storeu_si512(p, v); }
-static inline __m512i table16(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
-/* 256-entry byte look-up. */
-static inline __m512i lookup256(const __m512i t[4], __m512i i) {
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(i), _mm512_permutex2var_epi8(t[0], i, t[1]), _mm512_permutex2var_epi8(t[2], i, t[3]));
+/* ---- vectors of 64 bytes, for kernels_generic.h ---- */
+
+typedef __m512i V;
+enum { V_LANES = 64 };
+#define V_SHL(v, n) _mm512_slli_epi16(v, n)
+#define V_SHR(v, n) _mm512_srli_epi16(v, n)
+INLINE V v_set(uint8_t c) { return _mm512_set1_epi8((char)c); }
+INLINE V v_or(V a, V b) { return _mm512_or_si512(a, b); }
+INLINE V v_and(V a, V b) { return _mm512_and_si512(a, b); }
+INLINE V v_select(V m, V a, V b) { return _mm512_ternarylogic_epi32(m, a, b, 0xCA); }
+INLINE V v_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE void v_store(uint8_t *p, V v) { _mm512_storeu_si512(p, v); }
+INLINE V v_from_bits(const uint8_t *p) { return _mm512_movm_epi8(wp_load64(p)); }
+INLINE void v_to_bits(uint8_t *p, V v, unsigned bit) { wp_store64(p, _mm512_test_epi8_mask(v, v_set((uint8_t)(1u << bit)))); }
+INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
+    V any = v_or(v_load(p), v_load(p + 64));
+    for (size_t i = 128; i < n; i += 64) any = v_or(any, v_load(p + i));
+    __m256i y = _mm256_or_si256(_mm512_castsi512_si256(any), _mm512_extracti64x4_epi64(any, 1));
+    __m128i x = _mm_or_si128(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    return (uint64_t)_mm_cvtsi128_si64(x) | (uint64_t)_mm_extract_epi64(x, 1);
 }
 
-/* ---- CRC-32C: fold 256 bytes by carry-less multiplication, then let the crc32 instruction finish (Gopal et al., Intel, 2009) ---- */
+/* Unpacks work inside 128-bit quarters: quarter k of store j must get the elements that belong there, hence a transposition of pairs (quarter, piece)
+ * before the unpacks, or after the packs. */
+INLINE V transpose_dwords(V v) { return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v); }
+static const uint16_t words_to_quarters[32] = {0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31};
+static const uint16_t quarters_to_words[32] = {0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31};
 
-/* Bit-reflected x^(T + 32) and x^(T - 32) mod P, shifted left by one, for a fold over T bits. */
-#define FOLD_2048 _mm512_set4_epi32(0, (int)0xb9e02b86, 0, (int)0xdcb17aa4)
-#define FOLD_512 _mm512_set4_epi32(0, (int)0x9e4addf8, 0, 0x740eef02)
-
-static inline __m512i fold(__m512i x, __m512i k, __m512i next) {
-    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(x, k, 0x00), _mm512_clmulepi64_epi128(x, k, 0x11), next, 0x96);
+INLINE void v_store2(uint8_t *p, const V *v) {
+    V a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpackhi_epi8(v[0], v[1]);
+    v_store(p, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), b));
+    v_store(p + 64, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), b));
 }
+INLINE void v_load2(const uint8_t *p, V *v) {
+    const V order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    V a = _mm512_shuffle_epi8(v_load(p), order), b = _mm512_shuffle_epi8(v_load(p + 64), order);
+    v[0] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b);
+    v[1] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), b);
+}
+INLINE void v_store4(uint8_t *p, const V *v) {
+    V a = transpose_dwords(v[0]), b = transpose_dwords(v[1]), c = transpose_dwords(v[2]), d = transpose_dwords(v[3]);
+    V ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b), cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+    v_store(p, _mm512_unpacklo_epi16(ab0, cd0));
+    v_store(p + 64, _mm512_unpackhi_epi16(ab0, cd0));
+    v_store(p + 128, _mm512_unpacklo_epi16(ab1, cd1));
+    v_store(p + 192, _mm512_unpackhi_epi16(ab1, cd1));
+}
+INLINE void v_load4(const uint8_t *p, V *v) {
+    const V order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    V a = _mm512_shuffle_epi8(v_load(p), order), b = _mm512_shuffle_epi8(v_load(p + 64), order);
+    V c = _mm512_shuffle_epi8(v_load(p + 128), order), d = _mm512_shuffle_epi8(v_load(p + 192), order);
+    V ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b), cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+    v[0] = transpose_dwords(_mm512_unpacklo_epi64(ab0, cd0));
+    v[1] = transpose_dwords(_mm512_unpackhi_epi64(ab0, cd0));
+    v[2] = transpose_dwords(_mm512_unpacklo_epi64(ab1, cd1));
+    v[3] = transpose_dwords(_mm512_unpackhi_epi64(ab1, cd1));
+}
+INLINE void v_store8(uint8_t *p, const V *v) {
+    const V order = _mm512_loadu_si512(words_to_quarters);
+    V w[8], pair[8]; /* pair[2k], pair[2k + 1]: bytes 2k and 2k + 1 of the first and the last 32 elements */
+    for (int k = 0; k < 8; k++) w[k] = _mm512_permutexvar_epi16(order, v[k]);
+    for (int k = 0; k < 8; k += 2) { pair[k] = _mm512_unpacklo_epi8(w[k], w[k + 1]); pair[k + 1] = _mm512_unpackhi_epi8(w[k], w[k + 1]); }
+    for (int h = 0; h < 2; h++, p += 256) {
+        V a0 = _mm512_unpacklo_epi16(pair[h], pair[h + 2]), a1 = _mm512_unpackhi_epi16(pair[h], pair[h + 2]);
+        V b0 = _mm512_unpacklo_epi16(pair[h + 4], pair[h + 6]), b1 = _mm512_unpackhi_epi16(pair[h + 4], pair[h + 6]);
+        v_store(p, _mm512_unpacklo_epi32(a0, b0));
+        v_store(p + 64, _mm512_unpackhi_epi32(a0, b0));
+        v_store(p + 128, _mm512_unpacklo_epi32(a1, b1));
+        v_store(p + 192, _mm512_unpackhi_epi32(a1, b1));
+    }
+}
+INLINE void v_load8(const uint8_t *p, V *v) {
+    const V order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)), back = _mm512_loadu_si512(quarters_to_words);
+    V w[8], x[8]; /* w: words of byte k of two elements; x[2k], x[2k + 1]: dwords of bytes 0..3 and 4..7 */
+    for (int k = 0; k < 8; k++) w[k] = _mm512_shuffle_epi8(v_load(p + 64 * k), order);
+    for (int k = 0; k < 8; k += 2) { x[k] = _mm512_unpacklo_epi16(w[k], w[k + 1]); x[k + 1] = _mm512_unpackhi_epi16(w[k], w[k + 1]); }
+    for (int h = 0; h < 2; h++, v += 4) {
+        V a0 = _mm512_unpacklo_epi32(x[h], x[h + 2]), a1 = _mm512_unpackhi_epi32(x[h], x[h + 2]);
+        V b0 = _mm512_unpacklo_epi32(x[h + 4], x[h + 6]), b1 = _mm512_unpackhi_epi32(x[h + 4], x[h + 6]);
+        v[0] = _mm512_permutexvar_epi16(back, _mm512_unpacklo_epi64(a0, b0));
+        v[1] = _mm512_permutexvar_epi16(back, _mm512_unpackhi_epi64(a0, b0));
+        v[2] = _mm512_permutexvar_epi16(back, _mm512_unpacklo_epi64(a1, b1));
+        v[3] = _mm512_permutexvar_epi16(back, _mm512_unpackhi_epi64(a1, b1));
+    }
+}
+
+#include "kernels_generic.h"
+
+/* ---- CRC-32C ---- */
+
+/* Register r, followed by D zero bits, is r_low * x^(D + 32) + r_high * x^(D - 32) mod P, where r_low and r_high are the (reflected) 64-bit halves. A
+ * constant is x^n mod P with its 32 bits reversed, shifted left by one because the product of two reflected numbers comes out one place too low. */
+INLINE V fold(V r, V k, V data) {
+    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(r, k, 0x00), _mm512_clmulepi64_epi128(r, k, 0x11), data, 0x96);
+}
+#define FOLD_CONSTANTS(low, high) _mm512_broadcast_i32x4(_mm_set_epi64x(high, low))
 
 static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
     uint64_t c = ~crc;
     if (n >= 256) {
-        const __m512i k = FOLD_2048, k1 = FOLD_512;
-        __m512i a = _mm512_xor_si512(load(p), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)(uint32_t)c)));
-        __m512i b = load(p + 64), d = load(p + 128), e = load(p + 192);
+        const V by_256 = FOLD_CONSTANTS(0xdcb17aa4, 0xb9e02b86), by_64 = FOLD_CONSTANTS(0x740eef02, 0x9e4addf8);
+        V r0 = _mm512_xor_si512(v_load(p), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)c))), r1 = v_load(p + 64), r2 = v_load(p + 128), r3 = v_load(p + 192);
         for (p += 256, n -= 256; n >= 256; p += 256, n -= 256) {
-            a = fold(a, k, load(p)); b = fold(b, k, load(p + 64)); d = fold(d, k, load(p + 128)); e = fold(e, k, load(p + 192));
+            r0 = fold(r0, by_256, v_load(p)); r1 = fold(r1, by_256, v_load(p + 64));
+            r2 = fold(r2, by_256, v_load(p + 128)); r3 = fold(r3, by_256, v_load(p + 192));
         }
-        a = fold(fold(fold(a, k1, b), k1, d), k1, e);
-        for (; n >= 64; p += 64, n -= 64) a = fold(a, k1, load(p));
-        uint8_t rest[64];
-        store(rest, a);
+        r0 = fold(fold(fold(r0, by_64, r1), by_64, r2), by_64, r3);
+        for (; n >= 64; p += 64, n -= 64) r0 = fold(r0, by_64, v_load(p));
+        /* What is left has 512 bits: its CRC is that of 64 message bytes, from a register of zero. */
+        uint64_t words[8];
+        _mm512_storeu_si512(words, r0);
         c = 0;
-        for (int i = 0; i < 64; i += 8) c = _mm_crc32_u64(c, wp_load64(rest + i));
+        for (int i = 0; i < 8; i++) c = _mm_crc32_u64(c, words[i]);
     }
-    for (; n >= 8; p += 8, n -= 8) c = _mm_crc32_u64(c, wp_load64(p));
-    for (; n; p++, n--) c = _mm_crc32_u8((uint32_t)c, *p);
-    return ~(uint32_t)c;
+    for (; n >= 8; n -= 8, p += 8) c = _mm_crc32_u64(c, wp_load64(p));
+    uint32_t c32 = (uint32_t)c;
+    for (; n; n--, p++) c32 = _mm_crc32_u8(c32, *p);
+    return ~c32;
 }
 
 /* ---- rANS ---- */
 
-/* Lanes that fell below 256 take the next bytes, in lane order. */
-static inline __m512i renorm(__m512i x, const uint8_t **p) {
-    __mmask32 low = _mm512_cmplt_epu16_mask(x, _mm512_set1_epi16(256));
-    __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)*p));
-    *p += _mm_popcnt_u32(low);
-    return _mm512_or_si512(_mm512_mask_slli_epi16(x, low, x, 8), _mm512_maskz_expand_epi16(low, bytes));
+INLINE V table16(const uint8_t *t) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t)); }
+
+typedef struct { V quarter[4]; } table256;
+INLINE table256 load_table256(const uint8_t *t) { return (table256){{v_load(t), v_load(t + 64), v_load(t + 128), v_load(t + 192)}}; }
+INLINE V look_up(const table256 *t, V i) {
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(i), _mm512_permutex2var_epi8(t->quarter[0], i, t->quarter[1]),
+                                  _mm512_permutex2var_epi8(t->quarter[2], i, t->quarter[3]));
+}
+
+/* 64 states; memory has them as little-endian words, which is byte 0 and byte 1 of 64 elements. */
+typedef struct { V lo_hi[2]; } states;
+
+/* One symbol for each of 64 lanes. */
+INLINE V decode_half(states *s, const table256 *ranks, V freqs, V starts, V symbols, V escape, int has_escape, const uint8_t **renorm, const uint8_t **literals) {
+    const V low8 = _mm512_set1_epi16(0xff);
+    V lo = s->lo_hi[0], hi = s->lo_hi[1];
+    V rank = look_up(ranks, lo), freq = _mm512_shuffle_epi8(freqs, rank), bias = _mm512_sub_epi8(lo, _mm512_shuffle_epi8(starts, rank));
+    V even = _mm512_add_epi16(_mm512_mullo_epi16(v_and(freq, low8), v_and(hi, low8)), v_and(bias, low8));
+    /* (256 a)(256 b) >> 16 is a b: no shifts needed to get at the odd bytes. */
+    V odd = _mm512_add_epi16(_mm512_mulhi_epu16(_mm512_andnot_si512(low8, freq), _mm512_andnot_si512(low8, hi)), V_SHR(bias, 8));
+    lo = v_select(low8, even, V_SHL(odd, 8));
+    hi = v_select(low8, V_SHR(even, 8), odd);
+    __mmask64 need = _mm512_testn_epi8_mask(hi, hi);
+    s->lo_hi[1] = _mm512_mask_mov_epi8(hi, need, lo);
+    s->lo_hi[0] = _mm512_mask_expand_epi8(lo, need, v_load(*renorm));
+    *renorm += _mm_popcnt_u64(need);
+    V symbol = _mm512_shuffle_epi8(symbols, rank);
+    if (has_escape) {
+        __mmask64 escaped = _mm512_cmpeq_epi8_mask(rank, escape);
+        symbol = _mm512_mask_expand_epi8(symbol, escaped, v_load(*literals));
+        *literals += _mm_popcnt_u64(escaped);
+    }
+    return symbol;
+}
+
+INLINE int overran(const wp_rans_decoder *d) {
+    return (d->renorm_in_tail && d->renorm > d->renorm_end) || (d->literals_in_tail && d->literals > d->literals_end);
+}
+
+INLINE wp_status decode_groups(wp_rans_decoder *d, uint8_t *out, size_t n_groups, int has_escape) {
+    const table256 ranks = load_table256(d->rank_of_slot);
+    const V freqs = table16(d->freq), starts = table16(d->start), symbols = table16(d->symbol), escape = v_set(d->n_symbols);
+    const uint8_t *renorm = d->renorm, *literals = d->literals, *renorm_check = renorm, *literals_check = literals;
+    states s[2];
+    v_load2((const uint8_t *)d->x, s[0].lo_hi);
+    v_load2((const uint8_t *)(d->x + 64), s[1].lo_hi);
+    for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
+        /* One comparison a pointer says both "time for the guard" and, on a tail copy, "beyond the end". */
+        if (g == 0 || renorm > renorm_check || literals > literals_check) {
+            d->renorm = renorm; d->literals = literals;
+            if (overran(d)) return WP_TRUNCATED;
+            wp_rans_guard(d);
+            renorm = d->renorm; literals = d->literals;
+            renorm_check = d->renorm_in_tail ? d->renorm_end : d->renorm_end - WP_TAIL;
+            literals_check = d->literals_in_tail ? d->literals_end : d->literals_end - WP_TAIL;
+        }
+        v_store(out, decode_half(&s[0], &ranks, freqs, starts, symbols, escape, has_escape, &renorm, &literals));
+        v_store(out + 64, decode_half(&s[1], &ranks, freqs, starts, symbols, escape, has_escape, &renorm, &literals));
+    }
+    v_store2((uint8_t *)d->x, s[0].lo_hi);
+    v_store2((uint8_t *)(d->x + 64), s[1].lo_hi);
+    d->renorm = renorm; d->literals = literals;
+    return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
-    const __m512i ranks[4] = {load(d->rank_of_slot), load(d->rank_of_slot + 64), load(d->rank_of_slot + 128), load(d->rank_of_slot + 192)};
-    const __m512i freqs = table16(d->freq), starts = table16(d->start), symbols = table16(d->symbol);
-    const __m512i escape = _mm512_set1_epi8((char)d->n_symbols), low_bytes = _mm512_set1_epi16(255);
-    /* Even bytes first, then odd ones: back to lane order. */
-    uint8_t order[64];
-    for (int i = 0; i < 64; i++) order[i] = (uint8_t)(i < 32 ? 2 * i : 2 * i - 63);
-    const __m512i natural = load(order);
-    __m512i x[4] = {load(d->x), load(d->x + 32), load(d->x + 64), load(d->x + 96)};
-    wp_rans_guard(d);
-    const uint8_t *p = d->renorm, *q = d->literals;
-    for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
-        if ((!d->renorm_in_tail && d->renorm_end - p < WP_TAIL) || (!d->literals_in_tail && d->literals_end - q < WP_TAIL)) {
-            d->renorm = p; d->literals = q;
-            wp_rans_guard(d);
-            p = d->renorm; q = d->literals;
-        }
-#if defined(__GNUC__)
-#pragma GCC unroll 2
-#endif
-        for (int h = 0; h < 2; h++) {
-            __m512i x0 = x[2 * h], x1 = x[2 * h + 1];
-            __m512i slot = _mm512_ternarylogic_epi32(low_bytes, x0, _mm512_slli_epi16(x1, 8), 0xCA);
-            __m512i rank = lookup256(ranks, slot);
-            __m512i f = _mm512_shuffle_epi8(freqs, rank), s = _mm512_shuffle_epi8(symbols, rank);
-            __m512i bias = _mm512_sub_epi8(slot, _mm512_shuffle_epi8(starts, rank));
-            x0 = _mm512_add_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(x0, 8), _mm512_and_si512(f, low_bytes)), _mm512_and_si512(bias, low_bytes));
-            x1 = _mm512_add_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(x1, 8), _mm512_srli_epi16(f, 8)), _mm512_srli_epi16(bias, 8));
-            x[2 * h] = renorm(x0, &p);
-            x[2 * h + 1] = renorm(x1, &p);
-            s = _mm512_permutexvar_epi8(natural, s);
-            uint64_t escaped = _mm512_cmpeq_epi8_mask(rank, escape);
-            if (escaped) {
-                escaped = _pext_u64(escaped, 0x5555555555555555u) | _pext_u64(escaped, 0xAAAAAAAAAAAAAAAAu) << 32;
-                s = _mm512_mask_expand_epi8(s, escaped, load(q));
-                q += _mm_popcnt_u64(escaped);
-            }
-            store(out + 64 * h, s);
-        }
-        if ((d->renorm_in_tail && p > d->renorm_end) || (d->literals_in_tail && q > d->literals_end)) return WP_TRUNCATED;
+    return d->has_escape ? decode_groups(d, out, n_groups, 1) : decode_groups(d, out, n_groups, 0);
+}
+
+/* Writes the bytes of v that `lanes` selects below *p, in lane order. Masked, because what is above has been written already. */
+INLINE void push(uint8_t **p, __mmask64 lanes, V v) {
+    unsigned n = (unsigned)_mm_popcnt_u64(lanes);
+    *p -= n;
+    _mm512_mask_storeu_epi8(*p, _bzhi_u64(~(uint64_t)0, n), _mm512_maskz_compress_epi8(lanes, v));
+}
+
+/* The next state of 32 lanes, in 16 bits. `reciprocal` is floor(65536 / freq), at most 65535, so that the quotient is right or one too small. */
+INLINE V encode_words(V x, V freq, V start, V reciprocal) {
+    V q = _mm512_mulhi_epu16(x, reciprocal), rest = _mm512_sub_epi16(x, _mm512_mullo_epi16(q, freq));
+    __mmask32 one_more = _mm512_cmpge_epu16_mask(rest, freq);
+    V y = _mm512_add_epi16(_mm512_add_epi16(rest, start), V_SHL(q, 8));
+    return _mm512_mask_add_epi16(y, one_more, y, _mm512_sub_epi16(_mm512_set1_epi16(256), freq));
+}
+
+typedef struct { table256 ranks; V freqs, starts, reciprocals, escape; } encoder_tables;
+
+INLINE void encode_half(states *s, V symbol, const encoder_tables *t, int has_escape, uint8_t **renorm, uint8_t **literals) {
+    const V low8 = _mm512_set1_epi16(0xff);
+    V lo = s->lo_hi[0], hi = s->lo_hi[1];
+    V rank = look_up(&t->ranks, symbol), freq = _mm512_shuffle_epi8(t->freqs, rank), start = _mm512_shuffle_epi8(t->starts, rank);
+    if (has_escape) push(literals, _mm512_cmpeq_epi8_mask(rank, t->escape), symbol);
+    __mmask64 full = _mm512_cmpge_epu8_mask(hi, freq);
+    push(renorm, full, lo);
+    lo = _mm512_mask_mov_epi8(lo, full, hi);
+    hi = _mm512_maskz_mov_epi8(~full, hi);
+    /* vpermw looks at the low 5 bits of each word only: the other lane's rank above them does not matter. */
+    V even = encode_words(v_select(low8, lo, V_SHL(hi, 8)), v_and(freq, low8), v_and(start, low8), _mm512_permutexvar_epi16(rank, t->reciprocals));
+    V odd = encode_words(v_select(low8, V_SHR(lo, 8), hi), V_SHR(freq, 8), V_SHR(start, 8), _mm512_permutexvar_epi16(V_SHR(rank, 8), t->reciprocals));
+    s->lo_hi[0] = v_select(low8, even, V_SHL(odd, 8));
+    s->lo_hi[1] = v_select(low8, V_SHR(even, 8), odd);
+}
+
+INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups, int has_escape) {
+    /* 16 entries are enough: rank 16 is an escape that a book of 16 symbols does not have. */
+    uint8_t freqs[16], starts[16];
+    uint16_t reciprocals[32] = {0};
+    for (int r = 0; r < 16; r++) {
+        uint32_t f = e->freq[r];
+        freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
+        reciprocals[r] = (uint16_t)(f > 1 ? 65536 / f : 65535);
     }
-    d->renorm = p; d->literals = q;
-    for (int i = 0; i < 4; i++) store(d->x + 32 * i, x[i]);
-    return WP_OK;
+    const encoder_tables t = {load_table256(e->rank_of_symbol), table16(freqs), table16(starts), _mm512_loadu_si512(reciprocals), v_set(e->n_symbols)};
+    uint8_t *renorm = e->renorm, *literals = e->literals;
+    states s[2];
+    v_load2((const uint8_t *)e->x, s[0].lo_hi);
+    v_load2((const uint8_t *)(e->x + 64), s[1].lo_hi);
+    for (const uint8_t *p = symbols + n_groups * WP_BLOCK; p != symbols;) {
+        p -= WP_BLOCK;
+        encode_half(&s[1], v_load(p + 64), &t, has_escape, &renorm, &literals);
+        encode_half(&s[0], v_load(p), &t, has_escape, &renorm, &literals);
+    }
+    v_store2((uint8_t *)e->x, s[0].lo_hi);
+    v_store2((uint8_t *)(e->x + 64), s[1].lo_hi);
+    e->renorm = renorm; e->literals = literals;
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
-    const __m512i ranks[4] = {load(e->rank_of_symbol), load(e->rank_of_symbol + 64), load(e->rank_of_symbol + 128), load(e->rank_of_symbol + 192)};
-    uint16_t padded[3][32] = {{0}};
-    memcpy(padded[0], e->freq, sizeof e->freq);
-    memcpy(padded[1], e->start, sizeof e->start);
-    memcpy(padded[2], e->reciprocal, sizeof e->reciprocal);
-    const __m512i freqs = load(padded[0]), starts = load(padded[1]), reciprocals = load(padded[2]);
-    const __m512i escape = _mm512_set1_epi8((char)e->n_symbols), low_bytes = _mm512_set1_epi16(255), one = _mm512_set1_epi16(1);
-    __m512i x[4] = {load(e->x), load(e->x + 32), load(e->x + 64), load(e->x + 96)};
-    uint8_t *p = e->renorm, *q = e->literals;
-    uint8_t rank_bytes[WP_BLOCK];
-    for (size_t g = n_groups; g-- > 0;) {
-        for (int h = 1; h >= 0; h--) {
-            __m512i s = load(symbols + g * WP_BLOCK + 64 * h), rank = lookup256(ranks, s);
-            store(rank_bytes + 64 * h, rank);
-            uint64_t escaped = _mm512_cmpeq_epi8_mask(rank, escape);
-            if (escaped) {
-                unsigned k = (unsigned)_mm_popcnt_u64(escaped);
-                q -= k;
-                _mm512_mask_storeu_epi8(q, k == 64 ? ~(__mmask64)0 : ((__mmask64)1 << k) - 1, _mm512_maskz_compress_epi8(escaped, s));
-            }
-        }
-#if defined(__GNUC__)
-#pragma GCC unroll 4
-#endif
-        for (int i = 3; i >= 0; i--) {
-            __m512i rank = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(rank_bytes + 32 * i)));
-            __m512i f = _mm512_permutexvar_epi16(rank, freqs), start = _mm512_permutexvar_epi16(rank, starts);
-            __m512i v = x[i];
-            __mmask32 over = _mm512_cmpge_epu16_mask(_mm512_srli_epi16(v, 8), f); /* v >= f << 8 */
-            __m512i bytes = _mm512_maskz_compress_epi16(over, _mm512_and_si512(v, low_bytes));
-            unsigned k = (unsigned)_mm_popcnt_u32(over);
-            p -= k;
-            _mm256_mask_storeu_epi8(p, (__mmask32)(((uint64_t)1 << k) - 1), _mm512_cvtepi16_epi8(bytes));
-            v = _mm512_mask_srli_epi16(v, over, v, 8);
-            /* As in kernels_scalar.c: the product's high half is v div f, or one more. */
-            __m512i quotient = _mm512_mulhi_epu16(v, _mm512_permutexvar_epi16(rank, reciprocals));
-            quotient = _mm512_mask_mov_epi16(quotient, _mm512_cmpeq_epi16_mask(f, one), v);
-            __m512i rest = _mm512_sub_epi16(v, _mm512_mullo_epi16(quotient, f));
-            __mmask32 too_big = _mm512_cmpgt_epu16_mask(rest, v);
-            quotient = _mm512_mask_sub_epi16(quotient, too_big, quotient, one);
-            rest = _mm512_mask_add_epi16(rest, too_big, rest, f);
-            x[i] = _mm512_add_epi16(_mm512_add_epi16(_mm512_slli_epi16(quotient, 8), rest), start);
-        }
+    if (e->has_escape) encode_groups(e, symbols, n_groups, 1);
+    else encode_groups(e, symbols, n_groups, 0);
+}
+
+/* ---- histogram ---- */
+
+static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
+    /* Eight tables, so that a run of one symbol does not wait for its own last store. */
+    uint32_t c[8][256];
+    memset(c, 0, sizeof c);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        uint64_t v = wp_load64(symbols + i);
+        c[0][v & 255]++; c[1][v >> 8 & 255]++; c[2][v >> 16 & 255]++; c[3][v >> 24 & 255]++;
+        c[4][v >> 32 & 255]++; c[5][v >> 40 & 255]++; c[6][v >> 48 & 255]++; c[7][v >> 56]++;
     }
-    e->renorm = p; e->literals = q;
-    for (int i = 0; i < 4; i++) store(e->x + 32 * i, x[i]);
+    for (; i < n; i++) c[0][symbols[i]]++;
+    for (int s = 0; s < 256; s++) counts[s] = c[0][s] + c[1][s] + c[2][s] + c[3][s] + c[4][s] + c[5][s] + c[6][s] + c[7][s];
 }
 
-/* ---- planes ---- */
-
-static inline __m512i widen(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
-static inline void narrow(uint8_t *p, __m512i words) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi16_epi8(words)); }
-
-/* Width of a block from the OR of its raw words. */
-static inline uint8_t width_of(uint32_t any, unsigned r) { return (uint8_t)(any ? r - (unsigned)_tzcnt_u32(any) : 0); }
-static inline uint32_t or_words(__m512i v) { uint32_t x = (uint32_t)_mm512_reduce_or_epi32(v); return (x | x >> 16) & 0xffff; }
-static inline uint32_t or_bytes(__m512i v) { uint32_t x = or_words(v); return (x | x >> 8) & 0xff; }
-
-static void merge_bf16(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    const uint8_t *exponents = planes[0];
-    const __m512i sign = _mm512_set1_epi16((short)0x8000), mantissa = _mm512_set1_epi16(0x7f);
-    for (size_t i = 0; i < n_blocks * WP_BLOCK; i += 32) {
-        __m512i e = widen(exponents + i), a = widen(bits + i);
-        /* (a << 8 & sign) | (a & mantissa) | e << 7 */
-        __m512i rest = _mm512_or_si512(_mm512_slli_epi16(e, 7), _mm512_and_si512(a, mantissa));
-        store(elems + 2 * i, _mm512_ternarylogic_epi32(_mm512_slli_epi16(a, 8), sign, rest, 0xEA));
-    }
-}
-
-static void split_bf16(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    const __m512i low7 = _mm512_set1_epi16(0x7f), bit7 = _mm512_set1_epi16(0x80);
-    for (size_t b = 0; b < n_blocks; b++) {
-        __m512i any = _mm512_setzero_si512();
-        for (size_t i = b * WP_BLOCK; i < (b + 1) * WP_BLOCK; i += 32) {
-            __m512i v = load(elems + 2 * i), a = _mm512_ternarylogic_epi32(_mm512_srli_epi16(v, 8), bit7, _mm512_and_si512(v, low7), 0xEA);
-            any = _mm512_or_si512(any, a);
-            narrow(planes[0] + i, _mm512_srli_epi16(v, 7)); /* truncates to the low byte */
-            narrow(bits + i, a);
-        }
-        widths[b] = width_of(or_words(any), 8);
-    }
-}
-
-static void merge_f16(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    const __m512i sign = _mm512_set1_epi16((short)0x8000), high = _mm512_set1_epi16(0x3f8);
-    for (size_t b = 0; b < n_blocks; b++, bits += 176)
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m512i e = widen(planes[0] + b * WP_BLOCK + i), a = widen(bits + i);
-            __m512i v = _mm512_or_si512(_mm512_slli_epi16(e, 10), _mm512_and_si512(_mm512_slli_epi16(a, 3), high));
-            v = _mm512_ternarylogic_epi32(_mm512_slli_epi16(a, 8), sign, v, 0xEA);
-            /* The three bit planes hold bits 2, 1 and 0; bits of a sum that do not overlap are a union. */
-            v = _mm512_mask_add_epi16(v, wp_load32(bits + 128 + i / 8), v, _mm512_set1_epi16(4));
-            v = _mm512_mask_add_epi16(v, wp_load32(bits + 144 + i / 8), v, _mm512_set1_epi16(2));
-            v = _mm512_mask_add_epi16(v, wp_load32(bits + 160 + i / 8), v, _mm512_set1_epi16(1));
-            store(elems + 2 * (b * WP_BLOCK + i), v);
-        }
-}
-
-static void split_f16(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    const __m512i low5 = _mm512_set1_epi16(0x1f), low7 = _mm512_set1_epi16(0x7f), bit7 = _mm512_set1_epi16(0x80);
-    for (size_t b = 0; b < n_blocks; b++, bits += 176) {
-        __m512i any = _mm512_setzero_si512();
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m512i v = load(elems + 2 * (b * WP_BLOCK + i));
-            any = _mm512_or_si512(any, v);
-            narrow(planes[0] + b * WP_BLOCK + i, _mm512_and_si512(_mm512_srli_epi16(v, 10), low5));
-            narrow(bits + i, _mm512_ternarylogic_epi32(_mm512_srli_epi16(v, 8), bit7, _mm512_and_si512(_mm512_srli_epi16(v, 3), low7), 0xEA));
-            wp_store32(bits + 128 + i / 8, _mm512_movepi16_mask(_mm512_slli_epi16(v, 13)));
-            wp_store32(bits + 144 + i / 8, _mm512_movepi16_mask(_mm512_slli_epi16(v, 14)));
-            wp_store32(bits + 160 + i / 8, _mm512_movepi16_mask(_mm512_slli_epi16(v, 15)));
-        }
-        uint32_t v = or_words(any);
-        widths[b] = width_of((v & 0x3ff) | (v >> 15) << 10, 11);
-    }
-}
-
-/* 4x4 transposition of a register's 16 dwords. */
-static inline __m512i transpose(__m512i v) {
-    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
-}
-
-static void merge_f32(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    const __m512i low7 = _mm512_set1_epi8(0x7f), bit7 = _mm512_set1_epi8((char)0x80);
-    for (size_t b = 0; b < n_blocks; b++, bits += 384)
-        for (unsigned i = 0; i < WP_BLOCK; i += 64) {
-            /* Unpacking works within 16-byte lanes: with its dwords transposed first, the input comes out in order. */
-            __m512i e = transpose(load(planes[0] + b * WP_BLOCK + i)), a = transpose(load(bits + i));
-            __m512i b1 = transpose(load(bits + 128 + i)), b0 = transpose(load(bits + 256 + i));
-            __m512i b3 = _mm512_ternarylogic_epi32(a, bit7, _mm512_and_si512(_mm512_srli_epi16(e, 1), low7), 0xEA);
-            __m512i b2 = _mm512_ternarylogic_epi32(a, low7, _mm512_and_si512(_mm512_slli_epi16(e, 7), bit7), 0xEA);
-            __m512i low = _mm512_unpacklo_epi8(b0, b1), high = _mm512_unpacklo_epi8(b2, b3);
-            uint8_t *to = elems + 4 * (b * WP_BLOCK + i);
-            store(to, _mm512_unpacklo_epi16(low, high));
-            store(to + 64, _mm512_unpackhi_epi16(low, high));
-            low = _mm512_unpackhi_epi8(b0, b1); high = _mm512_unpackhi_epi8(b2, b3);
-            store(to + 128, _mm512_unpacklo_epi16(low, high));
-            store(to + 192, _mm512_unpackhi_epi16(low, high));
-        }
-}
-
-static void split_f32(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    const __m512i low7 = _mm512_set1_epi8(0x7f), bit7 = _mm512_set1_epi8((char)0x80), bit0 = _mm512_set1_epi8(1);
-    const __m512i by_byte = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    for (size_t b = 0; b < n_blocks; b++, bits += 384) {
-        __m512i any = _mm512_setzero_si512();
-        for (unsigned i = 0; i < WP_BLOCK; i += 64) {
-            const uint8_t *from = elems + 4 * (b * WP_BLOCK + i);
-            __m512i v0 = load(from), v1 = load(from + 64), v2 = load(from + 128), v3 = load(from + 192);
-            any = _mm512_or_si512(any, _mm512_or_si512(_mm512_or_si512(v0, v1), _mm512_or_si512(v2, v3)));
-            v0 = _mm512_shuffle_epi8(v0, by_byte); v1 = _mm512_shuffle_epi8(v1, by_byte);
-            v2 = _mm512_shuffle_epi8(v2, by_byte); v3 = _mm512_shuffle_epi8(v3, by_byte);
-            __m512i l01 = _mm512_unpacklo_epi32(v0, v1), l23 = _mm512_unpacklo_epi32(v2, v3);
-            __m512i h01 = _mm512_unpackhi_epi32(v0, v1), h23 = _mm512_unpackhi_epi32(v2, v3);
-            __m512i b0 = _mm512_unpacklo_epi64(l01, l23), b1 = _mm512_unpackhi_epi64(l01, l23);
-            __m512i b2 = _mm512_unpacklo_epi64(h01, h23), b3 = _mm512_unpackhi_epi64(h01, h23);
-            __m512i e = _mm512_ternarylogic_epi32(_mm512_add_epi8(b3, b3), _mm512_srli_epi16(b2, 7), bit0, 0xF8); /* b3 << 1 | (b2 >> 7 & 1) */
-            store(planes[0] + b * WP_BLOCK + i, transpose(e));
-            store(bits + i, transpose(_mm512_ternarylogic_epi32(b3, bit7, _mm512_and_si512(b2, low7), 0xEA)));
-            store(bits + 128 + i, transpose(b1));
-            store(bits + 256 + i, transpose(b0));
-        }
-        uint32_t v = (uint32_t)_mm512_reduce_or_epi32(any);
-        widths[b] = width_of((v & 0x7fffff) | (v >> 31) << 23, 24);
-    }
-}
-
-/* fp8: `man` mantissa bits; the raw word is `man` + 1 bit planes, the sign's first. */
-static inline void merge_f8(const unsigned man, const uint8_t *exponents, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    for (size_t b = 0; b < n_blocks; b++, bits += 16 * (man + 1))
-        for (unsigned i = 0; i < WP_BLOCK; i += 64) {
-            __m512i v = _mm512_slli_epi16(load(exponents + b * WP_BLOCK + i), (int)man); /* symbols fit their field, so nothing crosses bytes */
-            v = _mm512_mask_add_epi8(v, wp_load64(bits + i / 8), v, _mm512_set1_epi8((char)0x80));
-            for (unsigned k = 1; k <= man; k++) v = _mm512_mask_add_epi8(v, wp_load64(bits + 16 * k + i / 8), v, _mm512_set1_epi8((char)(1 << (man - k))));
-            store(elems + b * WP_BLOCK + i, v);
-        }
-}
-
-static inline void split_f8(const unsigned man, const uint8_t *elems, size_t n_blocks, uint8_t *exponents, uint8_t *widths, uint8_t *bits) {
-    const __m512i field = _mm512_set1_epi8((char)(0x7f >> man));
-    for (size_t b = 0; b < n_blocks; b++, bits += 16 * (man + 1)) {
-        __m512i any = _mm512_setzero_si512();
-        for (unsigned i = 0; i < WP_BLOCK; i += 64) {
-            __m512i v = load(elems + b * WP_BLOCK + i);
-            any = _mm512_or_si512(any, v);
-            store(exponents + b * WP_BLOCK + i, _mm512_and_si512(_mm512_srli_epi16(v, (int)man), field));
-            wp_store64(bits + i / 8, _mm512_movepi8_mask(v));
-            for (unsigned k = 1; k <= man; k++) wp_store64(bits + 16 * k + i / 8, _mm512_movepi8_mask(_mm512_slli_epi16(v, (int)(7 - man + k))));
-        }
-        uint32_t v = or_bytes(any);
-        widths[b] = width_of((v & ((1u << man) - 1)) | (v >> 7) << man, man + 1);
-    }
-}
-
-static void merge_f8_e4m3(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) { merge_f8(3, planes[0], bits, n_blocks, elems); }
-static void merge_f8_e5m2(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) { merge_f8(2, planes[0], bits, n_blocks, elems); }
-static void split_f8_e4m3(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    split_f8(3, elems, n_blocks, planes[0], widths, bits);
-}
-static void split_f8_e5m2(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    split_f8(2, elems, n_blocks, planes[0], widths, bits);
-}
-
-/* Scalar where compilers vectorise the loop well enough, or where the dtype is rare in checkpoints (fp64, integers). */
-const wp_kernels wp_kernels_avx512 = {
-    crc32c, wp_histogram_scalar, rans_decode, rans_encode,
-    {NULL, wp_merge_bytes1_scalar, wp_merge_bytes2_scalar, wp_merge_bytes4_scalar, wp_merge_bytes8_scalar,
-     merge_bf16, merge_f16, merge_f32, wp_merge_f64_scalar, merge_f8_e4m3, merge_f8_e5m2},
-    {NULL, wp_split_bytes1_scalar, wp_split_bytes2_scalar, wp_split_bytes4_scalar, wp_split_bytes8_scalar,
-     split_bf16, split_f16, split_f32, wp_split_f64_scalar, split_f8_e4m3, split_f8_e5m2},
-};
+const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop
