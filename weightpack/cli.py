@@ -51,7 +51,9 @@ class _Bar:
     """A progress bar that shows itself when a file takes over a second, on a terminal."""
 
     def __init__(self, verb: str, quiet: bool) -> None:
-        self._verb, self._quiet, self._path, self._bar = verb, quiet, None, None
+        self._verb, self._quiet = verb, quiet
+        self._path: str | None = None
+        self._bar: Any = None
 
     def __enter__(self) -> FileProgress | None:
         return None if self._quiet else self._update
@@ -215,7 +217,8 @@ def inspect(packed: str, tensors: bool, as_json: bool) -> None:
         click.echo(json.dumps([asdict(report) for report in reports]))
         return
     for report in reports:
-        click.echo(f"{report.path}: {human_bytes(report.source_bytes)} -> {human_bytes(report.packed_bytes)} ({percent(report.packed_bytes, report.source_bytes)})")
+        share = percent(report.packed_bytes, report.source_bytes)
+        click.echo(f"{report.path}: {human_bytes(report.source_bytes)} -> {human_bytes(report.packed_bytes)} ({share} of original)")
         click.echo(f"SHA-256 of the original: {report.source_sha256}\n")
         groups: dict[str, list[int]] = {}
         for tensor in report.tensors:
@@ -231,7 +234,8 @@ def inspect(packed: str, tensors: bool, as_json: bool) -> None:
             for t in report.tensors:
                 bits = "-" if t.codec.startswith("tied") else f"{t.bits_per_element:.3f}"
                 shape = "x".join(map(str, t.shape)) or "-"
-                rows.append([t.name, t.dtype, shape, human_bytes(t.source_bytes), human_bytes(t.packed_bytes), percent(t.packed_bytes, t.source_bytes), bits, t.codec])
+                sizes = [human_bytes(t.source_bytes), human_bytes(t.packed_bytes), percent(t.packed_bytes, t.source_bytes)]
+                rows.append([t.name, t.dtype, shape, *sizes, bits, t.codec])
             click.echo("\n" + table(rows, right="lllrrrrl"))
 
 

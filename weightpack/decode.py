@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack import kernels as kernel_choice
+from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError
 from weightpack.format.constants import MAX_CHUNK_BLOCKS, Codec, Mode
 from weightpack.format.index import zstd_decode
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.dtypes import Layout
+    from weightpack.kernels import Stream
 
 
 def decode_chunk(layout: Layout, chunk: bytes | bytearray | memoryview, n_elems: int, chunk_number: int, crc: int, out: NDArray[np.uint8]) -> None:
@@ -43,9 +45,9 @@ def decode_chunk(layout: Layout, chunk: bytes | bytearray | memoryview, n_elems:
         raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
 
 
-def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, memoryview | bytes]]:
+def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, Stream]]:
     n_planes, n_blocks = len(layout.plane_bits), -(-n_elems // 128)
-    streams: list[tuple[int, memoryview | bytes]] = []
+    streams: list[tuple[int, Stream]] = []
     for i, (codec, stream) in enumerate(chunk.streams):
         if codec != Codec.ZSTD:
             streams.append((codec, stream))
@@ -62,13 +64,11 @@ def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, memor
     return streams
 
 
-def _bits_bytes(widths: tuple[int, memoryview | bytes], layout: Layout, n_elems: int, n_blocks: int) -> int:
+def _bits_bytes(widths: tuple[int, Stream], layout: Layout, n_elems: int, n_blocks: int) -> int:
     """Return the length of the bits stream that these widths imply (FORMAT 7.4)."""
     plane = np.empty(n_blocks, np.uint8)
     if n_blocks > MAX_CHUNK_BLOCKS:
         raise CorruptionError("the chunk has too many blocks")
-    from weightpack.dtypes import LAYOUTS, LayoutId
-
     kernel_choice.active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [widths], n_blocks, 0, plane)
     if int(plane.max()) > layout.raw_bits:
         raise CorruptionError("a block is wider than its raw word")

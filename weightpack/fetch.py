@@ -10,7 +10,10 @@ from weightpack.errors import OptionError
 
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 # The same weights in other formats: hundreds of megabytes that packing would only copy.
-_OTHER_WEIGHTS = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ckpt", "*.mlmodel", "*.mlpackage/*", "openvino/*"]
+_OTHER_WEIGHTS = [
+    "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ckpt",
+    "*.mlmodel", "*.mlpackage/*", "openvino/*",
+]  # fmt: skip
 
 
 def is_repo_id(text: str) -> bool:
@@ -29,7 +32,14 @@ def fetch_repo(repo_id: str, *, revision: str | None = None, token: str | None =
         The Hub can't be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir, ignore_patterns=_OTHER_WEIGHTS))

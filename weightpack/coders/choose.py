@@ -40,7 +40,7 @@ def worth_zstd(kernels: Kernels, data: Bytes, options: PackOptions) -> bool:
 
 def zstd_stream(data: Bytes, options: PackOptions) -> bytes:
     """Compress to one frame with its content size and without a checksum: chunks have their own."""
-    return zstandard.ZstdCompressor(level=options.zstd_level, write_checksum=False).compress(data)
+    return zstandard.ZstdCompressor(level=options.zstd_level, write_checksum=False).compress(memoryview(data))
 
 
 def encode_bytes(kernels: Kernels, data: Bytes, options: PackOptions) -> Stream:

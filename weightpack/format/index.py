@@ -120,12 +120,13 @@ class Index:
             raise CorruptionError("the index's storage is not a string")
         if set(storage) - set("pkt"):
             raise UnsupportedError("the index has a kind of storage that this version does not know: upgrade weightpack")
-        if not all(is_count(i) and i < len(storage) for i in tied) or len(tied) != storage.count("t"):
+        positions = [i for i in tied if isinstance(i, int) and is_count(i) and i < len(storage)]
+        if len(positions) != len(tied) or len(tied) != storage.count("t"):
             raise CorruptionError("the index's tied tensors do not match its storage")
         kept = root.get("kept_crc32c")
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
-        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(tied), _base64(kept))
+        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept))
 
 
 def _list(root: dict[str, object], key: str) -> list[object]:

@@ -59,7 +59,7 @@ class RecordHead:
 
 def table_bytes(first: Buffer, n_bytes: int, record_bytes: int) -> int:
     """Return how many bytes header and table take, from a record's first `HEAD_BYTES`, checked against the record's length."""
-    layout, n_elems, chunk_elems = _parse_head(first, n_bytes, record_bytes)
+    _, n_elems, chunk_elems = _parse_head(first, n_bytes, record_bytes)
     n_chunks = -(-n_elems // chunk_elems)
     if table_end(n_chunks) > record_bytes:
         raise CorruptionError(f"the record has {record_bytes} bytes, too few for its table of {n_chunks} chunks")

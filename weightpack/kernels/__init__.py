@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weightpack.dtypes import Layout
 
     Bytes = NDArray[np.uint8]
+    Stream = Bytes | bytes | bytearray | memoryview
 
 __all__ = ["Kernels", "RansBook", "SplitPlanes", "active", "available_isas", "isa", "use_isa"]
 
@@ -69,11 +70,11 @@ class Kernels(Protocol):
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         """Return the stream of FORMAT 8.4 for 256 code lengths (0: no code)."""
 
-    def decode_chunk(self, layout: Layout, chunk: Bytes | memoryview, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
+    def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
         """Decode a chunk (FORMAT 6.3) into `out` and check its CRC. False, and nothing done, if it has zstd streams: expand them, call `decode_streams`."""
 
     def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Bytes | memoryview]], n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         """Decode (codec, stream) pairs, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
 

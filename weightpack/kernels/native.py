@@ -15,13 +15,15 @@ from weightpack.kernels import RansBook, SplitPlanes
 try:
     from weightpack import _core
 except ImportError:
-    _core = None  # type: ignore[assignment]
+    _BUILT = False
+else:
+    _BUILT = True
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.dtypes import Layout
-    from weightpack.kernels import Bytes
+    from weightpack.kernels import Bytes, Stream
 
 # Pinned in native/include/weightpack.h.
 _OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50
@@ -29,7 +31,7 @@ _OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21,
 
 def available() -> list[str]:
     """Return the ISAs that the core has and this CPU can run, slowest first; none if it was not compiled."""
-    return [] if _core is None else [name for name, runs in _core.isas() if runs]
+    return [name for name, runs in _core.isas() if runs] if _BUILT else []
 
 
 def _check(status: int) -> None:
@@ -104,7 +106,7 @@ class NativeKernels:
         _check(status)
         return out[:n]
 
-    def decode_chunk(self, layout: Layout, chunk: Bytes | memoryview, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
+    def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
         status = _core.decode_chunk(self._isa, layout.id, chunk, n_elems, chunk_number, crc, out, self._workspace.get(self._workspace_bytes))
         if status == _NEEDS_ZSTD:
             return False
@@ -112,7 +114,7 @@ class NativeKernels:
         return True
 
     def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Bytes | memoryview]], n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         status, crc = _core.decode_streams(
             self._isa, layout.id, mode, streams, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)

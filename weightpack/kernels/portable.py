@@ -21,13 +21,13 @@ from weightpack.kernels import RansBook, SplitPlanes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.kernels import Bytes
+    from weightpack.kernels import Bytes, Stream
 
 LANES = 128
 MAX_CODE_BITS = 12
 
 
-def _u8(data: Bytes | bytes | memoryview | bytearray) -> Bytes:
+def _u8(data: Stream) -> Bytes:
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
 
 
@@ -54,7 +54,7 @@ class PortableKernels:
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         return _huffman_encode(lengths, symbols)
 
-    def decode_chunk(self, layout: Layout, chunk: Bytes | memoryview, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
+    def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
         parsed = parse_chunk(memoryview(chunk), layout)
         if any(codec == Codec.ZSTD for codec, _ in parsed.streams):
             return False
@@ -63,7 +63,7 @@ class PortableKernels:
         return True
 
     def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Bytes | memoryview]], n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         n_bytes = n_elems * layout.elem_bytes
         if not 0 < n_bytes <= MAX_CHUNK_BYTES or n_elems > MAX_CHUNK_BLOCKS * LANES:
@@ -87,9 +87,9 @@ _CRC_COLUMNS = 4096  # a power of two
 
 @cache
 def _crc_table() -> NDArray[np.uint32]:
-    table = np.arange(256, dtype=np.uint32)
+    table: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+        table = (table >> np.uint32(1)) ^ np.where(table & np.uint32(1), np.uint32(_POLYNOMIAL), np.uint32(0))
     return table
 
 
@@ -158,9 +158,8 @@ def _split(layout: Layout, data: Bytes) -> SplitPlanes:
         shift += width
     raw = (elems >> np.uint64(shift)) << mantissa | elems & np.uint64((1 << int(mantissa)) - 1)
     n_blocks, tail = _blocks(n)
-    padded = np.zeros(n_blocks * LANES, np.uint64)
-    padded[:n] = raw
-    padded = padded.reshape(n_blocks, LANES)
+    padded = np.zeros((n_blocks, LANES), np.uint64)
+    padded.reshape(-1)[:n] = raw
     union = np.bitwise_or.reduce(padded, axis=1)
     lowest = union & (~union + np.uint64(1))
     zeros = np.where(union == 0, r, np.log2(np.maximum(lowest, 1).astype(np.float64)).astype(np.int64))  # exact: a power of two below 2^53
@@ -180,12 +179,11 @@ def _block_bytes(raw: NDArray[np.uint64], w: int, r: int) -> Bytes:
     """Return the bits (7.4) of blocks of one width, one row a block."""
     v = raw >> np.uint64(r - w)
     planes = [(v >> np.uint64(w - 8 * (k + 1))).astype(np.uint8) for k in range(w // 8)]
-    for k in reversed(range(w % 8)):
-        planes.append(np.packbits((v >> np.uint64(k) & np.uint64(1)).astype(np.uint8), axis=1, bitorder="little"))
+    planes += [np.packbits((v >> np.uint64(k) & np.uint64(1)).astype(np.uint8), axis=1, bitorder="little") for k in reversed(range(w % 8))]
     return np.concatenate(planes, axis=1) if planes else np.empty((len(raw), 0), np.uint8)
 
 
-def _merge(layout: Layout, streams: Sequence[tuple[int, Bytes | memoryview]], n: int, out: Bytes) -> None:
+def _merge(layout: Layout, streams: Sequence[tuple[int, Stream]], n: int, out: Bytes) -> None:
     if len(streams) != layout.n_streams:
         raise CorruptionError("the chunk's header is damaged")
     n_planes, r = len(layout.plane_bits), layout.raw_bits
@@ -484,7 +482,8 @@ def _huffman_bitstream(data: Bytes, n: int, symbol_of: Bytes, length_of: Bytes) 
         raise TruncatedError("a Huffman bitstream ends early")
     if n_bits - at >= 8 or np.unpackbits(data, bitorder="little")[at:].any():
         raise CorruptionError("a Huffman bitstream has bits left over")
-    return symbol_of[windows[visited]]
+    symbols: Bytes = symbol_of[windows[visited]]
+    return symbols
 
 
 assert LAYOUTS[LayoutId.F64].raw_bits <= 53  # _split finds widths through float64
