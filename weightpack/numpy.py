@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpack.arrays import dtype_name, numpy_dtype
-from weightpack.dtypes import tensor_bytes
+from weightpack.arrays import dtype_name
 from weightpack.files import MemoryFile
+from weightpack.frameworks import NumpyFramework
 from weightpack.save import pack_tensors, save_tensors
 from weightpack.tensors import SafeOpen
 from weightpack.tensors import safe_open as _safe_open
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from weightpack.options import PackOptions
 
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
-
-
-class NumpyFramework:
-    """Makes numpy arrays of bytes."""
-
-    def empty(self, dtype: str, shape: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        target = numpy_dtype(dtype)
-        memory = np.empty(tensor_bytes(dtype, tuple(shape)) or 0, np.uint8)
-        return memory.view(target).reshape(shape), memory
-
-    def finish(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        return tensor
 
 
 def safe_open(filename: str | os.PathLike[str], framework: str = "numpy", device: str = "cpu", **kwargs: Any) -> SafeOpen:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightpack.errors import OptionError, TensorNotFoundError, located
 from weightpack.files import LocalFile, RandomReader
 from weightpack.format.safetensors import check_tiles
+from weightpack.frameworks import Framework, NumpyFramework, TorchFramework
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.parallel import ordered_map, thread_count
 from weightpack.reader import PackedFile, is_packed, read_header
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
-
-
-class Framework(Protocol):
-    """How an array library makes a tensor of bytes."""
-
-    def empty(self, dtype: str, shape: Sequence[int]) -> tuple[Any, Bytes]:
-        """Return a new tensor and its memory, (n_bytes,) uint8, to be filled."""
-
-    def finish(self, tensor: Any) -> Any:
-        """Return the filled tensor, on its device."""
 
 
 class TensorReader:
@@ -197,12 +188,8 @@ def safe_open(
     if framework in ("np", "numpy"):
         if device != "cpu":
             raise OptionError(f"numpy arrays live on the CPU, not on {device!r}")
-        from weightpack.numpy import NumpyFramework
-
         chosen: Framework = NumpyFramework()
     elif framework in ("pt", "torch", "pytorch"):
-        from weightpack.torch import TorchFramework
-
         chosen = TorchFramework(device)
     else:
         raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")

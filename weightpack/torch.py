@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpack.dtypes import DTYPE_BITS, tensor_bytes
+from weightpack.dtypes import DTYPE_BITS
 from weightpack.errors import MissingExtraError, OptionError
 from weightpack.files import MemoryFile
+from weightpack.frameworks import TORCH_NAMES, TorchFramework
 from weightpack.save import pack_tensors, save_tensors
 from weightpack.tensors import SafeOpen
 from weightpack.tensors import safe_open as _safe_open
@@ -22,38 +23,11 @@ except ImportError:
     raise MissingExtraError("weightpack.torch needs PyTorch: `pip install weightpack[torch]`") from None
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from weightpack.options import PackOptions
 
 __all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
 
-_NAMES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32",
-    "U32": "uint32", "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F4": "float4_e2m1fn_x2",
-}  # fmt: skip
-_DTYPES = {name: getattr(torch, attribute) for name, attribute in _NAMES.items() if hasattr(torch, attribute)}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class TorchFramework:
-    """Makes torch tensors of bytes. They are decoded in CPU memory, then moved to `device`."""
-
-    def __init__(self, device: str | int | torch.device = "cpu") -> None:
-        self._device = torch.device(device)
-
-    def empty(self, dtype: str, shape: Sequence[int]) -> tuple[torch.Tensor, NDArray[np.uint8]]:
-        if dtype not in _DTYPES:
-            raise OptionError(f"this torch has no dtype for {dtype}")
-        memory = torch.empty(tensor_bytes(dtype, tuple(shape)) or 0, dtype=torch.uint8)
-        if dtype == "F4":  # two elements a byte: safetensors gives the packed shape
-            shape = (*shape[:-1], shape[-1] // 2)
-        return memory.view(_DTYPES[dtype]).reshape(tuple(shape)), memory.numpy()
-
-    def finish(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+_DTYPE_NAMES = {getattr(torch, attribute): name for name, attribute in TORCH_NAMES.items() if hasattr(torch, attribute)}
 
 
 def safe_open(filename: str | os.PathLike[str], framework: str = "pt", device: str | int = "cpu", **kwargs: Any) -> SafeOpen:
