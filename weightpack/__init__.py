@@ -5,7 +5,7 @@
 >>> weightpack.pack("model.safetensors")        # doctest: +SKIP
 >>> weightpack.unpack("model.wp.safetensors")   # doctest: +SKIP
 
-The road: `packer` and `unpacker` move a file; `segments` finds its tensors; `encode` and `decode` turn chunks of elements into coded chunks and back, on
+The road: `packer` and `unpacker` move a file; `segments` finds its tensors; `chunk_encoder` and `chunk_decoder` turn chunks of elements into coded chunks and back, on
 `coders` and `kernels`; `format` holds the bytes between.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-_MODULES = ("errors", "kernels", "numpy", "torch")
+_MODULES = ("errors", "kernels", "numpy", "reference", "torch")
 
 
 def __getattr__(name: str) -> object:

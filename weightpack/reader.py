@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.decode import decode_chunk
-from weightpack.encode import chunk_crc
+from weightpack.chunk_decoder import decode_chunk
+from weightpack.chunk_encoder import chunk_crc
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, located
 from weightpack.files import RandomReader, pieces, read_at
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES

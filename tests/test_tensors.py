@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""weightpack.numpy and weightpack.torch beside safetensors' own, on packed and plain files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import samples
+import torch
+
+import weightpack
+import weightpack.numpy
+import weightpack.torch
+from weightpack.errors import FormatError, LimitError, OptionError
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 600, generator=generator) * 0.05
+    return {
+        "w.f32": weight, "w.bf16": weight.bfloat16(), "w.f16": weight.half(), "w.e4m3": weight.to(torch.float8_e4m3fn), "w.f64": weight[:50].double(),
+        "ids": torch.arange(100), "flag": torch.tensor([True, False] * 50), "scalar": torch.tensor(0.25), "empty": torch.empty(0, 4), "c": weight[:9, :8].to(torch.complex64),
+    }  # fmt: skip
+
+
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.reshape(-1).view(torch.uint8).equal(b.reshape(-1).view(torch.uint8))
+
+
+@pytest.fixture(params=["packed", "plain"])
+def path(request, tensors, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save = weightpack.torch.save_file if request.param == "packed" else safetensors.torch.save_file
+    save(tensors, path, {"format": "pt", "note": "ü"})
+    return path
+
+
+def test_torch_load_file(path, tensors):
+    loaded = weightpack.torch.load_file(path)
+    assert sorted(loaded) == sorted(tensors)
+    assert all(same(loaded[name], tensors[name]) for name in tensors)
+    assert all(same(tensor, tensors[name]) for name, tensor in weightpack.torch.load(path.read_bytes()).items())
+
+
+def test_safe_open_has_the_methods_of_safetensors(path, tensors, tmp_path):
+    plain = tmp_path / "plain.safetensors"
+    safetensors.torch.save_file(tensors, plain, {"format": "pt", "note": "ü"})
+    with weightpack.safe_open(path, "pt", device="cpu") as ours, safetensors.safe_open(plain, "pt", device="cpu") as stock:
+        assert ours.keys() == list(stock.keys())
+        assert ours.metadata() == stock.metadata()
+        assert sorted(ours.offset_keys()) == sorted(stock.offset_keys())
+        for name in stock.keys():
+            assert same(ours.get_tensor(name), stock.get_tensor(name))
+            assert ours.get_slice(name).get_shape() == stock.get_slice(name).get_shape()
+            assert ours.get_slice(name).get_dtype() == stock.get_slice(name).get_dtype()
+    with pytest.raises(OptionError, match="closed"):
+        ours.keys()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (slice(0, 10),), (slice(500, 700),), (slice(None), slice(3, 9)), (slice(100, 300), slice(0, 1)), (5,), (-1,), (slice(-20, None),), (Ellipsis,),
+        (slice(10, 5),), (3, 7), (slice(None), 5), (slice(0, 700, 3),), (slice(0, 0),),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["w.f32", "w.bf16"])
+def test_slices_equal_indexing(path, tensors, name, index):
+    with weightpack.safe_open(path, "pt") as opened:
+        assert same(opened.get_slice(name)[index if len(index) > 1 else index[0]].contiguous(), tensors[name][index].contiguous())
+
+
+def test_slice_decodes_only_the_chunks_that_it_needs(tensors, tmp_path, monkeypatch):
+    from weightpack.reader import PackedFile
+
+    path = tmp_path / "model.safetensors"
+    weightpack.torch.save_file({"w": torch.randn(4000, 512).bfloat16()}, path)
+    decoded = []
+    original = PackedFile.decode_piece
+    monkeypatch.setattr(PackedFile, "decode_piece", lambda self, stored, piece, out: (decoded.append(piece.number), original(self, stored, piece, out)))
+    with weightpack.safe_open(path, "pt") as opened:
+        opened.get_slice("w")[1000:1020]
+        assert decoded == [1]
+        with pytest.raises(IndexError):
+            opened.get_slice("w")[4000]
+
+
+def test_numpy_functions(tmp_path):
+    arrays = {"a": np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100), "b": np.arange(7), "f": np.asfortranarray(np.ones((3, 4)))}
+    weightpack.save_file(arrays, tmp_path / "x.safetensors", {"k": "v"})
+    loaded = weightpack.load_file(tmp_path / "x.safetensors")
+    assert all(np.array_equal(loaded[name], arrays[name]) and loaded[name].dtype == arrays[name].dtype for name in arrays)
+    assert all(np.array_equal(array, arrays[name]) for name, array in weightpack.numpy.load(weightpack.numpy.save(arrays)).items())
+    weightpack.unpack(tmp_path / "x.safetensors", tmp_path / "plain.safetensors")
+    stock = safetensors.numpy.load_file(tmp_path / "plain.safetensors")
+    assert all(np.array_equal(stock[name], arrays[name]) for name in arrays)
+
+
+def test_what_save_file_packs_unpacks_to_a_file_that_safetensors_reads(tensors, tmp_path):
+    weightpack.torch.save_file(tensors, tmp_path / "packed.safetensors", {"format": "pt"})
+    weightpack.unpack(tmp_path / "packed.safetensors", tmp_path / "back.safetensors")
+    loaded = safetensors.torch.load_file(tmp_path / "back.safetensors")
+    assert all(same(loaded[name], tensors[name]) for name in tensors)
+    assert len(loaded) == len(tensors)
+
+
+def test_models_with_shared_tensors(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(300, 64), "head": torch.nn.Linear(64, 300, bias=False)})
+        model["head"].weight = model["embed"].weight
+        return model
+
+    model, other = make(), make()
+    with torch.no_grad():
+        model["embed"].weight.mul_(2)
+    weightpack.torch.save_model(model, str(tmp_path / "m.safetensors"))
+    assert weightpack.torch.load_model(other, tmp_path / "m.safetensors") == ([], [])
+    assert same(other["head"].weight, model["head"].weight)
+    with pytest.raises(RuntimeError, match="Missing"):
+        weightpack.torch.load_model(torch.nn.Linear(2, 2), tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "float64", "int8", "int64", "bool", "complex64"])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (300, 7), (2, 3, 0)])
+def test_encode_decode(isa, name, shape):
+    array = (np.random.default_rng(1).standard_normal(shape) * 20).astype(name)
+    frame = weightpack.encode(array)
+    back = weightpack.decode(frame)
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
+    assert back.tobytes() == array.tobytes()
+    assert weightpack.reference.decode_frame(frame)[2] == array.tobytes()
+
+
+def test_damaged_frames_are_refused():
+    array = np.frombuffer(samples.weights(300, "F32"), "<f4")
+    frame = bytearray(weightpack.encode(array))
+    for i in range(len(frame)):
+        frame[i] ^= 0x11
+        try:
+            assert np.array_equal(weightpack.decode(bytes(frame)), array)
+        except (FormatError, LimitError):
+            pass
+        frame[i] ^= 0x11
+    for n in range(len(frame)):
+        with pytest.raises(FormatError):
+            weightpack.decode(bytes(frame[:n]))
+
+
+def test_what_can_not_be_saved_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="dtype"):
+        weightpack.save_file({"a": np.array(["text"])}, tmp_path / "x")
+    with pytest.raises(OptionError, match="contiguous"):
+        weightpack.torch.save_file({"a": torch.ones(3, 4).T}, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_open_file_serves_many_threads(path, tensors):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with weightpack.safe_open(path, "pt", threads=1) as opened, ThreadPoolExecutor(8) as pool:
+        names = list(tensors) * 8
+        for name, tensor in zip(names, pool.map(opened.get_tensor, names), strict=True):
+            assert same(tensor, tensors[name])
