@@ -48,7 +48,9 @@ def _handler(repos: dict[str, Path], log: list[str]):
                 return self.error(404, "RevisionNotFound")
             files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
             if api:
-                entries = [{"type": "file", "path": name, "size": p.stat().st_size, "oid": hashlib.sha1(p.read_bytes()).hexdigest()} for name, p in files.items()]
+                entries = [
+                    {"type": "file", "path": name, "size": p.stat().st_size, "oid": hashlib.sha1(p.read_bytes()).hexdigest()} for name, p in files.items()
+                ]
                 if api[2] == "tree":
                     return self.reply(200, json.dumps(entries).encode(), Content_Type="application/json")
                 info = {

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightpack import kernels, reference
-from weightpack.coders.huffman import code_lengths
 from weightpack.chunk_decoder import decode_chunk
-from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.chunk_encoder import chunk_crc, encode_chunk
+from weightpack.coders.huffman import code_lengths
+from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import FormatError, OptionError
 from weightpack.format.record import parse_chunk
 from weightpack.options import PackOptions
@@ -144,7 +144,10 @@ def test_damage_gives_the_same_outcome_on_every_backend(layout, codecs, n):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(list(LAYOUTS)), st.sampled_from([0, 1]), st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=400)), max_size=8), st.integers(1, 300))
+@given(
+    st.sampled_from(list(LAYOUTS)), st.sampled_from([0, 1]), st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=400)), max_size=8),
+    st.integers(1, 300),
+)  # fmt: skip
 def test_random_streams_are_refused_or_decode_alike(layout_id, mode, streams, n):
     layout = LAYOUTS[layout_id]
     outcomes = set()

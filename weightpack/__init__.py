@@ -5,8 +5,8 @@
 >>> weightpack.pack("model.safetensors")        # doctest: +SKIP
 >>> weightpack.unpack("model.wp.safetensors")   # doctest: +SKIP
 
-The road: `packer` and `unpacker` move a file; `segments` finds its tensors; `chunk_encoder` and `chunk_decoder` turn chunks of elements into coded chunks and back, on
-`coders` and `kernels`; `format` holds the bytes between.
+The road: `packer` and `unpacker` move a file; `segments` finds its tensors; `chunk_encoder` and `chunk_decoder` turn chunks of elements into coded
+chunks and back, on `coders` and `kernels`; `format` holds the bytes between.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import numpy as np
 
 from weightpack.arrays import dtype_name, numpy_dtype
 from weightpack.chunk_decoder import decode_chunk
-from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
 from weightpack.chunk_encoder import chunk_crc, encode_chunk
+from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, OptionError, TruncatedError, UnsupportedError
 from weightpack.files import pieces
 from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES, aligned

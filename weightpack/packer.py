@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
 from weightpack.chunk_encoder import chunk_crc, encode_chunk
+from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
 from weightpack.files import AtomicFile, LocalFile, RandomReader, pieces, read_at
 from weightpack.format.constants import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightpack.dtypes import DTYPE_BITS, layout_of
 from weightpack.chunk_encoder import encode_chunk
+from weightpack.dtypes import DTYPE_BITS, layout_of
 from weightpack.files import RandomReader, read_at
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, Codec, Mode, aligned
 from weightpack.format.record import parse_chunk, table_end

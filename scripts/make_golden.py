@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Write golden files for cases that have none. A golden file is never written again: what one release wrote, every later one reads.
+
+    python scripts/make_golden.py
+
+Each case is a source (tests/samples.py) and pack options; the manifest holds the SHA-256 of the packed file and of its source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import zstandard
+
+import weightpack
+from weightpack.format.constants import VERSION
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+import samples  # noqa: E402
+
+FOLDER = ROOT / "tests" / "golden" / f"{VERSION[0]}.{VERSION[1]}"
+
+
+def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
+    """Return name -> (source, options)."""
+    options = weightpack.PackOptions
+    result = {"mixed-fast": (samples.mixed_file(), weightpack.load_profile()), "mixed-small-chunks": (samples.mixed_file(), options(chunk_elems=1280))}
+    weights = {
+        dtype: (dtype, (700,), samples.weights(700, dtype)) for dtype in ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+    } | {"ids": ("I64", (300,), b"".join(i.to_bytes(8, "little") for i in range(300))), "noise": ("U8", (50,), bytes(range(0, 250, 5)))}
+    for codec in ("rans", "huffman", "zstd"):
+        result[f"weights-{codec}"] = (samples.safetensors_file(weights, {"format": "pt"}), options(codecs=(codec,), exhaustive=True))
+    result["weights-raw"] = (samples.safetensors_file(weights), options(codecs=()))
+    for name, source in samples.foreign_files().items():
+        result[f"foreign-{name.replace(' ', '-')}"] = (source, weightpack.load_profile())
+    return result
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    for name, (source, options) in cases().items():
+        if name in manifest:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "source").write_bytes(source)
+            weightpack.pack(Path(folder) / "source", FOLDER / f"{name}.safetensors", options=options)
+        packed = (FOLDER / f"{name}.safetensors").read_bytes()
+        manifest[name] = {
+            "sha256": hashlib.sha256(packed).hexdigest(),
+            "source_sha256": hashlib.sha256(source).hexdigest(),
+            "options": asdict(options),
+            "written_by": f"weightpack {weightpack.__version__}, zstandard {zstandard.__version__}",
+        }
+        print(f"{name}: {len(source)} -> {len(packed)} bytes")
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden files: what a release wrote, every backend and the reference decoder read, and the writer still writes the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import zstandard
+
+import weightpack
+from weightpack import reference
+
+GOLDEN = Path(__file__).parent / "golden"
+MANIFESTS = {version.name: json.loads((version / "manifest.json").read_text()) for version in sorted(GOLDEN.iterdir())}
+CASES = [(version, name) for version, manifest in MANIFESTS.items() for name in manifest]
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_there_are_golden_files():
+    assert len(CASES) >= 15
+    for version, manifest in MANIFESTS.items():
+        assert {p.stem for p in (GOLDEN / version).glob("*.safetensors")} == set(manifest)
+
+
+@pytest.mark.parametrize(("version", "name"), CASES, ids=lambda value: value)
+def test_golden_file_is_unchanged_and_decodes(isa, tmp_path, version, name):
+    path, expected = GOLDEN / version / f"{name}.safetensors", MANIFESTS[version][name]
+    assert sha256(path.read_bytes()) == expected["sha256"], "a golden file was changed: they are append-only"
+    weightpack.unpack(path, tmp_path / "source")
+    assert sha256((tmp_path / "source").read_bytes()) == expected["source_sha256"]
+
+
+@pytest.mark.parametrize(("version", "name"), CASES, ids=lambda value: value)
+def test_reference_decoder_reads_golden_file(version, name):
+    assert sha256(reference.decode_file((GOLDEN / version / f"{name}.safetensors").read_bytes())) == MANIFESTS[version][name]["source_sha256"]
+
+
+@pytest.mark.parametrize("name", list(MANIFESTS["1.0"]))
+def test_writer_still_writes_the_golden_bytes(isa, tmp_path, name):
+    expected = MANIFESTS["1.0"][name]
+    if not expected["written_by"].endswith(f"zstandard {zstandard.__version__}"):
+        pytest.skip(f"written with {expected['written_by']}: another zstd library may write other bytes (FORMAT section 10)")
+    golden = GOLDEN / "1.0" / f"{name}.safetensors"
+    weightpack.unpack(golden, tmp_path / "source")
+    options = weightpack.PackOptions(**{key: tuple(value) if key == "codecs" else value for key, value in expected["options"].items()})
+    weightpack.pack(tmp_path / "source", tmp_path / "packed", options=options)
+    assert (tmp_path / "packed").read_bytes() == golden.read_bytes()
+
+
+def test_golden_files_are_append_only():
+    """No commit changed or removed a golden file."""
+    log = subprocess.run(
+        ["git", "log", "--diff-filter=MD", "--format=%h", "--", "tests/golden/*.safetensors"], cwd=GOLDEN, capture_output=True, text=True, check=False
+    )
+    if log.returncode:
+        pytest.skip("not a git checkout")
+    assert log.stdout == ""
