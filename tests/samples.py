@@ -121,5 +121,9 @@ def foreign_files() -> dict[str, bytes]:
         "trailer": safetensors_file({"a": a}, trailer=b"\0" * 999),
         "only empty tensors": safetensors_file({"a": ("F32", (0,), b""), "b": ("F32", (3, 0), b"")}),
         "scalar only": safetensors_file({"s": ("I64", (), bytes(8))}),
+        "newline padding": safetensors_file({"a": a}, pad=b" \n\t\r "),
+        "unknown dtypes": safetensors_file(
+            {"a": ("F31", (7, 9), weights(900, "BF16")), "b": ("C128", (2,), rng().bytes(50)), "c": ("X", (0,), b""), "d": a, "e": ("X", (), a[2])}
+        ),
         "odd names": safetensors_file({"": a, "a b\n\"\\": b, "__metadata": ("U8", (1,), b"x"), "\u00fc\U0001f600": ("U8", (3,), b"abc")}),
     }

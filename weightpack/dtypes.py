@@ -81,7 +81,7 @@ def layout_of(dtype: str) -> Layout:
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Return the length of a tensor; None if it is not a whole count of bytes."""
+    """Return the length of a tensor of a known dtype; None if it is not a whole count of bytes."""
     n_bits = DTYPE_BITS[dtype]
     for size in shape:
         n_bits *= size

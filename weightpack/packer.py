@@ -176,7 +176,7 @@ class _Packer:
                 self._end_record(current)
                 current = []
         kept = [t for t in by_offset if t.name not in self.stored.storage]
-        for tensor in sorted(kept, key=lambda t: -DTYPE_BITS[t.dtype]):
+        for tensor in sorted(kept, key=lambda t: -DTYPE_BITS.get(t.dtype, 8)):
             self._keep(tensor)
 
     def _chunks(self, tensors: list[Tensor]) -> Iterator[_Chunk]:
@@ -206,7 +206,7 @@ class _Packer:
     def _append_chunk(self, chunk: _Chunk) -> None:
         """Write the chunk at its place; once the record is no smaller than the tensor it is only counted."""
         begin, n = self._offsets[-1], len(chunk.encoded)
-        if begin + n < chunk.tensor.n_bytes:
+        if begin + n < chunk.tensor.n_bytes or chunk.tensor.dtype not in DTYPE_BITS:
             self._write(self._record_begin + begin, chunk.encoded.ljust(aligned(n), b"\0"))
         chunk.encoded = b""
         self._offsets.append(begin + aligned(n))
@@ -220,8 +220,8 @@ class _Packer:
             self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (0,), 0, 0)
             return
         record_bytes = self._offsets[-1]
-        if record_bytes >= tensor.n_bytes:
-            return  # kept
+        if record_bytes >= tensor.n_bytes and tensor.dtype in DTYPE_BITS:
+            return  # kept; an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
         layout = layout_of(tensor.dtype)
         head = RecordHead(
             layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(layout) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
@@ -255,7 +255,8 @@ class _Packer:
         self.position += tensor.n_bytes
         self.stored.storage[tensor.name] = "k"
         self.stored.kept_crcs[tensor.name] = crcs
-        self.stored.entries[tensor.name] = Entry(tensor.name, tensor.dtype, tensor.shape, begin, self.position)
+        dtype, shape = (tensor.dtype, tensor.shape) if tensor.dtype in DTYPE_BITS else ("U8", (0,))
+        self.stored.entries[tensor.name] = Entry(tensor.name, dtype, shape, begin, self.position)
 
     # ---- header
 

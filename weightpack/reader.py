@@ -11,6 +11,7 @@ import numpy as np
 
 from weightpack.chunk_decoder import decode_chunk
 from weightpack.chunk_encoder import chunk_crc
+from weightpack.dtypes import DTYPE_BITS
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, located
 from weightpack.files import RandomReader, pieces, read_at
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES
@@ -125,7 +126,7 @@ class PackedFile:
         n = int.from_bytes(first[:8], "little")
         if n > MAX_HEADER_BYTES or n > len(first) - 8:
             raise CorruptionError("the index does not hold the whole header of the source")
-        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n)
+        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True)
 
     def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index) -> dict[str, StoredTensor]:
         if len(index.kept_crc32c) % 4:
@@ -215,8 +216,10 @@ def _kernels() -> Kernels:
 
 def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:
     """FORMAT 5.4 to 5.6."""
-    if storage == "k":
+    if storage == "k" and tensor.dtype in DTYPE_BITS:
         good = entry.dtype == tensor.dtype and entry.shape == tensor.shape
+    elif storage == "k":
+        good = entry.dtype == "U8" and entry.shape == (0,) and tensor.n_bytes == 0
     elif storage == "t":
         good = entry.dtype == "U8" and entry.shape == (0,) and tensor.n_bytes > 0
     else:

@@ -176,15 +176,14 @@ def read_header(data: Buffer, what: str) -> tuple[int, dict[str, str], dict[str,
     n_bytes = uint(data, 0, 8, what)
     need(n_bytes <= MAX_HEADER, f"{what}: {n_bytes} bytes, above the limit")
     text = bytes(take(data, 8, n_bytes, what))
-    need(text.startswith(b"{") and text.rstrip(b" ").endswith(b"}"), f"{what}: not an object, padded with spaces only")
     tensors = read_json(text, what)
     metadata = tensors.pop("__metadata__", {})
     need(isinstance(metadata, dict) and all(isinstance(item, str) for item in metadata.values()), f"{what}: bad __metadata__")
     return 8 + n_bytes, metadata, tensors
 
 
-def read_entries(tensors: dict[str, Any]) -> dict[str, Entry]:
-    """4.1 the tensor entries, in ascending order of their names' code points."""
+def read_entries(tensors: dict[str, Any], of_source: bool = False) -> dict[str, Entry]:
+    """4.1 the tensor entries, in ascending order of their names' code points; a source may have unknown dtypes (7.6)."""
     entries = {}
     for name, fields in sorted(tensors.items()):
         need(isinstance(fields, dict), f"tensor {name!r}: not an object")
@@ -192,7 +191,9 @@ def read_entries(tensors: dict[str, Any]) -> dict[str, Entry]:
         need(isinstance(dtype, str) and is_uints(shape), f"tensor {name!r}: bad dtype or shape")
         need(is_uints(offsets) and len(offsets) == 2, f"tensor {name!r}: bad data_offsets")
         entries[name] = entry = Entry(dtype, tuple(shape), *offsets)
-        need(entry.end - entry.begin == tensor_bytes(entry.dtype, entry.shape), f"tensor {name!r}: length and shape differ")
+        need(entry.begin <= entry.end, f"tensor {name!r}: ends before it begins")
+        if entry.dtype in DTYPE_BITS or not of_source:
+            need(entry.end - entry.begin == tensor_bytes(entry.dtype, entry.shape), f"tensor {name!r}: length and shape differ")
     return entries
 
 
@@ -281,7 +282,9 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
     for (name, entry), kind in zip(entries.items(), storage, strict=True):
         size, stored, crcs_begin = entry.end - entry.begin, packed[name], crcs_end
         if kind == "k":
-            need((stored.dtype, stored.shape) == (entry.dtype, entry.shape), f"kept tensor {name!r}: wrong dtype or shape")
+            known = entry.dtype in DTYPE_BITS
+            need(known or size == 0, f"kept tensor {name!r}: unknown dtype")
+            need((stored.dtype, stored.shape) == ((entry.dtype, entry.shape) if known else ("U8", (0,))), f"kept tensor {name!r}: wrong dtype or shape")
             crcs_end += 4 * ceil_div(size, PIECE)
         else:
             need(size > 0, f"tensor {name!r}: empty, but not kept")
@@ -340,7 +343,7 @@ def read_source_header(gaps: list[Gap]) -> tuple[int, dict[str, Entry]]:
         if len(head) < 8 + MAX_HEADER:  # what follows the header may be huge
             head += part
     start, _, tensors = read_header(head, "source header")
-    return start, read_entries(tensors)
+    return start, read_entries(tensors, of_source=True)
 
 
 def kept_parts(body: Buffer, crcs: Buffer) -> Iterator[bytes]:

@@ -32,7 +32,7 @@ class TensorReport:
     @property
     def bits_per_element(self) -> float:
         """Bits an element takes in the packed file."""
-        n_elems = self.source_bytes * 8 // DTYPE_BITS[self.dtype]
+        n_elems = self.source_bytes * 8 // DTYPE_BITS.get(self.dtype, 8)
         return self.packed_bytes * 8 / n_elems if n_elems else 0.0
 
 

@@ -73,10 +73,10 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def parse_header(text: bytes, data_bytes: int) -> Header:
+def parse_header(text: bytes, data_bytes: int, *, unknown_dtypes: bool = False) -> Header:
     """Parse a JSON header and check every entry; `data_bytes` is the length of what follows the header.
 
-    Entries may leave holes; callers that forbid them use `check_tiles`.
+    Entries may leave holes; callers that forbid them use `check_tiles`. A source's header may have `unknown_dtypes` (FORMAT 7.6).
 
     Raises
     ------
@@ -88,17 +88,17 @@ def parse_header(text: bytes, data_bytes: int) -> Header:
     metadata = root.pop("__metadata__", None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise CorruptionError("__metadata__ does not map strings to strings")
-    entries = {name: _parse_entry(name, value, data_bytes) for name, value in root.items()}
+    entries = {name: _parse_entry(name, value, data_bytes, unknown_dtypes) for name, value in root.items()}
     return Header(entries, metadata, 8 + len(text))
 
 
-def _parse_entry(name: str, value: object, data_bytes: int) -> Entry:
+def _parse_entry(name: str, value: object, data_bytes: int, unknown_dtypes: bool) -> Entry:
     if not isinstance(value, dict):
         raise CorruptionError("the entry is not an object", tensor=name)
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str):
         raise CorruptionError("the entry has no dtype", tensor=name)
-    if dtype not in DTYPE_BITS:
+    if dtype not in DTYPE_BITS and not unknown_dtypes:
         raise UnsupportedError(f"unknown dtype {dtype!r}", tensor=name)
     if not (isinstance(shape, list) and len(shape) <= _MAX_DIMS and all(map(is_count, shape))):
         raise CorruptionError("the entry's shape is not a list of sizes", tensor=name)
@@ -109,7 +109,7 @@ def _parse_entry(name: str, value: object, data_bytes: int) -> Entry:
         raise CorruptionError(f"the entry ends ({end}) before it begins ({begin})", tensor=name)
     if end > data_bytes:
         raise TruncatedError(f"the entry ends at byte {end} of the data section, which has {data_bytes}", tensor=name)
-    if tensor_bytes(dtype, tuple(shape)) != end - begin:
+    if dtype in DTYPE_BITS and tensor_bytes(dtype, tuple(shape)) != end - begin:
         raise CorruptionError(f"{end - begin} bytes do not hold {dtype} of shape {shape}", tensor=name)
     return Entry(name, dtype, tuple(shape), begin, end)
 

@@ -12,7 +12,7 @@ from weightpack.segments import Segments, Tensor
 def segment_safetensors(source: RandomReader) -> Segments:
     """Read the header of a safetensors file and find its tensors and gaps."""
     n = header_bytes(bytes(read_at(source, 0, min(8, source.size))), source.size)
-    header = parse_header(bytes(read_at(source, 8, n)), source.size - 8 - n)
+    header = parse_header(bytes(read_at(source, 8, n)), source.size - 8 - n, unknown_dtypes=True)
     return segments_of(header, source.size)
 
 
