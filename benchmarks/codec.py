@@ -147,7 +147,8 @@ def markdown(result: dict) -> str:
     m = result["machine"]
     lines = [
         "# Codec, in memory, one core", "",
-        f"Written by `{result['command']}` at commit {m['commit']}. CPU: {m['cpu']} (a virtual machine), Python {m['python']}. Medians; GB = 10^9 bytes of original; "
+        f"Written by `{result['command']}` at commit {m['commit']}. CPU: {m['cpu']} (a virtual machine), Python {m['python']}. Medians; "
+        "GB = 10^9 bytes of original; "
         "round trips compared before timing; weightpack includes its checksums. Ratios to memcpy are of the same run.",
     ]  # fmt: skip
     for name, rows in result["corpora"].items():

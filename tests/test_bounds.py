@@ -50,7 +50,7 @@ with kernels.use_isa(sys.argv[1]):
                     planes = k.split(layout, source)
                     assert k.crc32c(source) == k.crc32c(data.tobytes())
                     for codecs in (("rans", "huffman"), ("rans",), ("huffman",)):
-                        chunk = encode_chunk(source, layout, PackOptions(codecs=codecs))
+                        chunk = encode_chunk(source, layout, PackOptions(codecs=codecs)).to_bytes()
                         coded = guarded(1, len(chunk), at_end); coded[:] = np.frombuffer(chunk, np.uint8)
                         # the output's guard: the source's own room, as long as the input is elsewhere
                         out = guarded(0, data.size, at_end); out[:] = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from weightpack import kernels as kernel_choice
 from weightpack.coders.choose import encode_bytes, encode_plane
 from weightpack.format.constants import Codec, Mode
-from weightpack.format.record import build_chunk
+from weightpack.format.record import EncodedChunk, build_chunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,13 +24,8 @@ def chunk_crc(data: NDArray[np.uint8], chunk_number: int) -> int:
     return kernels.crc32c(data, kernels.crc32c(chunk_number.to_bytes(4, "little")))
 
 
-def encode_chunk(data: NDArray[np.uint8], layout: Layout, options: PackOptions) -> bytes:
+def encode_chunk(data: NDArray[np.uint8], layout: Layout, options: PackOptions) -> EncodedChunk:
     """Encode the bytes of one chunk (a whole count of elements) as the smallest of: split planes, one plane of bytes, the bytes as they are.
-
-    Returns
-    -------
-    bytes
-        The chunk (FORMAT 6.3), without padding.
     """
     kernels = kernel_choice.active()
     planes = kernels.split(layout, data)

@@ -14,7 +14,7 @@ from weightpack.chunk_encoder import chunk_crc, encode_chunk
 from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, OptionError, TruncatedError, UnsupportedError
 from weightpack.files import pieces
-from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES, aligned
+from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES
 from weightpack.format.record import RecordHead, parse_record_head, table_bytes, table_end
 from weightpack.kernels import active
 from weightpack.options import PackOptions, load_profile
@@ -36,10 +36,10 @@ def encode_record(data: NDArray[np.uint8], layout: Layout, options: PackOptions,
     chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
     parts = [(number, data[offset : offset + n]) for number, (offset, n) in enumerate(pieces(data.size, chunk_bytes))]
     encoded = list(ordered_map(lambda part: (encode_chunk(part[1], layout, options), chunk_crc(part[1], part[0])), parts, threads))
-    offsets = np.cumsum([table_end(len(parts)), *(aligned(len(chunk)) for chunk, _ in encoded)])
+    offsets = np.cumsum([table_end(len(parts)), *(chunk.n_bytes for chunk, _ in encoded)])
     crcs = np.array([crc for _, crc in encoded], np.uint32)
     head = RecordHead(layout, data.size // layout.elem_bytes, chunk_bytes // layout.elem_bytes, offsets, crcs)
-    return b"".join([head.to_bytes(), *(chunk.ljust(aligned(len(chunk)), b"\0") for chunk, _ in encoded)])
+    return b"".join([head.to_bytes(), *(memoryview(part) for chunk, _ in encoded for part in chunk.parts)])
 
 
 def decode_record(record: memoryview, out: NDArray[np.uint8], threads: int = 1) -> None:

@@ -23,10 +23,9 @@ from weightpack.format.constants import (
     MAX_CHUNK_BYTES,
     MAX_HEADER_BYTES,
     MAX_RECORD_BYTES,
-    aligned,
 )
 from weightpack.format.index import Gap, Index
-from weightpack.format.record import RecordHead, table_end
+from weightpack.format.record import EncodedChunk, RecordHead, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.kernels import active
 from weightpack.options import PackOptions
@@ -75,7 +74,7 @@ class _Chunk:
     offset: int
     n_bytes: int
     last: bool
-    encoded: bytes = b""
+    encoded: EncodedChunk | None = None
     crc: int = 0
 
 
@@ -205,11 +204,15 @@ class _Packer:
 
     def _append_chunk(self, chunk: _Chunk) -> None:
         """Write the chunk at its place; once the record is no smaller than the tensor it is only counted."""
-        begin, n = self._offsets[-1], len(chunk.encoded)
+        assert chunk.encoded is not None
+        begin, n = self._offsets[-1], chunk.encoded.n_bytes
         if begin + n < chunk.tensor.n_bytes or chunk.tensor.dtype not in DTYPE_BITS:
-            self._write(self._record_begin + begin, chunk.encoded.ljust(aligned(n), b"\0"))
-        chunk.encoded = b""
-        self._offsets.append(begin + aligned(n))
+            position = self._record_begin + begin
+            for part in chunk.encoded.parts:
+                self._write(position, memoryview(part))
+                position += len(part)
+        chunk.encoded = None
+        self._offsets.append(begin + n)
 
     def _end_record(self, chunks: list[_Chunk]) -> None:
         tensor, crcs = chunks[0].tensor, np.array([chunk.crc for chunk in chunks], np.uint32)

@@ -11,7 +11,7 @@ import numpy as np
 from weightpack.chunk_encoder import encode_chunk
 from weightpack.dtypes import DTYPE_BITS, layout_of
 from weightpack.files import RandomReader, read_at
-from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, Codec, Mode, aligned
+from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, Codec, Mode
 from weightpack.format.record import parse_chunk, table_end
 from weightpack.options import PackOptions
 from weightpack.reader import PackedFile, StoredTensor
@@ -115,5 +115,5 @@ def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample
         n = min(chunk_bytes, tensor.n_bytes - i * chunk_bytes)
         data = np.frombuffer(read_at(source, tensor.offset + i * chunk_bytes, n), np.uint8)
         taken += n
-        coded += aligned(len(encode_chunk(data, layout, options)))
+        coded += encode_chunk(data, layout, options).n_bytes
     return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)

@@ -133,7 +133,22 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     return Chunk(Mode(mode), tuple(streams))
 
 
-def build_chunk(mode: Mode, streams: Sequence[tuple[Codec, Buffer | NDArray[np.uint8]]]) -> bytes:
-    """Serialise a chunk, without padding."""
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A chunk as buffers to be written one after the other, padding to 16 included: a copy into one would cost as much as the encoding."""
+
+    parts: tuple[Buffer | NDArray[np.uint8], ...]
+    n_bytes: int
+
+    def to_bytes(self) -> bytes:
+        """Join the parts."""
+        return b"".join(map(memoryview, self.parts))
+
+
+def build_chunk(mode: Mode, streams: Sequence[tuple[Codec, Buffer | NDArray[np.uint8]]]) -> EncodedChunk:
+    """Serialise a chunk."""
     table = [len(stream) << 8 | codec for codec, stream in streams]
-    return b"".join([_MODE.pack(mode, len(streams), 0), struct.pack(f"<{len(table)}I", *table), *(memoryview(stream) for _, stream in streams)])
+    head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table)
+    n_bytes = len(head) + sum(len(stream) for _, stream in streams)
+    padding = bytes(aligned(n_bytes) - n_bytes)
+    return EncodedChunk((head, *(stream for _, stream in streams), padding), n_bytes + len(padding))
