@@ -15,7 +15,7 @@ from weightpack.format.safetensors import check_tiles
 from weightpack.frameworks import Framework, NumpyFramework, TorchFramework
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.parallel import ordered_map, thread_count
-from weightpack.reader import PackedFile, is_packed, read_header
+from weightpack.reader import PackedFile, Piece, StoredTensor, is_packed, read_header
 from weightpack.segments import Tensor
 from weightpack.segments.safetensors import segments_of
 
@@ -47,17 +47,19 @@ class TensorReader:
             raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name)
         return self.tensors[name]
 
-    def read(self, name: str, begin: int, out: Bytes, threads: int = 1) -> None:
-        """Read `len(out)` bytes of a tensor from byte `begin`; of a packed one only the chunks that hold them are decoded."""
-        tensor = self.tensor(name)
-        end = begin + len(out)
+    def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
+        """Fill buffers: for each (name, begin, out), `len(out)` bytes of the tensor from byte `begin`. Of packed tensors only the chunks that hold them are
+        decoded; all chunks of all tensors are one queue for the threads."""
         if self._packed is None:
-            with located(path=self.file.name, tensor=name):
-                self.file.read_into(tensor.offset + begin, memoryview(out))
+            for name, begin, out in wanted:
+                with located(path=self.file.name, tensor=name):
+                    self.file.read_into(self.tensor(name).offset + begin, memoryview(out))
             return
-        packed, stored = self._packed, self._packed.stored(name)
+        packed = self._packed
 
-        def work(piece: Any) -> None:
+        def work(task: tuple[StoredTensor, Piece, int, Bytes]) -> None:
+            stored, piece, begin, out = task
+            end = begin + len(out)
             if begin <= piece.begin and piece.end <= end:
                 packed.decode_piece(stored, piece, out[piece.begin - begin : piece.end - begin])
                 return
@@ -66,7 +68,11 @@ class TensorReader:
             low, high = max(begin, piece.begin), min(end, piece.end)
             out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
 
-        for _ in ordered_map(work, packed.pieces(stored, begin, end), threads):
+        tasks = []
+        for name, begin, out in wanted:
+            stored = packed.stored(name)
+            tasks += [(stored, piece, begin, out) for piece in packed.pieces(stored, begin, begin + len(out))]
+        for _ in ordered_map(work, tasks, min(threads, len(tasks) or 1)):
             pass
 
 
@@ -130,12 +136,13 @@ class SafeOpen:
 
     def get_tensor(self, name: str) -> Any:
         """Return a tensor, decoded straight into its memory."""
-        tensor = self._open().tensor(name)
-        return self._fill(tensor, 0, tensor.shape)
+        return self.get_tensors([name])[name]
 
     def get_tensors(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return several tensors (all by default)."""
-        return {name: self.get_tensor(name) for name in (self.keys() if names is None else names)}
+        reader = self._open()
+        tensors = {name: reader.tensor(name) for name in (self.keys() if names is None else names)}
+        return dict(zip(tensors, self._fill([(tensor, 0, tensor.shape) for tensor in tensors.values()]), strict=True))
 
     def get_slice(self, name: str) -> TensorSlice:
         """Return a lazy view of a tensor."""
@@ -145,13 +152,16 @@ class SafeOpen:
         row_bits = tensor.n_bytes * 8 // tensor.shape[0] if tensor.shape[0] else 0
         if row_bits % 8:
             return self.get_tensor(tensor.name)[begin:end]
-        return self._fill(tensor, begin * row_bits // 8, (end - begin, *tensor.shape[1:]))
+        return self._fill([(tensor, begin * row_bits // 8, (end - begin, *tensor.shape[1:]))])[0]
 
-    def _fill(self, tensor: Tensor, offset: int, shape: Sequence[int]) -> Any:
-        with located(path=self._open().file.name, tensor=tensor.name):
-            result, memory = self._framework.empty(tensor.dtype, shape)
-            self._open().read(tensor.name, offset, memory, self._threads)
-            return self._framework.finish(result)
+    def _fill(self, wanted: Sequence[tuple[Tensor, int, Sequence[int]]]) -> list[Any]:
+        """Make a tensor of each shape and fill it from a byte of its tensor on."""
+        made = []
+        for tensor, _, shape in wanted:
+            with located(path=self._open().file.name, tensor=tensor.name):
+                made.append(self._framework.empty(tensor.dtype, shape))
+        self._open().read([(tensor.name, begin, memory) for (tensor, begin, _), (_, memory) in zip(wanted, made, strict=True)], self._threads)
+        return [self._framework.finish(result) for result, _ in made]
 
     def close(self) -> None:
         """Close the file."""

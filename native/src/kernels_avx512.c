@@ -2,19 +2,22 @@
  *
  * READ ME FIRST. The kernels for AVX-512 with VBMI, VBMI2 and VPCLMULQDQ.
  * rANS keeps 64 states as two vectors of bytes in lane order: `hi` has the high byte of each state, `lo` the low one. So the slot is `lo` as it
- * stands, "state < 256" is "byte of hi is 0", one 64-bit mask has the lanes in stream order, and one byte expand (decoder) or compress (encoder) moves
- * the renormalisation bytes of 64 lanes. Only the multiplication needs 16 bits: even and odd lanes apart, and joined again with a shift and a select.
- * The two halves of a group are independent but for the stream's pointer, which hides most of the latency.
- * Over-read: the decoder loads 64 bytes at both pointers and uses those that it needs; wp_rans_guard vouches for the rest. Nothing else reads or writes
- * outside its buffers; the encoder's stores are masked.
+ * stands, "state < 256" is "byte of hi is 0", one 64-bit mask has the lanes in stream order, and one byte expand (decoder) or compress (encoder)
+ * moves the renormalisation bytes of 64 lanes. Only the multiplication needs 16 bits: even and odd lanes apart, and joined again with a shift and a
+ * select. The two halves of a group are independent but for the stream's pointer, which hides most of the latency.
+ * Over-read: the decoder loads 64 bytes at both pointers and uses those that it needs; wp_rans_guard vouches for the rest. Nothing else reads or
+ * writes outside its buffers; the encoder's stores are masked.
  */
 #include "kernels.h"
 #include "mem.h"
 #ifdef WP_X86_64
 #include <immintrin.h>
 
+/* clang: "crc32" by name, because zig cc takes it out of its baseline and sse4.2 does not bring it back. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2"))), apply_to = function)
+#pragma clang attribute push(                                                                                                          \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,crc32,bmi,bmi2,popcnt,avx2"))), \
+    apply_to = function)
 #elif defined(__GNUC__)
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2")
 #endif
@@ -36,7 +39,7 @@ INLINE V v_and(V a, V b) { return _mm512_and_si512(a, b); }
 INLINE V v_select(V m, V a, V b) { return _mm512_ternarylogic_epi32(m, a, b, 0xCA); }
 INLINE V v_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE void v_store(uint8_t *p, V v) { _mm512_storeu_si512(p, v); }
-INLINE V v_from_bits(const uint8_t *p) { return _mm512_movm_epi8(wp_load64(p)); }
+INLINE V v_with_bits(V v, const uint8_t *p, uint8_t c) { return _mm512_mask_mov_epi8(v, wp_load64(p), v_or(v, v_set(c))); }
 INLINE void v_to_bits(uint8_t *p, V v, unsigned bit) { wp_store64(p, _mm512_test_epi8_mask(v, v_set((uint8_t)(1u << bit)))); }
 INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
     V any = v_or(v_load(p), v_load(p + 64));
@@ -49,8 +52,10 @@ INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
 /* Unpacks work inside 128-bit quarters: quarter k of store j must get the elements that belong there, hence a transposition of pairs (quarter, piece)
  * before the unpacks, or after the packs. */
 INLINE V transpose_dwords(V v) { return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v); }
-static const uint16_t words_to_quarters[32] = {0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31};
-static const uint16_t quarters_to_words[32] = {0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31};
+static const uint16_t words_to_quarters[32] = {0, 4, 8,  12, 16, 20, 24, 28, 1, 5, 9,  13, 17, 21, 25, 29,
+                                               2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31};
+static const uint16_t quarters_to_words[32] = {0, 8,  16, 24, 1, 9,  17, 25, 2, 10, 18, 26, 3, 11, 19, 27,
+                                               4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31};
 
 INLINE void v_store2(uint8_t *p, const V *v) {
     V a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpackhi_epi8(v[0], v[1]);
@@ -96,7 +101,8 @@ INLINE void v_store8(uint8_t *p, const V *v) {
     }
 }
 INLINE void v_load8(const uint8_t *p, V *v) {
-    const V order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)), back = _mm512_loadu_si512(quarters_to_words);
+    const V order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    const V back = _mm512_loadu_si512(quarters_to_words);
     V w[8], x[8]; /* w: words of byte k of two elements; x[2k], x[2k + 1]: dwords of bytes 0..3 and 4..7 */
     for (int k = 0; k < 8; k++) w[k] = _mm512_shuffle_epi8(v_load(p + 64 * k), order);
     for (int k = 0; k < 8; k += 2) { x[k] = _mm512_unpacklo_epi16(w[k], w[k + 1]); x[k + 1] = _mm512_unpackhi_epi16(w[k], w[k + 1]); }
@@ -125,7 +131,8 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
     uint64_t c = ~crc;
     if (n >= 256) {
         const V by_256 = FOLD_CONSTANTS(0xdcb17aa4, 0xb9e02b86), by_64 = FOLD_CONSTANTS(0x740eef02, 0x9e4addf8);
-        V r0 = _mm512_xor_si512(v_load(p), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)c))), r1 = v_load(p + 64), r2 = v_load(p + 128), r3 = v_load(p + 192);
+        V r0 = _mm512_xor_si512(v_load(p), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)(uint32_t)c)));
+        V r1 = v_load(p + 64), r2 = v_load(p + 128), r3 = v_load(p + 192);
         for (p += 256, n -= 256; n >= 256; p += 256, n -= 256) {
             r0 = fold(r0, by_256, v_load(p)); r1 = fold(r1, by_256, v_load(p + 64));
             r2 = fold(r2, by_256, v_load(p + 128)); r3 = fold(r3, by_256, v_load(p + 192));
@@ -159,7 +166,8 @@ INLINE V look_up(const table256 *t, V i) {
 typedef struct { V lo_hi[2]; } states;
 
 /* One symbol for each of 64 lanes. */
-INLINE V decode_half(states *s, const table256 *ranks, V freqs, V starts, V symbols, V escape, int has_escape, const uint8_t **renorm, const uint8_t **literals) {
+INLINE V decode_half(states *s, const table256 *ranks, V freqs, V starts, V symbols, V escape, int has_escape, const uint8_t **renorm,
+                     const uint8_t **literals) {
     const V low8 = _mm512_set1_epi16(0xff);
     V lo = s->lo_hi[0], hi = s->lo_hi[1];
     V rank = look_up(ranks, lo), freq = _mm512_shuffle_epi8(freqs, rank), bias = _mm512_sub_epi8(lo, _mm512_shuffle_epi8(starts, rank));
@@ -257,7 +265,8 @@ INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_g
         freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
         reciprocals[r] = (uint16_t)(f > 1 ? 65536 / f : 65535);
     }
-    const encoder_tables t = {load_table256(e->rank_of_symbol), table16(freqs), table16(starts), _mm512_loadu_si512(reciprocals), v_set(e->n_symbols)};
+    const encoder_tables t = {load_table256(e->rank_of_symbol), table16(freqs), table16(starts), _mm512_loadu_si512(reciprocals),
+                              v_set(e->n_symbols)};
     uint8_t *renorm = e->renorm, *literals = e->literals;
     states s[2];
     v_load2((const uint8_t *)e->x, s[0].lo_hi);
@@ -275,22 +284,6 @@ INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_g
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
     if (e->has_escape) encode_groups(e, symbols, n_groups, 1);
     else encode_groups(e, symbols, n_groups, 0);
-}
-
-/* ---- histogram ---- */
-
-static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
-    /* Eight tables, so that a run of one symbol does not wait for its own last store. */
-    uint32_t c[8][256];
-    memset(c, 0, sizeof c);
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        uint64_t v = wp_load64(symbols + i);
-        c[0][v & 255]++; c[1][v >> 8 & 255]++; c[2][v >> 16 & 255]++; c[3][v >> 24 & 255]++;
-        c[4][v >> 32 & 255]++; c[5][v >> 40 & 255]++; c[6][v >> 48 & 255]++; c[7][v >> 56]++;
-    }
-    for (; i < n; i++) c[0][symbols[i]]++;
-    for (int s = 0; s < 256; s++) counts[s] = c[0][s] + c[1][s] + c[2][s] + c[3][s] + c[4][s] + c[5][s] + c[6][s] + c[7][s];
 }
 
 const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};

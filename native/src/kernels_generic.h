@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. merge and split of every layout (FORMAT.md section 7), written once over vectors of V_LANES bytes; kernels_avx2.c and kernels_avx512.c
- * include it after they have defined:
+ * READ ME FIRST. merge and split of every layout (FORMAT.md section 7) and the histogram, written once over vectors of V_LANES bytes; kernels_avx2.c
+ * and kernels_avx512.c include it after they have defined:
  *   V, V_LANES                       a vector and its count of bytes, a divisor of 128
  *   V_SHL(v, n), V_SHR(v, n)         shift 16-bit words by a constant: what crosses a byte's border is garbage, and every use masks it away
  *   v_set(c), v_or, v_and            c in each byte; bitwise
  *   v_select(m, a, b)                a where the bit of m is 1, else b
  *   v_load, v_store                  unaligned
  *   v_store2/4/8(p, v), v_load2/4/8  interleave: byte i of v[k] <-> p[i * 2/4/8 + k]
- *   v_from_bits(p)                   bit plane -> 0xff or 0x00 a lane; v_to_bits(p, v, bit) is the way back, for one bit of each byte
+ *   v_with_bits(v, p, c)             v, with the bits of c set in the lanes whose bit in the bit plane at p is 1
+ *   v_to_bits(p, v, bit)             one bit of each byte -> bit plane
  *   v_or_words(p, n)                 OR of the n bytes at p as 64-bit words; n is a multiple of 128
  * The trick: elements are taken apart into byte k of every element first, so that a vector has one byte of V_LANES consecutive elements. All masking
- * then works on bytes, full vectors at a time, and planes are loaded and stored as they are. Each byte is the OR of its fields, as in
- * kernels_scalar.c, also where a hostile symbol is wider than its field.
+ * then works on bytes, and planes are loaded and stored as they are. Each byte is the OR of its fields, as in kernels_scalar.c, also where a hostile
+ * symbol is wider than its field.
  */
 #ifndef WP_KERNELS_GENERIC_H
 #define WP_KERNELS_GENERIC_H
@@ -29,9 +30,6 @@ static inline uint8_t width_of(uint64_t any, unsigned bytes, unsigned exp, unsig
     uint64_t raw = (any >> (man + exp) & 1) << man | (any & (((uint64_t)1 << man) - 1));
     return raw ? (uint8_t)(man + 1 - (unsigned)_tzcnt_u64(raw)) : 0;
 }
-
-/* v, with `bit` set in the lanes whose bit in the plane is 1. */
-static inline V with_bits(V v, const uint8_t *plane, uint8_t bit) { return v_or(v, v_and(v_from_bits(plane), v_set(bit))); }
 
 /* ---- bytes ---- */
 
@@ -95,7 +93,7 @@ MERGE(f16) {
             const uint8_t *low = bits + WP_BLOCK + i / 8;
             V e = v_load(e_plane + i), b0 = v_load(bits + i), v[2];
             v[0] = v_and(V_SHL(b0, 3), v_set(0xf8));
-            v[0] = with_bits(with_bits(with_bits(v[0], low, 4), low + BIT_PLANE, 2), low + 2 * BIT_PLANE, 1);
+            v[0] = v_with_bits(v_with_bits(v_with_bits(v[0], low, 4), low + BIT_PLANE, 2), low + 2 * BIT_PLANE, 1);
             v[1] = v_or(v_and(V_SHL(e, 2), v_set(0xfc)), v_select(v_set(0x80), b0, v_and(V_SHR(b0, 5), v_set(0x03))));
             v_store2(elems + 2 * i, v);
         }
@@ -150,7 +148,7 @@ MERGE(f64) {
             V e0 = v_load(planes[0] + b * WP_BLOCK + i), e1 = v_load(planes[1] + b * WP_BLOCK + i), raw[6], v[8];
             for (int k = 0; k < 6; k++) raw[k] = v_load(bits + k * WP_BLOCK + i);
             v[0] = v_and(V_SHL(raw[5], 5), high3);
-            for (int k = 0; k < 5; k++) v[0] = with_bits(v[0], low + k * BIT_PLANE, (uint8_t)(16 >> k));
+            for (int k = 0; k < 5; k++) v[0] = v_with_bits(v[0], low + k * BIT_PLANE, (uint8_t)(16 >> k));
             for (int k = 1; k < 6; k++) v[k] = v_select(high3, V_SHL(raw[5 - k], 5), V_SHR(raw[6 - k], 3));
             v[6] = v_select(high4, V_SHL(e0, 4), V_SHR(raw[0], 3));
             v[7] = v_or(v_and(raw[0], v_set(0x80)), v_select(high4, V_SHL(e1, 4), V_SHR(e0, 4)));
@@ -180,8 +178,8 @@ MERGE(f8_e4m3) {
         for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
             const uint8_t *low = bits + i / 8;
             V v = v_and(V_SHL(v_load(planes[0] + b * WP_BLOCK + i), 3), v_set(0xf8));
-            v = with_bits(with_bits(v, low, 0x80), low + BIT_PLANE, 4);
-            v_store(elems + b * WP_BLOCK + i, with_bits(with_bits(v, low + 2 * BIT_PLANE, 2), low + 3 * BIT_PLANE, 1));
+            v = v_with_bits(v_with_bits(v, low, 0x80), low + BIT_PLANE, 4);
+            v_store(elems + b * WP_BLOCK + i, v_with_bits(v_with_bits(v, low + 2 * BIT_PLANE, 2), low + 3 * BIT_PLANE, 1));
         }
 }
 SPLIT(f8_e4m3) {
@@ -201,7 +199,7 @@ MERGE(f8_e5m2) {
         for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
             const uint8_t *low = bits + i / 8;
             V v = v_and(V_SHL(v_load(planes[0] + b * WP_BLOCK + i), 2), v_set(0xfc));
-            v_store(elems + b * WP_BLOCK + i, with_bits(with_bits(with_bits(v, low, 0x80), low + BIT_PLANE, 2), low + 2 * BIT_PLANE, 1));
+            v_store(elems + b * WP_BLOCK + i, v_with_bits(v_with_bits(v_with_bits(v, low, 0x80), low + BIT_PLANE, 2), low + 2 * BIT_PLANE, 1));
         }
 }
 SPLIT(f8_e5m2) {
@@ -216,7 +214,24 @@ SPLIT(f8_e5m2) {
     }
 }
 
-#define WP_MERGES {NULL, merge_bytes1, merge_bytes2, merge_bytes4, merge_bytes8, merge_bf16, merge_f16, merge_f32, merge_f64, merge_f8_e4m3, merge_f8_e5m2}
-#define WP_SPLITS {NULL, split_bytes1, split_bytes2, split_bytes4, split_bytes8, split_bf16, split_f16, split_f32, split_f64, split_f8_e4m3, split_f8_e5m2}
+/* ---- histogram ---- */
+
+static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
+    /* Eight tables, so that a run of one symbol does not wait for its own last store. */
+    uint32_t c[8][256];
+    memset(c, 0, sizeof c);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        uint64_t v = wp_load64(symbols + i);
+        c[0][v & 255]++; c[1][v >> 8 & 255]++; c[2][v >> 16 & 255]++; c[3][v >> 24 & 255]++;
+        c[4][v >> 32 & 255]++; c[5][v >> 40 & 255]++; c[6][v >> 48 & 255]++; c[7][v >> 56]++;
+    }
+    for (; i < n; i++) c[0][symbols[i]]++;
+    for (int s = 0; s < 256; s++) counts[s] = c[0][s] + c[1][s] + c[2][s] + c[3][s] + c[4][s] + c[5][s] + c[6][s] + c[7][s];
+}
+
+#define WP_ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2}
+#define WP_MERGES WP_ALL(merge)
+#define WP_SPLITS WP_ALL(split)
 
 #endif

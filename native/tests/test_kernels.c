@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * READ ME FIRST. Compares every kernel of every available ISA with the scalar one, which is the definition, and every encoder with every decoder.
+ * Every buffer that a kernel sees stands flush with an unmapped page, once at its end and once at its beginning, so that one byte too far is a crash.
+ * Fixed seed; the exit status is 1 if anything differs. Needs POSIX (mmap). From the root of the repository:
+ *     gcc -std=c11 -O2 -g -fsanitize=address,undefined -Inative/include -Inative/src native/tests/test_kernels.c native/src/?*.c -o test_kernels
+ */
+#define _GNU_SOURCE
+#include "kernels.h"
+#include "mem.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- counting, random numbers, fenced buffers ---- */
+
+static unsigned n_passed, n_failed, line_checks, line_failures;
+static char line_name[64];
+
+static void begin_line(unsigned isa, const char *kernel) {
+    snprintf(line_name, sizeof line_name, "%s %s", wp_isa_name(isa), kernel);
+    line_checks = line_failures = 0;
+}
+static void end_line(void) {
+    printf("%-28s %7u checks%s\n", line_name, line_checks, line_failures ? "  FAILED" : "");
+    fflush(stdout);
+}
+static void check(int ok, const char *what) {
+    line_checks++;
+    if (ok) { n_passed++; return; }
+    n_failed++;
+    if (line_failures++ < 5) printf("%s: %s\n", line_name, what);
+}
+static void on_crash(int signal_number) {
+    static const char text[] = ": touched memory outside its buffers\n";
+    (void)signal_number;
+    if (write(1, line_name, strlen(line_name)) < 0 || write(1, text, sizeof text - 1) < 0) _exit(2);
+    _exit(1);
+}
+
+static uint64_t seed = 0x9E3779B97F4A7C15u;
+static uint64_t next_random(void) { /* xorshift64* */
+    seed ^= seed >> 12; seed ^= seed << 25; seed ^= seed >> 27;
+    return seed * 0x2545F4914F6CDD1Du;
+}
+static uint32_t below(uint32_t n) { return (uint32_t)((next_random() >> 32) * n >> 32); }
+static void fill_random(uint8_t *p, size_t n) { for (size_t i = 0; i < n; i++) p[i] = (uint8_t)(next_random() >> 40); }
+
+/* n bytes that end (or begin) where an unmapped page begins (or ends); the rest of the map is the slack on the other side. */
+typedef struct { uint8_t *p, *map; size_t map_bytes; } buffer;
+
+static buffer take(size_t n, int at_end) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (n + page - 1) / page * page;
+    buffer b = {NULL, NULL, inside + 2 * page};
+    b.map = mmap(NULL, b.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (b.map == MAP_FAILED || (inside && mprotect(b.map + page, inside, PROT_READ | PROT_WRITE))) { perror("mmap"); exit(2); }
+    b.p = b.map + page + (at_end ? inside - n : 0);
+    return b;
+}
+static buffer take_copy(const uint8_t *p, size_t n, int at_end) {
+    buffer b = take(n, at_end);
+    if (n) memcpy(b.p, p, n);
+    return b;
+}
+static void give(buffer b) { munmap(b.map, b.map_bytes); }
+
+static int same(const uint8_t *a, const uint8_t *b, size_t n) { return n == 0 || memcmp(a, b, n) == 0; }
+
+/* ---- crc32c ---- */
+
+static void test_crc32c(unsigned isa) {
+    const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
+    begin_line(isa, "crc32c");
+    check(k->crc32c(0, (const uint8_t *)"123456789", 9) == 0xE3069283u, "check value");
+    enum { MOST = 40000 };
+    static uint8_t data[MOST];
+    fill_random(data, MOST);
+    for (size_t i = 0; i < 2100 + 300; i++) {
+        size_t n = i < 2100 ? i : below(MOST);
+        uint32_t start = i % 3 ? (uint32_t)next_random() : 0, expected = scalar->crc32c(start, data, n);
+        for (int at_end = 0; at_end < 2; at_end++) {
+            buffer b = take_copy(data, n, at_end);
+            check(k->crc32c(start, b.p, n) == expected, "differs");
+            size_t cut = below((uint32_t)n + 1);
+            check(k->crc32c(k->crc32c(start, b.p, cut), b.p + cut, n - cut) == expected, "differs in two parts");
+            give(b);
+        }
+    }
+    memset(data, 0, MOST);
+    for (size_t n = 0; n < MOST; n += 331) check(k->crc32c(0, data, n) == scalar->crc32c(0, data, n), "differs on zeros");
+    end_line();
+}
+
+/* ---- histogram ---- */
+
+static void test_histogram(unsigned isa) {
+    const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
+    begin_line(isa, "histogram");
+    enum { MOST = 100000 };
+    static uint8_t data[MOST];
+    for (unsigned kind = 0; kind < 4; kind++) {
+        for (size_t i = 0; i < MOST; i++) /* random; a bell; constant; runs */
+            data[i] = (uint8_t)(kind == 0 ? below(256) : kind == 1 ? 110 + below(4) + below(5) + below(6) : kind == 2 ? 255 : i / 700);
+        for (size_t i = 0; i < 400; i++) {
+            size_t n = i < 300 ? i : below(MOST);
+            buffer b = take_copy(data, n, i & 1);
+            uint32_t expected[256], counts[256];
+            fill_random((uint8_t *)counts, sizeof counts);
+            scalar->histogram(b.p, n, expected);
+            k->histogram(b.p, n, counts);
+            check(memcmp(counts, expected, sizeof counts) == 0, "differs");
+            give(b);
+        }
+    }
+    end_line();
+}
+
+/* ---- split and merge ---- */
+
+static const char *const layout_names[WP_N_LAYOUTS] = {"", "BYTES1", "BYTES2", "BYTES4", "BYTES8", "BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"};
+static const size_t block_counts[] = {0, 1, 2, 3, 4, 5, 33};
+
+/* Everything a split gives, and a merge takes. */
+typedef struct { size_t n_planes; buffer planes[WP_MAX_PLANES], widths, bits; uint8_t *plane_pointers[WP_MAX_PLANES]; } parts;
+
+static parts take_parts(const wp_layout *l, size_t n_blocks, int at_end) {
+    parts s = {.n_planes = l->n_planes};
+    for (size_t p = 0; p < s.n_planes; p++) { s.planes[p] = take(n_blocks * WP_BLOCK, at_end); s.plane_pointers[p] = s.planes[p].p; }
+    s.widths = take(l->raw_bits ? n_blocks : 0, at_end);
+    s.bits = take(n_blocks * wp_block_bytes(l->raw_bits, WP_BLOCK), at_end);
+    return s;
+}
+static void give_parts(parts s) {
+    for (size_t p = 0; p < s.n_planes; p++) give(s.planes[p]);
+    give(s.widths); give(s.bits);
+}
+
+/* Elements of a block, by kind: random; zeros; low bits zero from a random one on; one bit set in all of the block. */
+static void make_elements(unsigned kind, const wp_layout *l, size_t n_blocks, uint8_t *elems) {
+    size_t bytes = l->elem_bytes, block_bytes = bytes * WP_BLOCK;
+    fill_random(elems, n_blocks * block_bytes);
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t *p = elems + b * block_bytes;
+        unsigned cut = below((uint32_t)(8 * bytes + 1));
+        if (kind == 1 || kind == 3) memset(p, 0, block_bytes);
+        if (kind == 2)
+            for (size_t i = 0; i < block_bytes; i++) {
+                unsigned bit = (unsigned)(i % bytes) * 8;
+                p[i] &= (uint8_t)(cut >= bit + 8 ? 0 : cut <= bit ? 0xff : 0xff << (cut - bit));
+            }
+        if (kind == 3) p[below((uint32_t)block_bytes)] = (uint8_t)(1u << below(8));
+    }
+}
+
+static void test_split(unsigned isa, unsigned layout) {
+    const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
+    const wp_layout *l = wp_layout_of(layout);
+    char name[32];
+    snprintf(name, sizeof name, "split %s", layout_names[layout]);
+    begin_line(isa, name);
+    for (unsigned kind = 0; kind < 4; kind++)
+        for (size_t c = 0; c < 2 * sizeof block_counts / sizeof *block_counts; c++) {
+            int at_end = c & 1;
+            size_t n_blocks = block_counts[c / 2], n = n_blocks * WP_BLOCK;
+            buffer elems = take(n * l->elem_bytes, at_end), back = take(n * l->elem_bytes, at_end);
+            make_elements(kind, l, n_blocks, elems.p);
+            parts expected = take_parts(l, n_blocks, at_end), got = take_parts(l, n_blocks, at_end);
+            scalar->split[layout](elems.p, n_blocks, expected.plane_pointers, expected.widths.p, expected.bits.p);
+            k->split[layout](elems.p, n_blocks, got.plane_pointers, got.widths.p, got.bits.p);
+            for (size_t p = 0; p < l->n_planes; p++) check(same(got.planes[p].p, expected.planes[p].p, n), "plane differs");
+            check(same(got.widths.p, expected.widths.p, l->raw_bits ? n_blocks : 0), "widths differ");
+            check(same(got.bits.p, expected.bits.p, n_blocks * wp_block_bytes(l->raw_bits, WP_BLOCK)), "bits differ");
+            k->merge[layout]((const uint8_t *const *)got.plane_pointers, got.bits.p, n_blocks, back.p);
+            check(same(back.p, elems.p, n * l->elem_bytes), "merge does not restore");
+            give_parts(expected); give_parts(got); give(elems); give(back);
+        }
+    end_line();
+}
+
+static void test_merge(unsigned isa, unsigned layout) {
+    const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
+    const wp_layout *l = wp_layout_of(layout);
+    char name[32];
+    snprintf(name, sizeof name, "merge %s", layout_names[layout]);
+    begin_line(isa, name);
+    for (size_t c = 0; c < 8 * sizeof block_counts / sizeof *block_counts; c++) {
+        int at_end = c & 1;
+        size_t n_blocks = block_counts[c / 8], bytes = n_blocks * WP_BLOCK * l->elem_bytes;
+        parts in = take_parts(l, n_blocks, at_end);
+        /* Also symbols that are too wide for their field: a caller must reject them, and until then all ISAs give the same. */
+        for (size_t p = 0; p < l->n_planes; p++) {
+            fill_random(in.planes[p].p, n_blocks * WP_BLOCK);
+            if (c & 2) for (size_t i = 0; i < n_blocks * WP_BLOCK; i++) in.planes[p].p[i] &= (uint8_t)((1u << l->plane_bits[p]) - 1);
+        }
+        fill_random(in.bits.p, n_blocks * wp_block_bytes(l->raw_bits, WP_BLOCK));
+        buffer expected = take(bytes, at_end), got = take(bytes, at_end);
+        scalar->merge[layout]((const uint8_t *const *)in.plane_pointers, in.bits.p, n_blocks, expected.p);
+        k->merge[layout]((const uint8_t *const *)in.plane_pointers, in.bits.p, n_blocks, got.p);
+        check(same(got.p, expected.p, bytes), "differs");
+        give_parts(in); give(expected); give(got);
+    }
+    end_line();
+}
+
+/* ---- rANS ---- */
+
+typedef struct { unsigned n_symbols, n_ranks; uint8_t symbols[16]; unsigned freqs[17], starts[17]; } book;
+
+/* `shape`: 0 even shares, 1 random cuts, 2 one rank takes what the others leave. */
+static book make_book(unsigned n_symbols, int escape, unsigned shape) {
+    book b = {.n_symbols = n_symbols, .n_ranks = n_symbols + (escape ? 1u : 0u)};
+    uint8_t seen[256] = {0};
+    unsigned first = below(200), window = below(2) ? 256 : 40;
+    for (unsigned r = 0; r < n_symbols;) {
+        uint8_t s = (uint8_t)(first + below(window));
+        if (!seen[s]) { seen[s] = 1; b.symbols[r++] = s; }
+    }
+    unsigned left = 256 - b.n_ranks, big = below(b.n_ranks);
+    for (unsigned r = 0; r < b.n_ranks; r++) b.freqs[r] = 1;
+    while (left) {
+        unsigned r = shape == 0 ? left % b.n_ranks : shape == 1 ? below(b.n_ranks) : big;
+        unsigned share = shape == 0 ? 1 : shape == 1 ? 1 + below(left) : left;
+        if (b.freqs[r] + share > 255) share = 255 - b.freqs[r];
+        if (shape == 2 && share == 0) { big = (big + 1) % b.n_ranks; continue; }
+        b.freqs[r] += share; left -= share;
+    }
+    for (unsigned r = 1; r <= b.n_ranks && r <= 16; r++) b.starts[r] = b.starts[r - 1] + b.freqs[r - 1];
+    return b;
+}
+
+static wp_rans_encoder make_encoder(const book *b, uint8_t *renorm, uint8_t *literals) {
+    wp_rans_encoder e;
+    memset(&e, 0, sizeof e);
+    for (int l = 0; l < WP_BLOCK; l++) e.x[l] = 256;
+    e.renorm = renorm; e.literals = literals;
+    e.n_symbols = (uint8_t)b->n_symbols; e.has_escape = b->n_ranks > b->n_symbols;
+    memset(e.rank_of_symbol, (int)b->n_symbols, 256);
+    for (unsigned r = 0; r < b->n_symbols; r++) e.rank_of_symbol[b->symbols[r]] = (uint8_t)r;
+    for (unsigned r = 0; r <= b->n_symbols; r++) {
+        unsigned f = r < b->n_ranks ? b->freqs[r] : 0, reciprocal = f ? (65536 + f - 1) / f : 0;
+        e.freq[r] = (uint16_t)f; e.start[r] = (uint16_t)b->starts[r];
+        e.reciprocal[r] = (uint16_t)(reciprocal > 65535 ? 65535 : reciprocal);
+    }
+    return e;
+}
+
+static void fill_decoder(wp_rans_decoder *d, const book *b, const uint16_t *x, const uint8_t *renorm, size_t n_renorm, const uint8_t *literals,
+                         size_t n_literals) {
+    memset(d, 0, sizeof *d);
+    memcpy(d->x, x, sizeof d->x);
+    d->renorm = renorm; d->renorm_end = renorm + n_renorm;
+    d->literals = literals; d->literals_end = literals + n_literals;
+    d->n_symbols = (uint8_t)b->n_symbols; d->has_escape = b->n_ranks > b->n_symbols;
+    memset(d->start, 255, 16);
+    for (unsigned r = 0; r < b->n_ranks; r++) {
+        unsigned symbol = r < b->n_symbols ? b->symbols[r] : 0;
+        d->freq[r] = (uint8_t)b->freqs[r]; d->start[r] = (uint8_t)b->starts[r]; d->symbol[r] = (uint8_t)symbol;
+        for (unsigned i = 0; i < b->freqs[r]; i++) {
+            d->rank_of_slot[b->starts[r] + i] = (uint8_t)r;
+            d->by_slot[b->starts[r] + i] = b->freqs[r] | i << 8 | symbol << 16 | (uint32_t)(r == b->n_symbols) << 24;
+        }
+    }
+}
+
+/* `kind`: 0 as the book expects, 1 one symbol only, 2 many escapes (where there are any), 3 all coded symbols equally. */
+static void make_symbols(const book *b, unsigned kind, uint8_t *symbols, size_t n) {
+    unsigned one = below(b->n_ranks);
+    for (size_t i = 0; i < n; i++) {
+        unsigned r = 0, slot = below(256);
+        while (r + 1 < b->n_ranks && slot >= b->starts[r + 1]) r++;
+        if (kind == 1) r = one;
+        if (kind == 2 && below(10) < 9) r = b->n_ranks - 1;
+        if (kind == 3) r = below(b->n_ranks);
+        uint8_t s;
+        if (r < b->n_symbols) s = b->symbols[r];
+        else
+            for (int coded = 1; coded;) {
+                s = (uint8_t)below(256);
+                coded = 0;
+                for (unsigned j = 0; j < b->n_symbols; j++) coded |= b->symbols[j] == s;
+            }
+        symbols[i] = s;
+    }
+}
+
+enum { MOST_GROUPS = 40, MOST_SYMBOLS = MOST_GROUPS * WP_BLOCK };
+static const size_t group_counts[] = {0, 1, 2, 3, 5, 9, MOST_GROUPS};
+
+/* A stream as the scalar encoder makes it. */
+typedef struct {
+    book b;
+    size_t n_groups, n_renorm, n_literals;
+    uint16_t x[WP_BLOCK];
+    uint8_t symbols[MOST_SYMBOLS], renorm[MOST_SYMBOLS], literals[MOST_SYMBOLS];
+} stream;
+
+/* The cases 0 .. N_STREAMS - 1: every count of symbols, with and without escape, every shape, every kind of data. */
+enum { N_STREAMS = 16 * 2 * 3 * 4 };
+static void make_stream(stream *s, unsigned i, size_t n_groups) {
+    unsigned n_symbols = 1 + i % 16;
+    int escape = n_symbols == 1 || (n_symbols < 16 && i / 16 % 2);
+    s->b = make_book(n_symbols, escape, i / 32 % 3);
+    s->n_groups = n_groups;
+    make_symbols(&s->b, i / 96 % 4, s->symbols, n_groups * WP_BLOCK);
+    static uint8_t renorm[MOST_SYMBOLS + 64], literals[MOST_SYMBOLS + 64];
+    wp_rans_encoder e = make_encoder(&s->b, renorm + sizeof renorm, literals + sizeof literals);
+    wp_kernels_of(WP_ISA_SCALAR)->rans_encode(&e, s->symbols, n_groups);
+    s->n_renorm = (size_t)(renorm + sizeof renorm - e.renorm); s->n_literals = (size_t)(literals + sizeof literals - e.literals);
+    memcpy(s->renorm, e.renorm, s->n_renorm);
+    memcpy(s->literals, e.literals, s->n_literals);
+    memcpy(s->x, e.x, sizeof s->x);
+}
+
+static void test_encode(unsigned isa) {
+    static stream s;
+    begin_line(isa, "rans_encode");
+    for (unsigned i = 0; i < 2 * N_STREAMS; i++) {
+        int at_end = i >= N_STREAMS;
+        size_t n_groups = group_counts[below(sizeof group_counts / sizeof *group_counts)], n = n_groups * WP_BLOCK;
+        make_stream(&s, i % N_STREAMS, n_groups);
+        /* The pointers begin at the end of room for one byte a symbol, with the 64 bytes below that the contract grants. At the beginning of a map:
+         * for what is really written, so that byte 65 below is out of bounds. */
+        size_t room = at_end ? n : s.n_renorm, literal_room = at_end ? n : s.n_literals;
+        buffer symbols = take_copy(s.symbols, n, at_end), renorm = take(64 + room, at_end), literals = take(64 + literal_room, at_end);
+        wp_rans_encoder e = make_encoder(&s.b, renorm.p + 64 + room, literals.p + 64 + literal_room);
+        size_t first = n_groups ? below((uint32_t)n_groups + 1) : 0; /* in two calls */
+        wp_kernels_of(isa)->rans_encode(&e, symbols.p + first * WP_BLOCK, n_groups - first);
+        wp_kernels_of(isa)->rans_encode(&e, symbols.p, first);
+        check((size_t)(renorm.p + 64 + room - e.renorm) == s.n_renorm && same(e.renorm, s.renorm, s.n_renorm), "renorm differs");
+        check((size_t)(literals.p + 64 + literal_room - e.literals) == s.n_literals && same(e.literals, s.literals, s.n_literals), "literals differ");
+        check(memcmp(e.x, s.x, sizeof s.x) == 0, "states differ");
+        give(symbols); give(renorm); give(literals);
+    }
+    end_line();
+}
+
+/* Decodes as much as there is with scalar and with `isa`, in the same pieces, and compares all that they leave behind. Returns the last status. */
+static wp_status compare_decoders(unsigned isa, const book *b, const uint16_t *x, const uint8_t *renorm_bytes, size_t n_renorm,
+                                  const uint8_t *literal_bytes, size_t n_literals, size_t n_groups, uint8_t *symbols) {
+    static wp_rans_decoder d[2];
+    int at_end = (int)below(2);
+    buffer renorm = take_copy(renorm_bytes, n_renorm, at_end), literals = take_copy(literal_bytes, n_literals, at_end);
+    for (int i = 0; i < 2; i++) fill_decoder(&d[i], b, x, renorm.p, n_renorm, literals.p, n_literals);
+    wp_status status = WP_OK;
+    for (size_t done = 0, calls = 0; status == WP_OK && (done < n_groups || calls == 0); calls++) {
+        size_t m = below(3) ? n_groups - done : below((uint32_t)(n_groups - done) + 1);
+        buffer expected = take(m * WP_BLOCK, at_end), got = take(m * WP_BLOCK, at_end);
+        status = wp_kernels_of(WP_ISA_SCALAR)->rans_decode(&d[0], expected.p, m);
+        check(wp_kernels_of(isa)->rans_decode(&d[1], got.p, m) == status, "status differs");
+        if (status == WP_OK) {
+            check(same(got.p, expected.p, m * WP_BLOCK), "symbols differ");
+            check(memcmp(d[0].x, d[1].x, sizeof d[0].x) == 0, "states differ");
+            check(d[0].renorm_in_tail == d[1].renorm_in_tail && d[0].literals_in_tail == d[1].literals_in_tail, "one is in a tail");
+            check(d[0].renorm_in_tail ? d[0].renorm - d[0].renorm_tail == d[1].renorm - d[1].renorm_tail &&
+                                        d[0].renorm_end - d[0].renorm == d[1].renorm_end - d[1].renorm : d[0].renorm == d[1].renorm,
+                  "renorm is elsewhere");
+            check(d[0].literals_in_tail ? d[0].literals - d[0].literals_tail == d[1].literals - d[1].literals_tail &&
+                                          d[0].literals_end - d[0].literals == d[1].literals_end - d[1].literals : d[0].literals == d[1].literals,
+                  "literals are elsewhere");
+            if (m && symbols) memcpy(symbols + done * WP_BLOCK, got.p, m * WP_BLOCK);
+        }
+        done += m;
+        give(expected); give(got);
+    }
+    give(renorm); give(literals);
+    return status;
+}
+
+static void test_decode(unsigned isa) {
+    static stream s;
+    static uint8_t symbols[MOST_SYMBOLS];
+    begin_line(isa, "rans_decode");
+    for (unsigned i = 0; i < N_STREAMS; i++) {
+        make_stream(&s, i, group_counts[below(sizeof group_counts / sizeof *group_counts)]);
+        check(compare_decoders(isa, &s.b, s.x, s.renorm, s.n_renorm, s.literals, s.n_literals, s.n_groups, symbols) == WP_OK, "fails");
+        check(same(symbols, s.symbols, s.n_groups * WP_BLOCK), "does not restore");
+    }
+    end_line();
+
+    begin_line(isa, "rans_decode truncated");
+    for (unsigned i = 0; i < N_STREAMS; i += 5) {
+        make_stream(&s, i, 1 + below(9));
+        size_t stride = i % 20 ? 1 + below(40) : 1;
+        for (size_t t = 1; t <= s.n_renorm; t += stride)
+            check(compare_decoders(isa, &s.b, s.x, s.renorm, s.n_renorm - t, s.literals, s.n_literals, s.n_groups, NULL) == WP_TRUNCATED, "missed");
+        for (size_t t = 1; t <= s.n_literals; t += stride)
+            check(compare_decoders(isa, &s.b, s.x, s.renorm, s.n_renorm, s.literals, s.n_literals - t, s.n_groups, NULL) == WP_TRUNCATED, "missed");
+    }
+    end_line();
+
+    begin_line(isa, "rans_decode hostile");
+    for (unsigned i = 0; i < 4 * N_STREAMS; i++) {
+        book b = make_book(1 + i % 16, i % 16 < 15 && (i % 16 == 0 || i / 16 % 2), i / 32 % 3);
+        uint16_t x[WP_BLOCK];
+        fill_random((uint8_t *)x, sizeof x);
+        for (int l = 0; l < WP_BLOCK; l++) x[l] = i & 1 && l < 100 ? (uint16_t)(256 + below(8)) : x[l] < 256 ? (uint16_t)(x[l] + 256) : x[l];
+        size_t n_renorm = below(3) ? below(MOST_SYMBOLS) : below(600), n_literals = below(3) ? below(MOST_SYMBOLS) : below(300);
+        fill_random(s.renorm, n_renorm);
+        fill_random(s.literals, n_literals);
+        compare_decoders(isa, &b, x, s.renorm, n_renorm, s.literals, n_literals, 1 + below(MOST_GROUPS), NULL);
+    }
+    end_line();
+}
+
+/* What one ISA encodes, each other one decodes: to the same symbols, with all states at 256 and both streams used up. */
+static void test_pair(unsigned encoder, unsigned decoder) {
+    static stream s;
+    static wp_rans_decoder d;
+    static uint8_t renorm[MOST_SYMBOLS + 64], literals[MOST_SYMBOLS + 64], symbols[MOST_SYMBOLS];
+    char name[32];
+    snprintf(name, sizeof name, "encodes for %s", wp_isa_name(decoder));
+    begin_line(encoder, name);
+    for (unsigned i = 0; i < N_STREAMS; i++) {
+        make_stream(&s, i, MOST_GROUPS);
+        wp_rans_encoder e = make_encoder(&s.b, renorm + sizeof renorm, literals + sizeof literals);
+        wp_kernels_of(encoder)->rans_encode(&e, s.symbols, s.n_groups);
+        fill_decoder(&d, &s.b, e.x, e.renorm, (size_t)(renorm + sizeof renorm - e.renorm), e.literals,
+                     (size_t)(literals + sizeof literals - e.literals));
+        check(wp_kernels_of(decoder)->rans_decode(&d, symbols, s.n_groups) == WP_OK, "fails");
+        check(memcmp(symbols, s.symbols, sizeof symbols) == 0, "symbols differ");
+        unsigned differ = 0;
+        for (int l = 0; l < WP_BLOCK; l++) differ |= d.x[l] ^ 256u;
+        check(!differ && d.renorm == d.renorm_end && d.literals == d.literals_end, "not at its end");
+    }
+    end_line();
+}
+
+int main(void) {
+    signal(SIGSEGV, on_crash);
+    signal(SIGBUS, on_crash);
+    for (unsigned isa = 1; isa < WP_N_ISAS; isa++) {
+        if (!wp_isa_available(isa)) { printf("%s is not available here: skipped\n", wp_isa_name(isa)); continue; }
+        test_crc32c(isa);
+        test_histogram(isa);
+        test_encode(isa);
+        test_decode(isa);
+        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) { test_split(isa, layout); test_merge(isa, layout); }
+    }
+    for (unsigned a = 0; a < WP_N_ISAS; a++)
+        for (unsigned b = 0; b < WP_N_ISAS; b++)
+            if (wp_isa_available(a) && wp_isa_available(b)) test_pair(a, b);
+    printf("%u passed, %u failed\n", n_passed, n_failed);
+    return n_failed ? 1 : 0;
+}
