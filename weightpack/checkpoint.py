@@ -12,8 +12,8 @@ import binascii
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -146,18 +146,16 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     if target.exists() and not overwrite:
         raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".wp-partial", dir=target.parent))
+    work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.wp-partial")
     try:
+        work.mkdir()
         yield work
-        umask = os.umask(0)
-        os.umask(umask)
-        work.chmod(0o777 & ~umask)
         for folder in [work, *(path for path in work.rglob("*") if path.is_dir())]:
             sync_folder(folder)
         old = None
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".wp-old", dir=target.parent))
-            os.replace(target, old / target.name)
+            old = target.with_name(f".{target.name}.{secrets.token_hex(8)}.wp-old")
+            os.replace(target, old)
         os.replace(work, target)
         sync_folder(target.parent)
         if old is not None:

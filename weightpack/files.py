@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -122,10 +122,8 @@ class AtomicFile:
         self._overwrite = overwrite
         if not overwrite and self.target.exists():
             raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(self.target))
-        fd, name = tempfile.mkstemp(prefix=f".{self.target.name}.", suffix=".wp-partial", dir=self.target.parent)
-        self.path = Path(name)
-        self.fd = fd
-        self._open = True
+        self.path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(8)}.wp-partial")
+        self.fd = -1
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; may be called from many threads."""
@@ -136,23 +134,29 @@ class AtomicFile:
 
     def commit(self) -> None:
         """Sync the file, give it its name, and sync the folder."""
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(self.fd, 0o666 & ~umask)
         os.fsync(self.fd)
         os.close(self.fd)
-        self._open = False
+        self.fd = -1
         if not self._overwrite and self.target.exists():
             raise OptionError("the target appeared meanwhile: use --force (overwrite=True) to replace it", path=str(self.target))
         os.replace(self.path, self.target)
         sync_folder(self.target.parent)
 
     def __enter__(self) -> AtomicFile:
-        return self
+        try:  # an interrupt may come between any two lines
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+            return self
+        except BaseException:
+            self._clean_up()
+            raise
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if self._open:
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self.fd >= 0:
             os.close(self.fd)
+            self.fd = -1
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 

@@ -32,11 +32,8 @@ int wp_isa_available(unsigned isa) {
     uint64_t saved = xgetbv0();
     cpuid(7, r);
     unsigned b7 = r[1], c7 = r[2];
-    cpuid(0x80000000u, r);
-    if (r[0] < 0x80000001u) return 0;
-    cpuid(0x80000001u, r);
-    /* AVX2, BMI1, BMI2, LZCNT; the OS saves xmm and ymm */
-    if (!(bit(b7, 5) && bit(b7, 3) && bit(b7, 8) && bit(r[2], 5)) || (saved & 0x6) != 0x6) return 0;
+    /* AVX2, BMI1, BMI2; the OS saves xmm and ymm */
+    if (!(bit(b7, 5) && bit(b7, 3) && bit(b7, 8)) || (saved & 0x6) != 0x6) return 0;
     if (isa == WP_ISA_AVX2) return 1;
     /* AVX-512 F, DQ, BW, VL, VBMI, VBMI2, VPCLMULQDQ; the OS saves opmask and zmm */
     return bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 1) && bit(c7, 6) && bit(c7, 10) && (saved & 0xe6) == 0xe6;

@@ -1,366 +1,385 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. AVX2 with BMI2 and PCLMULQDQ.
- * rANS: registers of 16 states are taken in pairs. Their low bytes (the slots) are packed into one register, even bytes from the first, odd bytes from
- * the second; the rank comes out of a binary search over the 16 starts, four byte shuffles and compares. Bytes move between the stream and the
- * lanes through tables of shuffles indexed by an 8-bit mask.
- * Over-read: at most 8 bytes behind the 128 that a group may use, inside WP_OVERREAD. The encoder writes 8 bytes at a time downwards: up to 8 bytes of
- * rubbish stand below its pointer, inside the 64 that kernels.h grants.
+ * READ ME FIRST. The kernels for AVX2 with BMI2, POPCNT, SSE4.2 and PCLMULQDQ.
+ * rANS keeps 32 states as two vectors of bytes in lane order: `hi` has the high byte of each state, `lo` the low one. So the slot is `lo` as it
+ * stands, "state < 256" is "byte of hi is 0", and movemask has the lanes in stream order. Only the multiplication needs 16 bits: even and odd lanes
+ * apart, and joined again with shifts and masks. The rank of a slot comes out of a binary search over the 16 starts: four compares, three shuffles.
+ * Renormalisation bytes and literals move 8 lanes at a time, by a byte shuffle that the 8 mask bits select.
+ * Over-read: the decoder loads 8 bytes at both pointers for each 8 lanes and uses those that it needs; wp_rans_guard vouches for the rest. The
+ * encoder stores 8 bytes that end where the stream begins: up to 8 bytes of rubbish stand below its pointers, inside the 64 that kernels.h grants.
  */
-#include "kernels_scalar.h"
+#include "kernels.h"
 #include "mem.h"
-
 #ifdef WP_X86_64
 #include <immintrin.h>
 
-#include "byte_shuffles.h"
-
-/* One set of compiler flags serves all files: what this file may use is said here. */
+/* clang: "crc32" by name, because zig cc takes it out of its baseline and sse4.2 does not bring it back. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt,sse4.2,pclmul"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,popcnt,sse4.2,crc32,pclmul"))), apply_to = function)
 #elif defined(__GNUC__)
-#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt,sse4.2,pclmul")
+#pragma GCC target("avx2,bmi,bmi2,popcnt,sse4.2,pclmul")
+#endif
+#ifdef _MSC_VER
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
 #endif
 
-static inline __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-static inline void store(void *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
-static inline __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
-static inline __m256i table16(const uint8_t *p) { return _mm256_broadcastsi128_si256(load128(p)); }
-static inline __m256i both(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
+/* ---- vectors of 32 bytes, for kernels_generic.h ---- */
 
-/* ---- CRC-32C: fold 128 bytes by carry-less multiplication, then let the crc32 instruction finish (Gopal et al., Intel, 2009) ---- */
+typedef __m256i V;
+enum { V_LANES = 32 };
+#define V_SHL(v, n) _mm256_slli_epi16(v, n)
+#define V_SHR(v, n) _mm256_srli_epi16(v, n)
+INLINE V v_set(uint8_t c) { return _mm256_set1_epi8((char)c); }
+INLINE V v_or(V a, V b) { return _mm256_or_si256(a, b); }
+INLINE V v_and(V a, V b) { return _mm256_and_si256(a, b); }
+INLINE V v_select(V m, V a, V b) { return _mm256_or_si256(_mm256_and_si256(m, a), _mm256_andnot_si256(m, b)); }
+INLINE V v_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void v_store(uint8_t *p, V v) { _mm256_storeu_si256((__m256i *)p, v); }
+/* The same 16 bytes in both halves. */
+INLINE V v_twice(__m128i v) { return _mm256_broadcastsi128_si256(v); }
+INLINE V v_with_bits(V v, const uint8_t *p, uint8_t c) {
+    const V byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const V bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    V bits = _mm256_shuffle_epi8(_mm256_set1_epi32((int)wp_load32(p)), byte);
+    return v_or(v, v_and(_mm256_cmpeq_epi8(v_and(bits, bit), bit), v_set(c)));
+}
+INLINE void v_to_bits(uint8_t *p, V v, int bit) { wp_store32(p, (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 7 - bit))); }
+INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
+    V any = v_or(v_load(p), v_load(p + 32));
+    for (size_t i = 64; i < n; i += 32) any = v_or(any, v_load(p + i));
+    __m128i x = _mm_or_si128(_mm256_castsi256_si128(any), _mm256_extracti128_si256(any, 1));
+    return (uint64_t)_mm_cvtsi128_si64(x) | (uint64_t)_mm_extract_epi64(x, 1);
+}
 
-static inline __m128i fold(__m128i x, __m128i k, __m128i next) {
-    return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(x, k, 0x00), _mm_clmulepi64_si128(x, k, 0x11)), next);
+/* Unpacks work inside 128-bit halves: half k of store j must get the elements that belong there, hence a transposition of pairs (half, piece)
+ * before the unpacks, or after the packs. */
+INLINE void v_store2(uint8_t *p, const V *v) {
+    V a = _mm256_unpacklo_epi8(v[0], v[1]), b = _mm256_unpackhi_epi8(v[0], v[1]);
+    v_store(p, _mm256_permute2x128_si256(a, b, 0x20));
+    v_store(p + 32, _mm256_permute2x128_si256(a, b, 0x31));
+}
+INLINE void v_load2(const uint8_t *p, V *v) {
+    const V order = v_twice(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    V a = _mm256_shuffle_epi8(v_load(p), order), b = _mm256_shuffle_epi8(v_load(p + 32), order);
+    v[0] = _mm256_permute4x64_epi64(_mm256_unpacklo_epi64(a, b), 0xD8);
+    v[1] = _mm256_permute4x64_epi64(_mm256_unpackhi_epi64(a, b), 0xD8);
+}
+INLINE void v_store4(uint8_t *p, const V *v) {
+    const V order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    V a = _mm256_permutevar8x32_epi32(v[0], order), b = _mm256_permutevar8x32_epi32(v[1], order);
+    V c = _mm256_permutevar8x32_epi32(v[2], order), d = _mm256_permutevar8x32_epi32(v[3], order);
+    V ab0 = _mm256_unpacklo_epi8(a, b), ab1 = _mm256_unpackhi_epi8(a, b), cd0 = _mm256_unpacklo_epi8(c, d), cd1 = _mm256_unpackhi_epi8(c, d);
+    v_store(p, _mm256_unpacklo_epi16(ab0, cd0));
+    v_store(p + 32, _mm256_unpackhi_epi16(ab0, cd0));
+    v_store(p + 64, _mm256_unpacklo_epi16(ab1, cd1));
+    v_store(p + 96, _mm256_unpackhi_epi16(ab1, cd1));
+}
+INLINE void v_load4(const uint8_t *p, V *v) {
+    const V order = v_twice(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)), back = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    V a = _mm256_shuffle_epi8(v_load(p), order), b = _mm256_shuffle_epi8(v_load(p + 32), order);
+    V c = _mm256_shuffle_epi8(v_load(p + 64), order), d = _mm256_shuffle_epi8(v_load(p + 96), order);
+    V ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b), cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
+    v[0] = _mm256_permutevar8x32_epi32(_mm256_unpacklo_epi64(ab0, cd0), back);
+    v[1] = _mm256_permutevar8x32_epi32(_mm256_unpackhi_epi64(ab0, cd0), back);
+    v[2] = _mm256_permutevar8x32_epi32(_mm256_unpacklo_epi64(ab1, cd1), back);
+    v[3] = _mm256_permutevar8x32_epi32(_mm256_unpackhi_epi64(ab1, cd1), back);
+}
+INLINE void v_store8(uint8_t *p, const V *v) {
+    /* Even words to the low half, odd words to the high one. */
+    const V order = v_twice(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    V w[8], pair[8]; /* pair[2k], pair[2k + 1]: bytes 2k and 2k + 1 of the first and the last 16 elements */
+    for (int k = 0; k < 8; k++) w[k] = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v[k], order), 0xD8);
+    for (int k = 0; k < 8; k += 2) { pair[k] = _mm256_unpacklo_epi8(w[k], w[k + 1]); pair[k + 1] = _mm256_unpackhi_epi8(w[k], w[k + 1]); }
+    for (int h = 0; h < 2; h++, p += 128) {
+        V a0 = _mm256_unpacklo_epi16(pair[h], pair[h + 2]), a1 = _mm256_unpackhi_epi16(pair[h], pair[h + 2]);
+        V b0 = _mm256_unpacklo_epi16(pair[h + 4], pair[h + 6]), b1 = _mm256_unpackhi_epi16(pair[h + 4], pair[h + 6]);
+        v_store(p, _mm256_unpacklo_epi32(a0, b0));
+        v_store(p + 32, _mm256_unpackhi_epi32(a0, b0));
+        v_store(p + 64, _mm256_unpacklo_epi32(a1, b1));
+        v_store(p + 96, _mm256_unpackhi_epi32(a1, b1));
+    }
+}
+/* Undoes `order` of v_store8. */
+INLINE V join_words(V v) {
+    const V order = v_twice(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    return _mm256_shuffle_epi8(_mm256_permute4x64_epi64(v, 0xD8), order);
+}
+INLINE void v_load8(const uint8_t *p, V *v) {
+    const V order = v_twice(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    V w[8], x[8]; /* w: words of byte k of two elements; x[2k], x[2k + 1]: dwords of bytes 0..3 and 4..7 */
+    for (int k = 0; k < 8; k++) w[k] = _mm256_shuffle_epi8(v_load(p + 32 * k), order);
+    for (int k = 0; k < 8; k += 2) { x[k] = _mm256_unpacklo_epi16(w[k], w[k + 1]); x[k + 1] = _mm256_unpackhi_epi16(w[k], w[k + 1]); }
+    for (int h = 0; h < 2; h++, v += 4) {
+        V a0 = _mm256_unpacklo_epi32(x[h], x[h + 2]), a1 = _mm256_unpackhi_epi32(x[h], x[h + 2]);
+        V b0 = _mm256_unpacklo_epi32(x[h + 4], x[h + 6]), b1 = _mm256_unpackhi_epi32(x[h + 4], x[h + 6]);
+        v[0] = join_words(_mm256_unpacklo_epi64(a0, b0));
+        v[1] = join_words(_mm256_unpackhi_epi64(a0, b0));
+        v[2] = join_words(_mm256_unpacklo_epi64(a1, b1));
+        v[3] = join_words(_mm256_unpackhi_epi64(a1, b1));
+    }
+}
+
+#include "kernels_generic.h"
+
+/* ---- CRC-32C: carry-less multiplication and the crc32 instruction run on different ports, so long inputs use both at once ---- */
+
+INLINE __m128i load128(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+
+/* Register r, followed by D zero bits, is r_low * x^(D + 32) + r_high * x^(D - 32) mod P, where r_low and r_high are the (reflected) 64-bit halves. A
+ * constant is x^n mod P with its 32 bits reversed, shifted left by one because the product of two reflected numbers comes out one place too low. */
+INLINE __m128i fold(__m128i r, __m128i k, __m128i data) {
+    return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(r, k, 0x00), _mm_clmulepi64_si128(r, k, 0x11)), data);
+}
+#define FOLD_BY_16 _mm_set_epi64x(0x14cd00bd6, 0xf20c0dfe)
+#define FOLD_BY_64 _mm_set_epi64x(0x9e4addf8, 0x740eef02)
+
+/* A 64-bit word whose CRC from a register of zero is `crc` followed by N zero bytes; k is x^(8 N - 33) mod P, bits reversed. Below, N is 3, 2 and
+ * 1 times RUN. */
+INLINE uint64_t shifted(uint64_t crc, uint32_t k) {
+    return (uint64_t)_mm_cvtsi128_si64(_mm_clmulepi64_si128(_mm_cvtsi64_si128((long long)crc), _mm_cvtsi64_si128((long long)(uint64_t)k), 0));
+}
+
+/* FOLDED bytes by multiplication, then three runs of RUN bytes by instruction. */
+enum { STEPS = 36, FOLDED = STEPS * 64, RUN = STEPS * 16, LONG = FOLDED + 3 * RUN };
+
+/* Four registers in the order of the stream; each step folds the next 64 bytes in. */
+typedef struct { __m128i a, b, c, d; } folded64;
+INLINE folded64 fold_open(uint64_t crc, const uint8_t *p) {
+    return (folded64){_mm_xor_si128(load128(p), _mm_cvtsi32_si128((int)(uint32_t)crc)), load128(p + 16), load128(p + 32), load128(p + 48)};
+}
+INLINE void fold_step(folded64 *r, const uint8_t *p) {
+    r->a = fold(r->a, FOLD_BY_64, load128(p)); r->b = fold(r->b, FOLD_BY_64, load128(p + 16));
+    r->c = fold(r->c, FOLD_BY_64, load128(p + 32)); r->d = fold(r->d, FOLD_BY_64, load128(p + 48));
+}
+/* The last 16 bytes stand for all before them: their CRC from a register of zero is the stream's. */
+INLINE uint64_t fold_close(const folded64 *r) {
+    __m128i last = fold(fold(fold(r->a, FOLD_BY_16, r->b), FOLD_BY_16, r->c), FOLD_BY_16, r->d);
+    return _mm_crc32_u64(_mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(last)), (uint64_t)_mm_extract_epi64(last, 1));
+}
+
+static uint64_t crc_long(uint64_t crc, const uint8_t *p) {
+    const uint8_t *q = p + FOLDED;
+    folded64 r = fold_open(crc, p);
+    uint64_t a = 0, b = 0, c = 0;
+    for (int step = 0;;) {
+        a = _mm_crc32_u64(_mm_crc32_u64(a, wp_load64(q)), wp_load64(q + 8));
+        b = _mm_crc32_u64(_mm_crc32_u64(b, wp_load64(q + RUN)), wp_load64(q + RUN + 8));
+        c = _mm_crc32_u64(c, wp_load64(q + 2 * RUN));
+        if (++step == STEPS) break; /* c lacks its last word, which takes the other three along */
+        c = _mm_crc32_u64(c, wp_load64(q + 2 * RUN + 8));
+        p += 64; q += 16;
+        fold_step(&r, p);
+    }
+    return _mm_crc32_u64(c, wp_load64(q + 2 * RUN + 8) ^ shifted(fold_close(&r), 0x00bcf5f6) ^ shifted(a, 0x86d8e4d2) ^ shifted(b, 0x271d9844));
 }
 
 static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
     uint64_t c = ~crc;
+    for (; n >= LONG; p += LONG, n -= LONG) c = crc_long(c, p);
     if (n >= 128) {
-        /* Bit-reflected x^(T + 32) and x^(T - 32) mod P, shifted left by one, for T = 1024 and T = 128 bits. */
-        const __m128i k = _mm_set_epi64x(0x0d3b6092, 0x6992cea2), k1 = _mm_set_epi64x(0x14cd00bd6, 0xf20c0dfe);
-        __m128i a[8];
-        for (int i = 0; i < 8; i++) a[i] = load128(p + 16 * i);
-        a[0] = _mm_xor_si128(a[0], _mm_cvtsi32_si128((int)(uint32_t)c));
-        for (p += 128, n -= 128; n >= 128; p += 128, n -= 128)
-            for (int i = 0; i < 8; i++) a[i] = fold(a[i], k, load128(p + 16 * i));
-        for (int i = 1; i < 8; i++) a[i] = fold(a[i - 1], k1, a[i]);
-        for (; n >= 16; p += 16, n -= 16) a[7] = fold(a[7], k1, load128(p));
-        c = _mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(a[7]));
-        c = _mm_crc32_u64(c, (uint64_t)_mm_extract_epi64(a[7], 1));
+        folded64 r = fold_open(c, p);
+        for (p += 64, n -= 64; n >= 64; p += 64, n -= 64) fold_step(&r, p);
+        c = fold_close(&r);
     }
-    for (; n >= 8; p += 8, n -= 8) c = _mm_crc32_u64(c, wp_load64(p));
-    for (; n; p++, n--) c = _mm_crc32_u8((uint32_t)c, *p);
-    return ~(uint32_t)c;
+    for (; n >= 8; n -= 8, p += 8) c = _mm_crc32_u64(c, wp_load64(p));
+    uint32_t c32 = (uint32_t)c;
+    for (; n; n--, p++) c32 = _mm_crc32_u8(c32, *p);
+    return ~c32;
+}
+
+/* ---- moving bytes of 8 lanes by a mask of 8 bits ---- */
+
+#define BIT(m, l) ((uint64_t)((m) >> (l) & 1))
+#define ONES(m) (BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4) + BIT(m, 5) + BIT(m, 6) + BIT(m, 7))
+#define ALL_LANES(f, m) (f(m, 0) | f(m, 1) | f(m, 2) | f(m, 3) | f(m, 4) | f(m, 5) | f(m, 6) | f(m, 7))
+#define ROW4(f, m) ALL_LANES(f, m), ALL_LANES(f, (m) + 1), ALL_LANES(f, (m) + 2), ALL_LANES(f, (m) + 3)
+#define ROW16(f, m) ROW4(f, m), ROW4(f, (m) + 4), ROW4(f, (m) + 8), ROW4(f, (m) + 12)
+#define ROW64(f, m) ROW16(f, m), ROW16(f, (m) + 16), ROW16(f, (m) + 32), ROW16(f, (m) + 48)
+#define MASKS(f) ROW64(f, 0u), ROW64(f, 64u), ROW64(f, 128u), ROW64(f, 192u)
+
+/* A byte shuffle: the k-th byte goes to the k-th lane of the mask, other lanes get zero. */
+#define EXPAND(m, l) ((BIT(m, l) ? ONES((m) & ((1u << (l)) - 1)) : 0x80) << 8 * (l))
+static const uint64_t expand8[256] = {MASKS(EXPAND)};
+/* The reverse, flush with the end: the last lane of the mask goes to byte 7, the one before it to byte 6, and so on. */
+#define COMPRESS(m, l) (BIT(m, l) ? (uint64_t)(l) << 8 * (8 - ONES((m) >> (l))) : 0)
+static const uint64_t compress8[256] = {MASKS(COMPRESS)};
+
+INLINE __m128i expand_8_lanes(const uint8_t *p, uint32_t mask) {
+    return _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)&expand8[mask]));
+}
+
+/* The next bytes of a stream, one for each bit of the mask, in its lane. */
+INLINE V pull(const uint8_t **stream, uint32_t mask) {
+    const uint8_t *p = *stream;
+    *stream = p + _mm_popcnt_u32(mask);
+    __m128i a = expand_8_lanes(p, mask & 0xff), b = expand_8_lanes(p + _mm_popcnt_u32(mask & 0xff), mask >> 8 & 0xff);
+    __m128i c = expand_8_lanes(p + _mm_popcnt_u32(mask & 0xffff), mask >> 16 & 0xff);
+    __m128i d = expand_8_lanes(p + _mm_popcnt_u32(mask & 0xffffff), mask >> 24);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(a, b)), _mm_unpacklo_epi64(c, d), 1);
+}
+
+INLINE void compress_8_lanes(uint8_t *end, __m128i v, uint32_t mask) {
+    _mm_storel_epi64((__m128i *)(end - 8), _mm_shuffle_epi8(v, _mm_loadl_epi64((const __m128i *)&compress8[mask])));
+}
+
+/* Writes the bytes that the mask selects below *stream, in lane order: from the last lanes down, so that each covers the rubbish before it. */
+INLINE void push(uint8_t **stream, uint32_t mask, V v) {
+    uint8_t *p = *stream;
+    *stream = p - _mm_popcnt_u32(mask);
+    __m128i low = _mm256_castsi256_si128(v), high = _mm256_extracti128_si256(v, 1);
+    compress_8_lanes(p, _mm_unpackhi_epi64(high, high), mask >> 24);
+    compress_8_lanes(p - _mm_popcnt_u32(mask >> 24), high, mask >> 16 & 0xff);
+    compress_8_lanes(p - _mm_popcnt_u32(mask >> 16), _mm_unpackhi_epi64(low, low), mask >> 8 & 0xff);
+    compress_8_lanes(p - _mm_popcnt_u32(mask >> 8), low, mask & 0xff);
 }
 
 /* ---- rANS ---- */
 
-/* The next bytes of the stream, one for each set bit of `mask`, each in the low half of its 16-bit lane. */
-static inline __m128i expand(const uint8_t **p, uint32_t mask) {
-    __m128i v = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)*p), load128(wp_expand[mask]));
-    *p += _mm_popcnt_u32(mask);
-    return v;
+INLINE V table16(const uint8_t *t) { return v_twice(load128(t)); }
+
+/* 32 states; memory has them as little-endian words, which is byte 0 and byte 1 of 32 elements. */
+typedef struct { V lo_hi[2]; } states;
+
+/* threshold_s finds, for a rank that is a multiple of 2 s, whether the slot's is at least s more. Compares are signed, so slots and starts have
+ * bit 7 flipped. */
+typedef struct { V threshold_8, threshold_4, threshold_2, threshold_1, freqs, starts, symbols, escape; } decoder_tables;
+
+INLINE decoder_tables load_decoder_tables(const wp_rans_decoder *d) {
+    const unsigned n_ranks = d->n_symbols + (d->has_escape ? 1u : 0u);
+    uint8_t t[4][16];
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned r = 0; r < 16; r++) {
+            unsigned above = r + (1u << i);
+            t[i][r] = above < 16 && above < n_ranks ? (uint8_t)((d->start[above] - 1) ^ 0x80) : 0x7f; /* 0x7f: no slot is greater */
+        }
+    return (decoder_tables){v_set(t[3][0]), table16(t[2]), table16(t[1]), table16(t[0]), table16(d->freq), table16(d->start), table16(d->symbol),
+                            v_set(d->n_symbols)};
+}
+
+/* One symbol for each of 32 lanes. */
+INLINE V decode_quarter(states *s, const decoder_tables *t, const uint8_t **renorm, const uint8_t **literals) {
+    const V low8 = _mm256_set1_epi16(0xff);
+    V lo = s->lo_hi[0], hi = s->lo_hi[1], slot = _mm256_xor_si256(lo, v_set(0x80));
+    V rank = v_and(_mm256_cmpgt_epi8(slot, t->threshold_8), v_set(8));
+    rank = v_or(rank, v_and(_mm256_cmpgt_epi8(slot, _mm256_shuffle_epi8(t->threshold_4, rank)), v_set(4)));
+    rank = v_or(rank, v_and(_mm256_cmpgt_epi8(slot, _mm256_shuffle_epi8(t->threshold_2, rank)), v_set(2)));
+    rank = v_or(rank, v_and(_mm256_cmpgt_epi8(slot, _mm256_shuffle_epi8(t->threshold_1, rank)), v_set(1)));
+    V freq = _mm256_shuffle_epi8(t->freqs, rank), bias = _mm256_sub_epi8(lo, _mm256_shuffle_epi8(t->starts, rank));
+    V even = _mm256_add_epi16(_mm256_mullo_epi16(v_and(freq, low8), v_and(hi, low8)), v_and(bias, low8));
+    V odd = _mm256_add_epi16(_mm256_mullo_epi16(V_SHR(freq, 8), V_SHR(hi, 8)), V_SHR(bias, 8));
+    lo = v_or(v_and(even, low8), V_SHL(odd, 8));
+    hi = v_or(V_SHR(even, 8), _mm256_andnot_si256(low8, odd));
+    V need = _mm256_cmpeq_epi8(hi, _mm256_setzero_si256());
+    s->lo_hi[1] = v_or(hi, v_and(need, lo)); /* what is needed is 0 in hi, and the others are 0 in the pulled bytes */
+    s->lo_hi[0] = v_or(_mm256_andnot_si256(need, lo), pull(renorm, (uint32_t)_mm256_movemask_epi8(need)));
+    V symbol = _mm256_shuffle_epi8(t->symbols, rank), escaped = _mm256_cmpeq_epi8(rank, t->escape);
+    uint32_t mask = (uint32_t)_mm256_movemask_epi8(escaped);
+    if (mask) symbol = v_or(_mm256_andnot_si256(escaped, symbol), pull(literals, mask));
+    return symbol;
+}
+
+INLINE int overran(const wp_rans_decoder *d) {
+    return (d->renorm_in_tail && d->renorm > d->renorm_end) || (d->literals_in_tail && d->literals > d->literals_end);
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
-    /* Thresholds of the binary search: start[r + step], 255 where there is no such rank; slot 255 needs the last minimum. */
-    uint8_t t[4][16];
-    const unsigned last = d->n_symbols - (d->has_escape ? 0u : 1u);
-    for (unsigned r = 0; r < 16; r++)
-        for (unsigned i = 0, step = 8; i < 4; i++, step /= 2) t[i][r] = r + step < 16 ? d->start[r + step] : 255;
-    const __m256i t8 = _mm256_set1_epi8((char)t[0][0]), t4 = table16(t[1]), t2 = table16(t[2]), t1 = table16(t[3]);
-    const __m256i freqs = table16(d->freq), starts = table16(d->start), symbols = table16(d->symbol);
-    const __m256i low_bytes = _mm256_set1_epi16(255), zero = _mm256_setzero_si256();
-    const __m256i escape = _mm256_set1_epi8((char)d->n_symbols), max_rank = _mm256_set1_epi8((char)last);
-    uint16_t x[WP_BLOCK];
-    memcpy(x, d->x, sizeof x);
-    wp_rans_guard(d);
-    const uint8_t *p = d->renorm, *q = d->literals;
+    const decoder_tables t = load_decoder_tables(d);
+    const uint8_t *renorm = d->renorm, *literals = d->literals, *renorm_check = renorm, *literals_check = literals;
+    states s[4];
+    for (int i = 0; i < 4; i++) v_load2((const uint8_t *)(d->x + 32 * i), s[i].lo_hi);
     for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
-        if ((!d->renorm_in_tail && d->renorm_end - p < WP_TAIL) || (!d->literals_in_tail && d->literals_end - q < WP_TAIL)) {
-            d->renorm = p; d->literals = q;
+        /* One comparison a pointer says both "time for the guard" and, on a tail copy, "beyond the end". */
+        if (g == 0 || renorm > renorm_check || literals > literals_check) {
+            d->renorm = renorm; d->literals = literals;
+            if (overran(d)) return WP_TRUNCATED;
             wp_rans_guard(d);
-            p = d->renorm; q = d->literals;
+            renorm = d->renorm; literals = d->literals;
+            renorm_check = d->renorm_in_tail ? d->renorm_end : d->renorm_end - WP_TAIL;
+            literals_check = d->literals_in_tail ? d->literals_end : d->literals_end - WP_TAIL;
         }
-#if defined(__GNUC__)
-#pragma GCC unroll 4
-#endif
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m256i x0 = load(x + i), x1 = load(x + i + 16);
-            __m256i slot = _mm256_or_si256(_mm256_and_si256(x0, low_bytes), _mm256_slli_epi16(x1, 8));
-#define AT_LEAST(threshold, step) _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_max_epu8(slot, threshold), slot), _mm256_set1_epi8(step))
-            __m256i rank = AT_LEAST(t8, 8);
-            rank = _mm256_or_si256(rank, AT_LEAST(_mm256_shuffle_epi8(t4, rank), 4));
-            rank = _mm256_or_si256(rank, AT_LEAST(_mm256_shuffle_epi8(t2, rank), 2));
-            rank = _mm256_or_si256(rank, AT_LEAST(_mm256_shuffle_epi8(t1, rank), 1));
-#undef AT_LEAST
-            rank = _mm256_min_epu8(rank, max_rank);
-            __m256i f = _mm256_shuffle_epi8(freqs, rank), bias = _mm256_sub_epi8(slot, _mm256_shuffle_epi8(starts, rank));
-            __m256i s = _mm256_shuffle_epi8(symbols, rank);
-            x0 = _mm256_add_epi16(_mm256_mullo_epi16(_mm256_srli_epi16(x0, 8), _mm256_and_si256(f, low_bytes)), _mm256_and_si256(bias, low_bytes));
-            x1 = _mm256_add_epi16(_mm256_mullo_epi16(_mm256_srli_epi16(x1, 8), _mm256_srli_epi16(f, 8)), _mm256_srli_epi16(bias, 8));
-            __m256i low0 = _mm256_cmpeq_epi16(_mm256_srli_epi16(x0, 8), zero), low1 = _mm256_cmpeq_epi16(_mm256_srli_epi16(x1, 8), zero);
-            /* Bits 0-7: lanes 0-7 of x0; 8-15: 0-7 of x1; 16-23: 8-15 of x0; 24-31: 8-15 of x1. */
-            uint32_t low = (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(low0, low1));
-            __m128i a = expand(&p, low & 255), b = expand(&p, low >> 16 & 255), c = expand(&p, low >> 8 & 255), e = expand(&p, low >> 24);
-            store(x + i, _mm256_or_si256(_mm256_blendv_epi8(x0, _mm256_slli_epi16(x0, 8), low0), both(a, b)));
-            store(x + i + 16, _mm256_or_si256(_mm256_blendv_epi8(x1, _mm256_slli_epi16(x1, 8), low1), both(c, e)));
-            uint32_t escaped = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(rank, escape));
-            s = _mm256_permute4x64_epi64(_mm256_packus_epi16(_mm256_and_si256(s, low_bytes), _mm256_srli_epi16(s, 8)), 0xD8);
-            store(out + i, s);
-            if (escaped) {
-                escaped = _pext_u32(escaped, 0x55555555) | _pext_u32(escaped, 0xAAAAAAAA) << 16;
-                for (; escaped; escaped &= escaped - 1) out[i + _tzcnt_u32(escaped)] = *q++;
-            }
-        }
-        if ((d->renorm_in_tail && p > d->renorm_end) || (d->literals_in_tail && q > d->literals_end)) return WP_TRUNCATED;
+        v_store(out, decode_quarter(&s[0], &t, &renorm, &literals));
+        v_store(out + 32, decode_quarter(&s[1], &t, &renorm, &literals));
+        v_store(out + 64, decode_quarter(&s[2], &t, &renorm, &literals));
+        v_store(out + 96, decode_quarter(&s[3], &t, &renorm, &literals));
     }
-    d->renorm = p; d->literals = q;
-    memcpy(d->x, x, sizeof x);
-    return WP_OK;
+    for (int i = 0; i < 4; i++) v_store2((uint8_t *)(d->x + 32 * i), s[i].lo_hi);
+    d->renorm = renorm; d->literals = literals;
+    return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
-/* Writes the bytes of the set bits of `mask`, in order, so that they end at `p`; returns where they begin. */
-static inline uint8_t *emit(uint8_t *p, __m128i bytes, uint32_t mask) {
-    _mm_storel_epi64((__m128i *)(p - 8), _mm_shuffle_epi8(bytes, _mm_loadl_epi64((const __m128i *)wp_compress[mask])));
-    return p - _mm_popcnt_u32(mask);
+/* The next state of 16 lanes, in 16 bits. `reciprocal` is floor(65536 / freq), at most 65535, so that the quotient is right or one too small. */
+INLINE V encode_words(V x, V freq, V start, V reciprocal) {
+    V q = _mm256_mulhi_epu16(x, reciprocal), rest = _mm256_sub_epi16(x, _mm256_mullo_epi16(q, freq));
+    V right = _mm256_cmpgt_epi16(freq, rest); /* signed will do: rest < 2 * freq */
+    V y = _mm256_add_epi16(_mm256_add_epi16(rest, start), V_SHL(q, 8));
+    return _mm256_add_epi16(y, _mm256_andnot_si256(right, _mm256_sub_epi16(_mm256_set1_epi16(256), freq)));
+}
+
+/* Ranks of symbols: one 16-entry table for each high nibble that a coded symbol has (two or three for the exponents of a tensor). Entries are
+ * rank ^ K, so that 0 means "not coded" in every table, and the tables' answers can be ORed. */
+typedef struct { unsigned n; V base[16], ranks[16]; V freqs, starts, reciprocals_low, reciprocals_high, escape; } encoder_tables;
+
+INLINE V rank_of(const encoder_tables *t, V symbol) {
+    V rank = _mm256_setzero_si256();
+    for (unsigned i = 0; i < t->n; i++) /* 0x00..0x0f become 0x70..0x7f; all else gets bit 7, which makes the shuffle give 0 */
+        rank = v_or(rank, _mm256_shuffle_epi8(t->ranks[i], _mm256_adds_epu8(_mm256_xor_si256(symbol, t->base[i]), v_set(0x70))));
+    return _mm256_xor_si256(rank, t->escape);
+}
+
+INLINE void encode_quarter(states *s, V symbol, const encoder_tables *t, uint8_t **renorm, uint8_t **literals) {
+    const V low8 = _mm256_set1_epi16(0xff);
+    V lo = s->lo_hi[0], hi = s->lo_hi[1];
+    V rank = rank_of(t, symbol), freq = _mm256_shuffle_epi8(t->freqs, rank), start = _mm256_shuffle_epi8(t->starts, rank);
+    V reciprocal_low = _mm256_shuffle_epi8(t->reciprocals_low, rank), reciprocal_high = _mm256_shuffle_epi8(t->reciprocals_high, rank);
+    uint32_t escaped = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(rank, t->escape));
+    if (escaped) push(literals, escaped, symbol);
+    V full = _mm256_cmpeq_epi8(_mm256_max_epu8(hi, freq), hi);
+    push(renorm, (uint32_t)_mm256_movemask_epi8(full), lo);
+    lo = _mm256_blendv_epi8(lo, hi, full);
+    hi = _mm256_andnot_si256(full, hi);
+    V even = encode_words(v_or(v_and(lo, low8), V_SHL(hi, 8)), v_and(freq, low8), v_and(start, low8),
+                          v_or(v_and(reciprocal_low, low8), V_SHL(reciprocal_high, 8)));
+    V odd = encode_words(v_or(V_SHR(lo, 8), _mm256_andnot_si256(low8, hi)), V_SHR(freq, 8), V_SHR(start, 8),
+                         v_or(V_SHR(reciprocal_low, 8), _mm256_andnot_si256(low8, reciprocal_high)));
+    s->lo_hi[0] = v_or(v_and(even, low8), V_SHL(odd, 8));
+    s->lo_hi[1] = v_or(V_SHR(even, 8), _mm256_andnot_si256(low8, odd));
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
-    /* With an escape there are at most 15 symbols, so 16 ranks always do. */
-    uint8_t freq[16], start[16], reciprocal_low[16], reciprocal_high[16];
+    /* 16 entries are enough: rank 16 is an escape that a book of 16 symbols does not have. */
+    uint8_t freqs[16], starts[16], reciprocals_low[16], reciprocals_high[16];
     for (int r = 0; r < 16; r++) {
-        freq[r] = (uint8_t)e->freq[r]; start[r] = (uint8_t)e->start[r];
-        reciprocal_low[r] = (uint8_t)e->reciprocal[r]; reciprocal_high[r] = (uint8_t)(e->reciprocal[r] >> 8);
+        uint32_t f = e->freq[r], reciprocal = f > 1 ? 65536 / f : 65535;
+        freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
+        reciprocals_low[r] = (uint8_t)reciprocal; reciprocals_high[r] = (uint8_t)(reciprocal >> 8);
     }
-    const __m256i freqs = table16(freq), starts = table16(start), lows = table16(reciprocal_low), highs = table16(reciprocal_high);
-    const __m256i low_bytes = _mm256_set1_epi16(255), one = _mm256_set1_epi16(1), blank = _mm256_set1_epi16((short)0x8000);
-    uint8_t *p = e->renorm, *q = e->literals;
-    uint8_t rank_bytes[WP_BLOCK];
-    for (size_t g = n_groups; g-- > 0;) {
-        const uint8_t *s = symbols + g * WP_BLOCK;
-        for (int i = 0; i < WP_BLOCK; i++) rank_bytes[i] = e->rank_of_symbol[s[i]];
-        if (e->has_escape) {
-            const __m256i escape = _mm256_set1_epi8((char)e->n_symbols);
-            for (int i = WP_BLOCK - 32; i >= 0; i -= 32) {
-                uint32_t escaped = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(load(rank_bytes + i), escape));
-                while (escaped) {
-                    unsigned top = 31 - (unsigned)_lzcnt_u32(escaped);
-                    *--q = s[(unsigned)i + top];
-                    escaped ^= 1u << top;
-                }
-            }
-        }
-#if defined(__GNUC__)
-#pragma GCC unroll 8
-#endif
-        for (int i = WP_BLOCK - 16; i >= 0; i -= 16) {
-            /* 0x80 in the high byte of each lane: shuffles leave it zero. */
-            __m256i rank = _mm256_or_si256(_mm256_cvtepu8_epi16(load128(rank_bytes + i)), blank);
-            __m256i f = _mm256_shuffle_epi8(freqs, rank), c = _mm256_shuffle_epi8(starts, rank);
-            __m256i reciprocal = _mm256_or_si256(_mm256_shuffle_epi8(lows, rank), _mm256_slli_epi16(_mm256_shuffle_epi8(highs, rank), 8));
-            __m256i x = load(e->x + i), high = _mm256_srli_epi16(x, 8);
-            __m256i over = _mm256_cmpeq_epi16(_mm256_max_epu16(high, f), high); /* x >= f << 8 */
-            __m256i bytes = _mm256_packus_epi16(_mm256_and_si256(x, low_bytes), over); /* each half: 8 bytes, then 8 of the mask's sign */
-            uint32_t mask = (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(over, over));
-            p = emit(p, _mm256_extracti128_si256(bytes, 1), mask >> 16 & 255);
-            p = emit(p, _mm256_castsi256_si128(bytes), mask & 255);
-            x = _mm256_blendv_epi8(x, high, over);
-            /* As in kernels_scalar.c: the product's high half is x div f, or one more. */
-            __m256i quotient = _mm256_blendv_epi8(_mm256_mulhi_epu16(x, reciprocal), x, _mm256_cmpeq_epi16(f, one));
-            __m256i rest = _mm256_sub_epi16(x, _mm256_mullo_epi16(quotient, f));
-            __m256i fine = _mm256_cmpeq_epi16(_mm256_min_epu16(rest, x), rest); /* rest <= x: no wrap */
-            quotient = _mm256_sub_epi16(quotient, _mm256_andnot_si256(fine, one));
-            rest = _mm256_add_epi16(rest, _mm256_andnot_si256(fine, f));
-            store(e->x + i, _mm256_add_epi16(_mm256_add_epi16(_mm256_slli_epi16(quotient, 8), rest), c));
-        }
+    encoder_tables t;
+    t.n = 0;
+    for (unsigned nibble = 0; nibble < 16; nibble++) {
+        uint8_t ranks[16], any = 0;
+        for (unsigned i = 0; i < 16; i++) any |= ranks[i] = e->rank_of_symbol[16 * nibble + i] ^ e->n_symbols;
+        if (any) { t.base[t.n] = v_set((uint8_t)(16 * nibble)); t.ranks[t.n++] = table16(ranks); }
     }
-    e->renorm = p; e->literals = q;
-}
-
-/* ---- planes ---- */
-
-static inline __m256i widen(const uint8_t *p) { return _mm256_cvtepu8_epi16(load128(p)); }
-/* Low bytes of two registers of words, in order. */
-static inline __m256i narrow(__m256i a, __m256i b) {
-    const __m256i low = _mm256_set1_epi16(255);
-    return _mm256_permute4x64_epi64(_mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low)), 0xD8);
-}
-static inline uint8_t width_of(uint32_t any, unsigned r) { return (uint8_t)(any ? r - (unsigned)_tzcnt_u32(any) : 0); }
-static inline uint32_t or_dwords(__m256i v) {
-    __m128i x = _mm_or_si128(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    uint64_t y = (uint64_t)_mm_cvtsi128_si64(x) | (uint64_t)_mm_extract_epi64(x, 1);
-    return (uint32_t)(y | y >> 32);
-}
-/* 32 bits as 32 bytes of 0 or -1. */
-static inline __m256i spread(const uint8_t *bits) {
-    const __m256i source = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i each = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    __m256i v = _mm256_shuffle_epi8(_mm256_set1_epi32((int)wp_load32(bits)), source);
-    return _mm256_cmpeq_epi8(_mm256_and_si256(v, each), each);
-}
-
-static void merge_bf16(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    const __m256i sign = _mm256_set1_epi16((short)0x8000), mantissa = _mm256_set1_epi16(0x7f);
-    for (size_t i = 0; i < n_blocks * WP_BLOCK; i += 16) {
-        __m256i e = widen(planes[0] + i), a = widen(bits + i);
-        __m256i v = _mm256_or_si256(_mm256_slli_epi16(e, 7), _mm256_and_si256(a, mantissa));
-        store(elems + 2 * i, _mm256_or_si256(v, _mm256_and_si256(_mm256_slli_epi16(a, 8), sign)));
+    t.freqs = table16(freqs); t.starts = table16(starts);
+    t.reciprocals_low = table16(reciprocals_low); t.reciprocals_high = table16(reciprocals_high);
+    t.escape = v_set(e->n_symbols);
+    uint8_t *renorm = e->renorm, *literals = e->literals;
+    states s[4];
+    for (int i = 0; i < 4; i++) v_load2((const uint8_t *)(e->x + 32 * i), s[i].lo_hi);
+    for (const uint8_t *p = symbols + n_groups * WP_BLOCK; p != symbols;) {
+        p -= WP_BLOCK;
+        encode_quarter(&s[3], v_load(p + 96), &t, &renorm, &literals);
+        encode_quarter(&s[2], v_load(p + 64), &t, &renorm, &literals);
+        encode_quarter(&s[1], v_load(p + 32), &t, &renorm, &literals);
+        encode_quarter(&s[0], v_load(p), &t, &renorm, &literals);
     }
+    for (int i = 0; i < 4; i++) v_store2((uint8_t *)(e->x + 32 * i), s[i].lo_hi);
+    e->renorm = renorm; e->literals = literals;
 }
 
-static void split_bf16(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    const __m256i low7 = _mm256_set1_epi16(0x7f), bit7 = _mm256_set1_epi16(0x80);
-    for (size_t b = 0; b < n_blocks; b++) {
-        __m256i any = _mm256_setzero_si256();
-        for (size_t i = b * WP_BLOCK; i < (b + 1) * WP_BLOCK; i += 32) {
-            __m256i v0 = load(elems + 2 * i), v1 = load(elems + 2 * i + 32);
-            __m256i a0 = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v0, 8), bit7), _mm256_and_si256(v0, low7));
-            __m256i a1 = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v1, 8), bit7), _mm256_and_si256(v1, low7));
-            any = _mm256_or_si256(any, _mm256_or_si256(a0, a1));
-            store(planes[0] + i, narrow(_mm256_srli_epi16(v0, 7), _mm256_srli_epi16(v1, 7)));
-            store(bits + i, narrow(a0, a1));
-        }
-        uint32_t v = or_dwords(any);
-        widths[b] = width_of((v | v >> 16) & 0xff, 8);
-    }
-}
-
-static void merge_f16(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    const __m256i sign = _mm256_set1_epi16((short)0x8000), high = _mm256_set1_epi16(0x3f8);
-    for (size_t b = 0; b < n_blocks; b++, bits += 176)
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m256i low = _mm256_or_si256(_mm256_and_si256(spread(bits + 128 + i / 8), _mm256_set1_epi8(4)),
-                                          _mm256_and_si256(spread(bits + 144 + i / 8), _mm256_set1_epi8(2)));
-            low = _mm256_or_si256(low, _mm256_and_si256(spread(bits + 160 + i / 8), _mm256_set1_epi8(1)));
-            for (unsigned h = 0; h < 2; h++) {
-                __m256i e = widen(planes[0] + b * WP_BLOCK + i + 16 * h), a = widen(bits + i + 16 * h);
-                __m256i v = _mm256_or_si256(_mm256_slli_epi16(e, 10), _mm256_and_si256(_mm256_slli_epi16(a, 3), high));
-                v = _mm256_or_si256(v, _mm256_and_si256(_mm256_slli_epi16(a, 8), sign));
-                __m128i part = h ? _mm256_extracti128_si256(low, 1) : _mm256_castsi256_si128(low);
-                store(elems + 2 * (b * WP_BLOCK + i + 16 * h), _mm256_or_si256(v, _mm256_cvtepu8_epi16(part)));
-            }
-        }
-}
-
-static void split_f16(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    const __m256i low5 = _mm256_set1_epi16(0x1f), low7 = _mm256_set1_epi16(0x7f), bit7 = _mm256_set1_epi16(0x80);
-    for (size_t b = 0; b < n_blocks; b++, bits += 176) {
-        __m256i any = _mm256_setzero_si256();
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m256i v0 = load(elems + 2 * (b * WP_BLOCK + i)), v1 = load(elems + 2 * (b * WP_BLOCK + i) + 32);
-            any = _mm256_or_si256(any, _mm256_or_si256(v0, v1));
-            store(planes[0] + b * WP_BLOCK + i, narrow(_mm256_and_si256(_mm256_srli_epi16(v0, 10), low5), _mm256_and_si256(_mm256_srli_epi16(v1, 10), low5)));
-            __m256i a0 = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v0, 8), bit7), _mm256_and_si256(_mm256_srli_epi16(v0, 3), low7));
-            __m256i a1 = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v1, 8), bit7), _mm256_and_si256(_mm256_srli_epi16(v1, 3), low7));
-            store(bits + i, narrow(a0, a1));
-            __m256i low = narrow(v0, v1);
-            wp_store32(bits + 128 + i / 8, (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(low, 5)));
-            wp_store32(bits + 144 + i / 8, (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(low, 6)));
-            wp_store32(bits + 160 + i / 8, (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(low, 7)));
-        }
-        uint32_t v = or_dwords(any);
-        v |= v >> 16;
-        widths[b] = width_of((v & 0x3ff) | (v >> 15 & 1) << 10, 11);
-    }
-}
-
-static void merge_f32(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    const __m256i low7 = _mm256_set1_epi8(0x7f), bit7 = _mm256_set1_epi8((char)0x80);
-    /* Unpacking works within 16-byte halves: with its dwords in this order, the input comes out in order. */
-    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    for (size_t b = 0; b < n_blocks; b++, bits += 384)
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m256i e = _mm256_permutevar8x32_epi32(load(planes[0] + b * WP_BLOCK + i), order), a = _mm256_permutevar8x32_epi32(load(bits + i), order);
-            __m256i b1 = _mm256_permutevar8x32_epi32(load(bits + 128 + i), order), b0 = _mm256_permutevar8x32_epi32(load(bits + 256 + i), order);
-            __m256i b3 = _mm256_or_si256(_mm256_and_si256(a, bit7), _mm256_and_si256(_mm256_srli_epi16(e, 1), low7));
-            __m256i b2 = _mm256_or_si256(_mm256_and_si256(a, low7), _mm256_and_si256(_mm256_slli_epi16(e, 7), bit7));
-            __m256i low = _mm256_unpacklo_epi8(b0, b1), high = _mm256_unpacklo_epi8(b2, b3);
-            uint8_t *to = elems + 4 * (b * WP_BLOCK + i);
-            store(to, _mm256_unpacklo_epi16(low, high));
-            store(to + 32, _mm256_unpackhi_epi16(low, high));
-            low = _mm256_unpackhi_epi8(b0, b1); high = _mm256_unpackhi_epi8(b2, b3);
-            store(to + 64, _mm256_unpacklo_epi16(low, high));
-            store(to + 96, _mm256_unpackhi_epi16(low, high));
-        }
-}
-
-static void split_f32(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    const __m256i low7 = _mm256_set1_epi8(0x7f), bit7 = _mm256_set1_epi8((char)0x80), bit0 = _mm256_set1_epi8(1);
-    const __m256i by_byte = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (size_t b = 0; b < n_blocks; b++, bits += 384) {
-        __m256i any = _mm256_setzero_si256();
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            const uint8_t *from = elems + 4 * (b * WP_BLOCK + i);
-            __m256i v0 = load(from), v1 = load(from + 32), v2 = load(from + 64), v3 = load(from + 96);
-            any = _mm256_or_si256(any, _mm256_or_si256(_mm256_or_si256(v0, v1), _mm256_or_si256(v2, v3)));
-            v0 = _mm256_shuffle_epi8(v0, by_byte); v1 = _mm256_shuffle_epi8(v1, by_byte);
-            v2 = _mm256_shuffle_epi8(v2, by_byte); v3 = _mm256_shuffle_epi8(v3, by_byte);
-            __m256i l01 = _mm256_unpacklo_epi32(v0, v1), l23 = _mm256_unpacklo_epi32(v2, v3);
-            __m256i h01 = _mm256_unpackhi_epi32(v0, v1), h23 = _mm256_unpackhi_epi32(v2, v3);
-            __m256i b0 = _mm256_unpacklo_epi64(l01, l23), b1 = _mm256_unpackhi_epi64(l01, l23);
-            __m256i b2 = _mm256_unpacklo_epi64(h01, h23), b3 = _mm256_unpackhi_epi64(h01, h23);
-            __m256i e = _mm256_or_si256(_mm256_add_epi8(b3, b3), _mm256_and_si256(_mm256_srli_epi16(b2, 7), bit0));
-            __m256i a = _mm256_or_si256(_mm256_and_si256(b3, bit7), _mm256_and_si256(b2, low7));
-            store(planes[0] + b * WP_BLOCK + i, _mm256_permutevar8x32_epi32(e, order));
-            store(bits + i, _mm256_permutevar8x32_epi32(a, order));
-            store(bits + 128 + i, _mm256_permutevar8x32_epi32(b1, order));
-            store(bits + 256 + i, _mm256_permutevar8x32_epi32(b0, order));
-        }
-        uint32_t v = or_dwords(any);
-        widths[b] = width_of((v & 0x7fffff) | (v >> 31) << 23, 24);
-    }
-}
-
-/* fp8: `man` mantissa bits; the raw word is `man` + 1 bit planes, the sign's first. */
-static inline void merge_f8(const unsigned man, const uint8_t *exponents, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {
-    for (size_t b = 0; b < n_blocks; b++, bits += 16 * (man + 1))
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m256i v = _mm256_slli_epi16(load(exponents + b * WP_BLOCK + i), (int)man); /* symbols fit their field, so nothing crosses bytes */
-            v = _mm256_or_si256(v, _mm256_and_si256(spread(bits + i / 8), _mm256_set1_epi8((char)0x80)));
-            for (unsigned k = 1; k <= man; k++)
-                v = _mm256_or_si256(v, _mm256_and_si256(spread(bits + 16 * k + i / 8), _mm256_set1_epi8((char)(1 << (man - k)))));
-            store(elems + b * WP_BLOCK + i, v);
-        }
-}
-
-static inline void split_f8(const unsigned man, const uint8_t *elems, size_t n_blocks, uint8_t *exponents, uint8_t *widths, uint8_t *bits) {
-    const __m256i field = _mm256_set1_epi8((char)(0x7f >> man));
-    for (size_t b = 0; b < n_blocks; b++, bits += 16 * (man + 1)) {
-        __m256i any = _mm256_setzero_si256();
-        for (unsigned i = 0; i < WP_BLOCK; i += 32) {
-            __m256i v = load(elems + b * WP_BLOCK + i);
-            any = _mm256_or_si256(any, v);
-            store(exponents + b * WP_BLOCK + i, _mm256_and_si256(_mm256_srli_epi16(v, (int)man), field));
-            wp_store32(bits + i / 8, (uint32_t)_mm256_movemask_epi8(v));
-            for (unsigned k = 1; k <= man; k++) wp_store32(bits + 16 * k + i / 8, (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, (int)(7 - man + k))));
-        }
-        uint32_t v = or_dwords(any);
-        v |= v >> 16;
-        v |= v >> 8;
-        widths[b] = width_of((v & ((1u << man) - 1)) | (v >> 7 & 1) << man, man + 1);
-    }
-}
-
-static void merge_f8_e4m3(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) { merge_f8(3, planes[0], bits, n_blocks, elems); }
-static void merge_f8_e5m2(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) { merge_f8(2, planes[0], bits, n_blocks, elems); }
-static void split_f8_e4m3(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    split_f8(3, elems, n_blocks, planes[0], widths, bits);
-}
-static void split_f8_e5m2(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {
-    split_f8(2, elems, n_blocks, planes[0], widths, bits);
-}
-
-/* Scalar where compilers vectorise the loop well enough, or where the dtype is rare in checkpoints (fp64, integers). */
-const wp_kernels wp_kernels_avx2 = {
-    crc32c, wp_histogram_scalar, rans_decode, rans_encode,
-    {NULL, wp_merge_bytes1_scalar, wp_merge_bytes2_scalar, wp_merge_bytes4_scalar, wp_merge_bytes8_scalar,
-     merge_bf16, merge_f16, merge_f32, wp_merge_f64_scalar, merge_f8_e4m3, merge_f8_e5m2},
-    {NULL, wp_split_bytes1_scalar, wp_split_bytes2_scalar, wp_split_bytes4_scalar, wp_split_bytes8_scalar,
-     split_bf16, split_f16, split_f32, wp_split_f64_scalar, split_f8_e4m3, split_f8_e5m2},
-};
+const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

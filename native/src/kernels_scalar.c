@@ -4,7 +4,7 @@
  * rANS (section 8.3): 128 lanes take turns, lane l codes symbols l, l + 128, ...; all lanes share one byte stream, read in lane order.
  * The encoder runs backwards, so what the decoder reads first is written last.
  */
-#include "kernels_scalar.h"
+#include "kernels.h"
 #include "mem.h"
 
 #include "crc32c_table.h"
@@ -21,7 +21,7 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
     return ~crc;
 }
 
-void wp_histogram_scalar(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
+static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     /* Four tables, so that a run of one symbol does not wait for its own last store. */
     uint32_t c[4][256] = {{0}};
     size_t i = 0;
@@ -133,10 +133,10 @@ static inline void split_float(unsigned bytes, unsigned exp, unsigned man, const
 }
 
 #define FLOAT_LAYOUT(name, bytes, exp, man)                                                                                               \
-    void wp_merge_##name##_scalar(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                        \
+    static void merge_##name(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                        \
         merge_float(bytes, exp, man, planes, bits, n_blocks, elems);                                                                      \
     }                                                                                                                                     \
-    void wp_split_##name##_scalar(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {             \
+    static void split_##name(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {             \
         split_float(bytes, exp, man, elems, n_blocks, planes, widths, bits);                                                              \
     }
 FLOAT_LAYOUT(bf16, 2, 8, 7)
@@ -147,12 +147,12 @@ FLOAT_LAYOUT(f8_e4m3, 1, 4, 3)
 FLOAT_LAYOUT(f8_e5m2, 1, 5, 2)
 
 #define BYTES_LAYOUT(n)                                                                                                                   \
-    void wp_merge_bytes##n##_scalar(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                      \
+    static void merge_bytes##n(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                      \
         (void)bits;                                                                                                                       \
         for (size_t i = 0; i < n_blocks * WP_BLOCK; i++)                                                                                  \
             for (unsigned p = 0; p < n; p++) elems[i * n + p] = planes[p][i];                                                             \
     }                                                                                                                                     \
-    void wp_split_bytes##n##_scalar(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {           \
+    static void split_bytes##n(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {           \
         (void)widths; (void)bits;                                                                                                         \
         for (size_t i = 0; i < n_blocks * WP_BLOCK; i++)                                                                                  \
             for (unsigned p = 0; p < n; p++) planes[p][i] = elems[i * n + p];                                                             \
@@ -162,4 +162,8 @@ BYTES_LAYOUT(2)
 BYTES_LAYOUT(4)
 BYTES_LAYOUT(8)
 
-const wp_kernels wp_kernels_scalar = {crc32c, wp_histogram_scalar, rans_decode, rans_encode, WP_SCALAR_MERGES, WP_SCALAR_SPLITS};
+const wp_kernels wp_kernels_scalar = {
+    crc32c, histogram, rans_decode, rans_encode,
+    {NULL, merge_bytes1, merge_bytes2, merge_bytes4, merge_bytes8, merge_bf16, merge_f16, merge_f32, merge_f64, merge_f8_e4m3, merge_f8_e5m2},
+    {NULL, split_bytes1, split_bytes2, split_bytes4, split_bytes8, split_bf16, split_f16, split_f32, split_f64, split_f8_e4m3, split_f8_e5m2},
+};
