@@ -17,7 +17,7 @@ enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 
 #endif
 
 /* Entropy decoding waits for nothing but the ALU, merging for nothing but memory. So while symbols are decoded, step by step, the lines that the next merge will
- * touch are fetched: this is worth a third of the whole (benchmarks/results). Share `part` of `n_parts` of [p, p + n). */
+ * touch are fetched, or the two would take turns at waiting. Share `part` of `n_parts` of [p, p + n). */
 static void prefetch_share(const uint8_t *p, size_t n, size_t part, size_t n_parts) {
     for (size_t i = n * part / n_parts; i < n * (part + 1) / n_parts; i += 64) PREFETCH(p + i);
 }

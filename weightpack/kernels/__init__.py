@@ -115,7 +115,7 @@ def active() -> Kernels:
         forced = os.environ.get("WEIGHTPACK_ISA")
         if not forced and not _native_isas():
             warnings.warn(
-                "weightpack's native core is not built: using numpy, which is hundreds of times slower. "
+                "weightpack's native core is not built: using numpy, which is slow. "
                 "Install a C compiler and Python's headers, then reinstall weightpack; `weightpack doctor` shows the state.",
                 RuntimeWarning,
                 stacklevel=2,
