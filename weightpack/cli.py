@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -83,6 +84,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; every failure is one line on stderr and an exit code."""
     from weightpack import errors
 
+    warnings.showwarning = lambda message, *_: click.echo(f"weightpack: warning: {message}", err=True)
     try:
         sys.exit(cli.main(args, prog_name="weightpack", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -265,7 +267,6 @@ def estimate(src: str, profile: str, codec: str, revision: str | None, token: st
 @_as_json
 def doctor(as_json: bool) -> None:
     """Show versions, the CPU's kernels, and what is installed."""
-    import warnings
     from importlib import metadata
 
     from weightpack import kernels, options
