@@ -108,7 +108,7 @@ def pack_file(
     """
     with located(path=source.name):
         segments = segment(source)
-        if segments.metadata is not None and INDEX_KEY in segments.metadata:
+        if segments.metadata is not None and {INDEX_KEY, INDEX_CRC_KEY} & segments.metadata.keys():
             raise OptionError("the file is packed already")
         with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as pool:
             # Hashing is as slow as packing on one core, so with more than one it has its own thread.
@@ -155,6 +155,9 @@ class _Packer:
         self.stored = _Stored()
         self.data_begin = self._header_bound()
         self.position = 0  # end of what is written, from data_begin
+        self._record_begin = 0  # of the record in work, from data_begin
+        self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
+        self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
 
     def _write(self, position: int, data: bytes | bytearray | memoryview) -> None:
         self.target.write_at(self.data_begin + position, data)
@@ -238,8 +241,6 @@ class _Packer:
 
     def _twin(self, tensor: Tensor, crcs: NDArray[np.uint32]) -> str | None:
         """Return an earlier tensor with the same bytes: CRCs find it, a comparison proves it."""
-        if not hasattr(self, "_by_crcs"):
-            self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
         earlier = self._by_crcs.setdefault((tensor.n_bytes, crcs.tobytes()), tensor)
         if earlier is tensor:
             return None
@@ -296,8 +297,7 @@ class _Packer:
 
     def write_header(self, sha256: str) -> int:
         """Write the header before the data; where it left much of its room unused, move the data down. Returns the file's length."""
-        for name, holder in self.stored.tied.items():  # behind a kept holder's bytes, or wherever: an empty range needs a valid place only
-            assert holder in self.stored.entries
+        for name in self.stored.tied:  # empty ranges stand at the end, where they are in nobody's way
             self.stored.entries[name] = Entry(name, "U8", (0,), self.position, self.position)
         header = self._header(self.stored, sha256)
         data_begin = -(-(8 + len(header)) // _DATA_ALIGN) * _DATA_ALIGN
