@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels in numpy: every backend's bytes, a few MB/s, no compiler needed. Sections are those of docs/FORMAT.md.
+"""The kernels in numpy: every backend's bytes, some ten MB/s, no compiler needed. Section numbers are those of docs/FORMAT.md.
 
-rANS runs over all 128 lanes of a group at once, Huffman over its four bitstreams, planes over whole chunks.
+rANS runs over all 128 lanes of a group at once, Huffman bitstream by bitstream, planes over whole chunks. Checks stand in the order of the
+native core's, so that damage gives the same exception on every backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from weightpack.dtypes import LAYOUTS, Layout, LayoutId
-from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError
+from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError
 from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
 from weightpack.format.record import parse_chunk
 from weightpack.kernels import RansBook, SplitPlanes
@@ -23,12 +25,24 @@ if TYPE_CHECKING:
 
     from weightpack.kernels import Bytes, Stream
 
-LANES = 128
+LANES = 128  # also the elements of a block
 MAX_CODE_BITS = 12
+_SEGMENT_BYTES = 1 << 14
 
 
 def _u8(data: Stream) -> Bytes:
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+
+
+def _expect(ok: bool, what: str) -> None:
+    """Refuse what only a caller inside weightpack can get wrong: the native core refuses it too, and wrong bytes would be worse."""
+    if not ok:
+        raise WeightpackError(f"{what}: this is a bug in weightpack")
+
+
+def _need(ok: bool, what: str, error: type[CorruptionError | TruncatedError] = CorruptionError) -> None:
+    if not ok:
+        raise error(f"{what} {'ends early' if error is TruncatedError else 'contradicts the format'}: the file is damaged")
 
 
 class PortableKernels:
@@ -40,7 +54,7 @@ class PortableKernels:
         return _crc32c(_u8(data), crc)
 
     def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
-        return np.bincount(symbols, minlength=256).astype(np.uint32)
+        return np.bincount(_u8(symbols), minlength=256).astype(np.uint32)
 
     def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
         return _split(layout, _u8(elems))
@@ -49,10 +63,10 @@ class PortableKernels:
         return _rans_choose([int(c) for c in counts])
 
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
-        return _rans_encode(book, symbols)
+        return _rans_encode(book, _u8(symbols))
 
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
-        return _huffman_encode(lengths, symbols)
+        return _huffman_encode(lengths, _u8(symbols))
 
     def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
         parsed = parse_chunk(memoryview(chunk), layout)
@@ -62,16 +76,15 @@ class PortableKernels:
             raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
         return True
 
-    def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
-    ) -> int:
+    def decode_streams(self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes) -> int:
+        if mode not in (Mode.SPLIT, Mode.WHOLE):
+            raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
+        _need(len(streams) == (layout.n_streams if mode == Mode.SPLIT else 1), "the chunk's count of streams")
         n_bytes = n_elems * layout.elem_bytes
-        if not 0 < n_bytes <= MAX_CHUNK_BYTES or n_elems > MAX_CHUNK_BLOCKS * LANES:
-            raise CorruptionError("the chunk's size is out of bounds")
-        if mode == Mode.WHOLE:
-            out[:n_bytes] = _decode_plane(streams[0][0], _u8(streams[0][1]), n_bytes, 8)
-        else:
-            _merge(layout, streams, n_elems, out[:n_bytes])
+        _need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
+        if mode == Mode.WHOLE:  # 6.4: what BYTES1 would be
+            layout, n_elems = LAYOUTS[LayoutId.BYTES1], n_bytes
+        _merge(layout, [(codec, _u8(stream)) for codec, stream in streams], n_elems, out[:n_bytes])
         return _crc32c(_u8(out[:n_bytes]), _crc32c(_u8(chunk_number.to_bytes(4, "little")), 0))
 
     def count_repeats(self, words: Bytes) -> int:
@@ -79,190 +92,169 @@ class PortableKernels:
         return int(values.size - np.unique(values).size)
 
 
-# ---- CRC-32C (1.7): columns of a matrix in step, then columns joined in pairs
+# ---- CRC-32C (1.7). The CRC is linear: columns of a matrix go in step, each from its own start; then neighbours are joined in pairs.
 
-_POLYNOMIAL = 0x82F63B78
-_CRC_COLUMNS = 4096  # a power of two
+_CRC_COLUMNS = 4096  # a power of two, as are the rows: few operators to keep
 
 
 @cache
 def _crc_table() -> NDArray[np.uint32]:
     table: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        table = (table >> np.uint32(1)) ^ np.where(table & np.uint32(1), np.uint32(_POLYNOMIAL), np.uint32(0))
+        table = table >> np.uint32(1) ^ (table & np.uint32(1)) * np.uint32(0x82F63B78)
     return table
 
 
 @cache
-def _zeros_operator(n_bytes: int) -> tuple[int, ...]:
-    """Return what `n_bytes` zero bytes make of each bit of a CRC register: 32 columns over GF(2)."""
-    if n_bytes == 1:
-        return tuple(int(_crc_table()[(1 << i) & 255] ^ ((1 << i) >> 8)) for i in range(32))
-    half = _zeros_operator(n_bytes // 2)
-    twice = tuple(_apply(half, column) for column in half)
-    if n_bytes % 2 == 0:
-        return twice
-    return tuple(_apply(_zeros_operator(1), column) for column in twice)
+def _zeros_operator(log2_bytes: int) -> NDArray[np.uint32]:
+    """Return what 2^log2_bytes zero bytes make of a register's byte i of value v, at [i, v]."""
+    if log2_bytes == 0:
+        registers = np.arange(256, dtype=np.uint32) << np.arange(0, 32, 8, dtype=np.uint32)[:, None]
+        operator: NDArray[np.uint32] = registers >> 8 ^ _crc_table()[registers & 255]
+        return operator
+    half = _zeros_operator(log2_bytes - 1)
+    return _apply(half, half)
 
 
-def _apply(operator: tuple[int, ...], value: int) -> int:
-    result = 0
-    for i, column in enumerate(operator):
-        if value >> i & 1:
-            result ^= column
-    return result
+def _apply(operator: NDArray[np.uint32], registers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    moved: NDArray[np.uint32] = operator[0][registers & 255]
+    for i in (1, 2, 3):
+        moved ^= operator[i][registers >> 8 * i & 255]
+    return moved
 
 
 def _crc32c(data: Bytes, crc: int) -> int:
-    table = _crc_table()
-    register = crc ^ 0xFFFFFFFF
-    n_rows = data.size // _CRC_COLUMNS
-    if n_rows >= 4:
+    table, register = _crc_table(), crc ^ 0xFFFFFFFF
+    while data.size >= 4 * _CRC_COLUMNS:
+        log2_rows = (data.size // _CRC_COLUMNS).bit_length() - 1
+        n_bytes = _CRC_COLUMNS << log2_rows
         columns = np.zeros(_CRC_COLUMNS, np.uint32)
-        matrix = data[: n_rows * _CRC_COLUMNS].reshape(_CRC_COLUMNS, n_rows).T.copy()
         columns[0] = register
-        for row in matrix:
-            columns = (columns >> np.uint32(8)) ^ table[(columns ^ row) & np.uint32(255)]
-        length = n_rows
-        while columns.size > 1:  # left part, then as many zeros as the right part is long, plus the right part
-            shifted = np.zeros(columns.size // 2, np.uint32)
-            for i, column in enumerate(_zeros_operator(length)):
-                shifted ^= np.where(columns[::2] >> np.uint32(i) & 1, np.uint32(column), np.uint32(0))
-            columns, length = shifted ^ columns[1::2], 2 * length
-        register = int(columns[0])
-        data = data[n_rows * _CRC_COLUMNS :]
+        for row in data[:n_bytes].reshape(_CRC_COLUMNS, -1).T.copy():
+            columns = columns >> 8 ^ table[(columns ^ row) & 255]
+        while columns.size > 1:  # the left one, moved over as many bytes as the right one has read
+            columns = _apply(_zeros_operator(log2_rows), columns[::2]) ^ columns[1::2]
+            log2_rows += 1
+        register, data = int(columns[0]), data[n_bytes:]
     plain = table.tolist()
     for byte in data.tolist():
         register = register >> 8 ^ plain[(register ^ byte) & 255]
     return register ^ 0xFFFFFFFF
 
 
-# ---- planes (section 7)
-
-
-def _blocks(n: int) -> tuple[int, int]:
-    """Return the count of blocks, and the elements of the last one."""
-    n_blocks = -(-n // LANES)
-    return n_blocks, n - LANES * (n_blocks - 1)
+# ---- planes (section 7). Words are as wide as elements, not wider: a chunk's temporaries stay a few times its size.
 
 
 def _split(layout: Layout, data: Bytes) -> SplitPlanes:
-    n = data.size // layout.elem_bytes
-    if layout.mantissa_bits is None:
+    n, r, mantissa = data.size // layout.elem_bytes, layout.raw_bits, layout.mantissa_bits
+    if mantissa is None:
         return SplitPlanes(np.ascontiguousarray(data.reshape(n, layout.elem_bytes).T), np.empty(0, np.uint8), np.empty(0, np.uint8))
-    elems = data.view(f"<u{layout.elem_bytes}").astype(np.uint64)
-    mantissa, r = np.uint64(layout.mantissa_bits), layout.raw_bits
-    symbols, shift = [], int(mantissa)
+    elems = data.view(f"<u{layout.elem_bytes}")
+    symbols, shift = [], mantissa
     for width in layout.plane_bits:
-        symbols.append((elems >> np.uint64(shift) & np.uint64((1 << width) - 1)).astype(np.uint8))
+        symbols.append((elems >> shift & (1 << width) - 1).astype(np.uint8))
         shift += width
-    raw = (elems >> np.uint64(shift)) << mantissa | elems & np.uint64((1 << int(mantissa)) - 1)
-    n_blocks, tail = _blocks(n)
-    padded = np.zeros((n_blocks, LANES), np.uint64)
-    padded.reshape(-1)[:n] = raw
-    union = np.bitwise_or.reduce(padded, axis=1)
-    lowest = union & (~union + np.uint64(1))
-    zeros = np.where(union == 0, r, np.log2(np.maximum(lowest, 1).astype(np.float64)).astype(np.int64))  # exact: a power of two below 2^53
-    widths = (r - zeros).astype(np.uint8)
-    parts: list[Bytes] = [np.empty(0, np.uint8)] * n_blocks
-    full = np.arange(n_blocks) < n_blocks - (tail < LANES)
-    for w in np.unique(widths[full]).tolist():  # blocks of one width together
-        picked = np.flatnonzero(full & (widths == w))
-        for block, part in zip(picked.tolist(), _block_bytes(padded[picked], w, r), strict=True):
-            parts[block] = part
-    if tail < LANES:
-        parts[-1] = _block_bytes(padded[-1:, :tail], int(widths[-1]), r)[0]
-    return SplitPlanes(np.stack(symbols), widths, np.concatenate(parts))
+    raw = np.zeros((-(-n // LANES), LANES), elems.dtype)
+    raw.reshape(-1)[:n] = elems >> shift << mantissa | elems & (1 << mantissa) - 1
+    union = np.bitwise_or.reduce(raw, axis=1)
+    # 7.3: the least width is r less the union's trailing zeros, which is how many of its r non-empty low parts are not 0.
+    widths: Bytes = np.stack([union & (2 << k) - 1 != 0 for k in range(r)]).sum(axis=0, dtype=np.uint8)
+    begins = _begins(widths, n)
+    bits = np.empty(begins[-1], np.uint8)
+    for w, m, blocks in _groups(widths, n):
+        coded = _block_bytes(raw[blocks, :m] >> (r - w), w)
+        sliding_window_view(bits, coded.shape[1], writeable=True)[begins[blocks]] = coded
+    return SplitPlanes(np.stack(symbols), widths, bits)
 
 
-def _block_bytes(raw: NDArray[np.uint64], w: int, r: int) -> Bytes:
-    """Return the bits (7.4) of blocks of one width, one row a block."""
-    v = raw >> np.uint64(r - w)
-    planes = [(v >> np.uint64(w - 8 * (k + 1))).astype(np.uint8) for k in range(w // 8)]
-    planes += [np.packbits((v >> np.uint64(k) & np.uint64(1)).astype(np.uint8), axis=1, bitorder="little") for k in reversed(range(w % 8))]
-    return np.concatenate(planes, axis=1) if planes else np.empty((len(raw), 0), np.uint8)
+def _begins(widths: Bytes, n: int) -> NDArray[np.int64]:
+    """Return where each block's bits begin (7.4), and where the last one's end."""
+    sizes = 16 * widths.astype(np.int64)
+    if n % LANES:
+        sizes[-1] = _block_size(int(widths[-1]), n % LANES)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
-def _merge(layout: Layout, streams: Sequence[tuple[int, Stream]], n: int, out: Bytes) -> None:
-    if len(streams) != layout.n_streams:
-        raise CorruptionError("the chunk's header is damaged")
-    n_planes, r = len(layout.plane_bits), layout.raw_bits
-    raw = np.zeros(n, np.uint64)
-    if r:
-        if streams[-1][0] != Codec.RAW:
-            raise (CorruptionError if streams[-1][0] <= Codec.ZSTD else UnsupportedError)("the bits have a codec that they can't have")
-        raw = _raw_words(_decode_plane(streams[n_planes][0], _u8(streams[n_planes][1]), _blocks(n)[0], 8), _u8(streams[-1][1]), r, n)
-    planes = [
-        _decode_plane(codec, _u8(stream), n, bits).astype(np.uint64) for (codec, stream), bits in zip(streams[:n_planes], layout.plane_bits, strict=True)
-    ]
-    if layout.mantissa_bits is None:
-        out.reshape(n, layout.elem_bytes)[:] = np.stack(planes, axis=1)
-        return
-    mantissa = layout.mantissa_bits
-    elems, shift = raw & np.uint64((1 << mantissa) - 1), mantissa
-    for plane, bits in zip(planes, layout.plane_bits, strict=True):
-        elems |= plane << np.uint64(shift)
-        shift += bits
-    elems |= raw >> np.uint64(mantissa) << np.uint64(shift)
-    out[:] = elems.astype(f"<u{layout.elem_bytes}").view(np.uint8)
+def _block_size(w: int, m: int) -> int:
+    return w // 8 * m + w % 8 * ((m + 7) // 8)
 
 
-def _raw_words(widths: Bytes, bits: Bytes, r: int, n: int) -> NDArray[np.uint64]:
-    n_blocks, tail = _blocks(n)
-    if int(widths.max()) > r:
-        raise CorruptionError("a block is wider than its raw word")
-    elems = np.full(n_blocks, LANES, np.int64)
-    elems[-1] = tail
-    lengths = widths // 8 * elems + widths % 8 * ((elems + 7) // 8)
-    if int(lengths.sum()) != bits.size:
-        raise (TruncatedError if bits.size < int(lengths.sum()) else CorruptionError)("the bits do not match their widths")
-    begins = np.cumsum(lengths) - lengths
-    raw = np.zeros((n_blocks, LANES), np.uint64)
-    full = elems == LANES
-    for w in np.unique(widths[full]).tolist():
-        picked = np.flatnonzero(full & (widths == w))
-        size = 16 * w
-        raw[picked] = _block_words(bits[begins[picked, None] + np.arange(size)], w, r, LANES)
-    if tail < LANES:
-        raw[-1, :tail] = _block_words(bits[None, begins[-1] :], int(widths[-1]), r, tail)[0]
-    return raw.reshape(-1)[:n]
+def _groups(widths: Bytes, n: int) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+    """Yield (width, elements of a block, blocks): those that are coded alike go together."""
+    full = widths[: n // LANES]
+    for w in np.unique(full).tolist():
+        yield w, LANES, np.flatnonzero(full == w)
+    if n % LANES:
+        yield int(widths[-1]), n % LANES, np.array([n // LANES])
 
 
-def _block_words(data: Bytes, w: int, r: int, m: int) -> NDArray[np.uint64]:
-    v = np.zeros((len(data), m), np.uint64)
+def _block_bytes(v: NDArray[Any], w: int) -> Bytes:
+    """Code blocks (7.4), one a row of values."""
+    planes: list[Bytes] = [(v >> (w - 8 * (k + 1))).astype(np.uint8) for k in range(w // 8)]
+    low = v.astype(np.uint8)
+    planes += [np.packbits(low >> k & 1, axis=1, bitorder="little") for k in reversed(range(w % 8))]
+    return np.concatenate(planes, axis=1) if planes else np.empty((len(v), 0), np.uint8)
+
+
+def _block_values(data: Bytes, w: int, m: int, v: NDArray[Any]) -> None:
+    """Decode blocks (7.4), one a row, into `v`, which is zero."""
     for k in range(w // 8):
-        v = v << np.uint64(8) | data[:, k * m : (k + 1) * m]
-    size = (m + 7) // 8
+        v <<= 8
+        v |= data[:, k * m : (k + 1) * m]
+    begin, size = w // 8 * m, (m + 7) // 8
     for k in range(w % 8):
-        begin = w // 8 * m + k * size
-        plane = np.unpackbits(data[:, begin : begin + size], axis=1, bitorder="little")
-        if plane[:, m:].any():
-            raise CorruptionError("unused bits of a bit plane are not zero")
-        v = v << np.uint64(1) | plane[:, :m]
-    return v << np.uint64(r - w)
+        plane = np.unpackbits(data[:, begin + k * size : begin + (k + 1) * size], axis=1, bitorder="little")
+        _need(not plane[:, m:].any(), "the unused bits of a bit plane")
+        v <<= 1
+        v |= plane[:, :m]
+
+
+def _merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes) -> None:
+    r, mantissa, word = layout.raw_bits, layout.mantissa_bits, np.dtype(f"<u{layout.elem_bytes}")
+    if mantissa is not None:
+        codec, bits = streams[-1]
+        if codec != Codec.RAW:  # 7.5
+            raise (CorruptionError if codec <= Codec.ZSTD else UnsupportedError)(f"the bits have codec {codec}")
+        widths = _decode_plane(*streams[-2], -(-n // LANES), 8)
+        _need(int(widths.max()) <= r, "a block's width")  # 7.3
+        begins = _begins(widths, n)
+        _need(bits.size >= int(begins[-1]), "the bits stream", TruncatedError)
+        _need(bits.size == int(begins[-1]), "the bits stream's length")
+    planes = [_decode_plane(*stream, n, width) for stream, width in zip(streams, layout.plane_bits, strict=False)]
+    if mantissa is None:
+        for i, plane in enumerate(planes):
+            out.reshape(n, -1)[:, i] = plane
+        return
+    raw = np.zeros((widths.size, LANES), word)
+    for w, m, blocks in _groups(widths, n):
+        values = np.zeros((blocks.size, m), word)
+        _block_values(sliding_window_view(bits, _block_size(w, m))[begins[blocks]], w, m, values)
+        raw[blocks, :m] = values << (r - w)
+    flat = raw.reshape(-1)[:n]
+    elems, shift = flat & (1 << mantissa) - 1, mantissa
+    for plane, width in zip(planes, layout.plane_bits, strict=True):
+        elems |= plane.astype(word) << shift
+        shift += width
+    elems |= flat >> mantissa << shift
+    out[:] = elems.astype(word, copy=False).view(np.uint8)
 
 
 # ---- codecs (section 8)
 
 
 def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int) -> Bytes:
-    if codec == Codec.RAW:
-        if stream.size != n:
-            raise (TruncatedError if stream.size < n else CorruptionError)("a raw plane has the wrong length")
-        symbols = stream
-    elif codec == Codec.CONSTANT:
-        if stream.size != 1:
-            raise (TruncatedError if stream.size < 1 else CorruptionError)("a constant plane is not one byte")
-        symbols = np.full(n, stream[0], np.uint8)
-    elif codec == Codec.RANS:
-        symbols = _rans_decode(stream, n)
-    elif codec == Codec.HUFFMAN:
-        symbols = _huffman_decode(stream, n)
-    else:
+    """Decode n symbols that MUST fit `plane_bits` (7.2). As in the native core, symbols of a codebook must fit whether they occur or not."""
+    if codec == Codec.RANS:
+        return _rans_decode(stream, n, plane_bits)
+    if codec == Codec.HUFFMAN:
+        return _huffman_decode(stream, n, plane_bits)
+    if codec not in (Codec.RAW, Codec.CONSTANT):
+        _expect(codec != Codec.ZSTD, "a zstd stream that was not expanded")
         raise UnsupportedError(f"unknown codec {codec}: upgrade weightpack")
-    if plane_bits < 8 and int(symbols.max()) >> plane_bits:
-        raise CorruptionError("a symbol is wider than its field")
-    return symbols
+    n_bytes = n if codec == Codec.RAW else 1
+    _need(stream.size >= n_bytes, "a raw or constant stream", TruncatedError)
+    _need(stream.size == n_bytes and int(stream.max()) >> plane_bits == 0, "a raw or constant stream")
+    return stream if codec == Codec.RAW else np.full(n, stream[0], np.uint8)
 
 
 # rANS (8.3)
@@ -270,17 +262,15 @@ def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int) -> Bytes:
 
 @cache
 def _log2_table() -> tuple[int, ...]:
-    """round(2^16 * log2(v)) for v = 0..256 by repeated squaring, in integers, as in native/src/rans.c."""
+    """round(2^16 * log2(v)) for v = 0..256 by repeated squaring, in integers, as in native/src/rans.c: the same on every machine."""
     table = [0]
     for v in range(1, 257):
         whole = v.bit_length() - 1
         x, fraction = v << (31 - whole), 0
         for _ in range(17):
             x = x * x >> 31
-            fraction <<= 1
-            if x >> 32:
-                fraction |= 1
-                x >>= 1
+            carry = x >> 32
+            fraction, x = fraction << 1 | carry, x >> carry
         table.append((whole << 16) + ((fraction + 1) >> 1))
     return tuple(table)
 
@@ -289,96 +279,91 @@ def _share(counts: list[int], total: int) -> tuple[list[int], int]:
     """Share 256 among counts, each at least 1 and at most 255, close to the least cost; return also the cost in bits * 2^16."""
     log2 = _log2_table()
     freqs = [min(255, max(1, (c << 8) // total)) for c in counts]
-    while sum(freqs) < 256:
-        _, i = max((c * (log2[f + 1] - log2[f]), -i) for i, (c, f) in enumerate(zip(counts, freqs, strict=True)) if f < 255)
-        freqs[-i] += 1
-    while sum(freqs) > 256:
-        _, i = min((c * (log2[f] - log2[f - 1]), i) for i, (c, f) in enumerate(zip(counts, freqs, strict=True)) if f > 1)
-        freqs[i] -= 1
+    while sum(freqs) < 256:  # give where it gains most; ties go to the lower rank
+        best = max((i for i, f in enumerate(freqs) if f < 255), key=lambda i: (counts[i] * (log2[freqs[i] + 1] - log2[freqs[i]]), -i))
+        freqs[best] += 1
+    while sum(freqs) > 256:  # take from where it costs least
+        best = min((i for i, f in enumerate(freqs) if f > 1), key=lambda i: (counts[i] * (log2[freqs[i]] - log2[freqs[i] - 1]), i))
+        freqs[best] -= 1
     return freqs, sum(c * ((8 << 16) - log2[f]) for c, f in zip(counts, freqs, strict=True))
 
 
 def _rans_choose(counts: list[int]) -> tuple[RansBook, int]:
     present = sorted((s for s in range(256) if counts[s]), key=lambda s: (-counts[s], s))
-    total = sum(counts)
-    best: tuple[int, RansBook] | None = None
+    _expect(len(present) >= 2, "a rANS codebook for fewer than two symbols")
+    total, best = sum(counts), (1 << 64, RansBook(b"", b"", 0))
     for k in range(1, min(16, len(present)) + 1):
-        kept = present[:k]
-        escaped = total - sum(counts[s] for s in kept)
-        if (escaped and k == 16) or (not escaped and k < 2):
-            continue
-        freqs, cost = _share([counts[s] for s in kept] + ([escaped] if escaped else []), total)
+        coded = [counts[s] for s in present[:k]]
+        escaped = total - sum(coded)
+        if escaped and k == 16:
+            break
+        freqs, cost = _share([*coded, escaped] if escaped else coded, total)
         cost += (escaped * 8 + 16 * k) << 16
-        if best is None or cost < best[0]:
-            best = cost, RansBook(bytes(kept), bytes(freqs[:k]), freqs[k] if escaped else 0)
-    assert best is not None, "at least two symbols must occur"
+        if cost < best[0]:
+            best = cost, RansBook(bytes(present[:k]), bytes(freqs[:k]), freqs[k] if escaped else 0)
     return best[1], (best[0] >> 19) + 1 + 2 * LANES + 6
 
 
+def _is_book(symbols: bytes, freqs: bytes, escape: int) -> bool:
+    return len(set(symbols)) == len(symbols) == len(freqs) and 0 not in freqs and sum(freqs) + escape == 256
+
+
 def _rans_encode(book: RansBook, symbols: Bytes) -> Bytes:
-    k = len(book.symbols)
-    ranks = np.full(256, k, np.uint8)
-    ranks[list(book.symbols)] = np.arange(k)
-    freq = np.array([*book.freqs, book.escape_freq or 1], np.uint32)
+    k, escape = len(book.symbols), book.escape_freq
+    _expect(1 <= k <= (15 if escape else 16) and _is_book(book.symbols, book.freqs, escape), "a wrong rANS codebook")
+    rank_of = np.full(256, k, np.uint8)
+    rank_of[list(book.symbols)] = np.arange(k)
+    freq = np.array([*book.freqs, escape], np.uint32)
     start = np.cumsum(freq, dtype=np.uint32) - freq
-    rank = ranks[symbols]
+    rank = rank_of[symbols]
+    literals = symbols[rank == k]
+    _expect(bool(escape) or not literals.size, "a symbol that the rANS codebook lacks")
     x = np.full(LANES, 256, np.uint32)
-    emitted: list[Bytes] = []
-    for begin in reversed(range(0, len(symbols), LANES)):
-        r = rank[begin : begin + LANES]
-        m = r.size
-        f, state = freq[r], x[:m]
+    emitted = [np.empty(0, np.uint8)]
+    for begin in reversed(range(0, symbols.size, LANES)):
+        ranks = rank[begin : begin + LANES]
+        f, state = freq[ranks], x[: ranks.size]
         over = state >= f << 8
-        emitted.append(state[over].astype(np.uint8))
+        emitted.append(state[over].astype(np.uint8))  # lanes in reading order; the groups are reversed below
         state = np.where(over, state >> 8, state)
-        x[:m] = (state // f << 8) + state % f + start[r]
+        x[: ranks.size] = (state // f << 8) + state % f + start[ranks]
     renorm = np.concatenate(emitted[::-1])
-    head = bytes((k, book.escape_freq)) + book.symbols + book.freqs + x.astype("<u2").tobytes() + renorm.size.to_bytes(4, "little")
-    return np.concatenate([_u8(head), renorm, symbols[rank == k]])
+    head = bytes((k, escape)) + book.symbols + book.freqs + x.astype("<u2").tobytes() + renorm.size.to_bytes(4, "little")
+    return np.concatenate([_u8(head), renorm, literals])
 
 
-def _rans_decode(stream: Bytes, n: int) -> Bytes:
-    if stream.size < 2:
-        raise TruncatedError("a rANS stream ends inside its head")
+def _rans_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
+    _need(stream.size >= 2, "a rANS stream", TruncatedError)
     k, escape = int(stream[0]), int(stream[1])
-    if not 1 <= k <= 16 or (escape and k > 15):
-        raise CorruptionError("a rANS codebook has a wrong count of symbols")
+    _need(1 <= k <= (15 if escape else 16), "a rANS codebook's size")
     head = 2 + 2 * k + 2 * LANES + 4
-    if stream.size < head:
-        raise TruncatedError("a rANS stream ends inside its head")
-    values, freqs = stream[2 : 2 + k], [*stream[2 + k : 2 + 2 * k].tolist(), escape]
-    if len(set(values.tolist())) != k or 0 in freqs[:k] or sum(freqs) != 256:
-        raise CorruptionError("a rANS codebook is damaged")
-    rank_of_slot = np.repeat(np.arange(k + 1), freqs)
-    freq = np.array(freqs, np.uint32)
-    bias = np.arange(256, dtype=np.uint32) - (np.cumsum(freq, dtype=np.uint32) - freq)[rank_of_slot]
+    _need(stream.size >= head, "a rANS stream", TruncatedError)
+    values, freqs = stream[2 : 2 + k], stream[2 + k : 2 + 2 * k].tobytes()
+    _need(_is_book(values.tobytes(), freqs, escape) and int(values.max()) >> plane_bits == 0, "a rANS codebook")
+    freq = np.array([*freqs, escape], np.uint32)
+    rank_of_slot = np.repeat(np.arange(k + 1, dtype=np.uint8), freq)
     freq_of_slot = freq[rank_of_slot]
-    x = stream[head - 4 - 2 * LANES : head - 4].view("<u2").astype(np.uint32)
-    if (x < 256).any():
-        raise CorruptionError("a rANS state is out of range")
+    bias = np.arange(256, dtype=np.uint32) - (np.cumsum(freq, dtype=np.uint32) - freq)[rank_of_slot]  # slot - start
+    x = stream[2 + 2 * k : head - 4].view("<u2").astype(np.uint32)
+    _need(int(x.min()) >= 256, "a rANS state")
     n_renorm = int.from_bytes(stream[head - 4 : head].tobytes(), "little")
-    if n_renorm > stream.size - head:
-        raise TruncatedError("a rANS stream ends inside its renormalisation bytes")
+    _need(n_renorm <= stream.size - head, "a rANS stream", TruncatedError)
     renorm, literals = stream[head : head + n_renorm], stream[head + n_renorm :]
-    ranks = np.empty(n, np.uint8)
-    position = 0
+    _need((bool(escape) or not literals.size) and int(literals.max(initial=0)) >> plane_bits == 0, "rANS literals")
+    ranks, position = np.empty(n, np.uint8), 0
     for begin in range(0, n, LANES):
         m = min(LANES, n - begin)
         slot = x[:m] & 255
         ranks[begin : begin + m] = rank_of_slot[slot]
         state = freq_of_slot[slot] * (x[:m] >> 8) + bias[slot]
         low = np.flatnonzero(state < 256)
-        taken = renorm[position : position + low.size]
-        if taken.size < low.size:
-            raise TruncatedError("a rANS stream has too few renormalisation bytes")
-        state[low] = state[low] << 8 | taken
+        _need(position + low.size <= n_renorm, "a rANS stream", TruncatedError)
+        state[low] = state[low] << 8 | renorm[position : position + low.size]
         position += low.size
         x[:m] = state
     escaped = np.flatnonzero(ranks == k)
-    if escaped.size > literals.size:
-        raise TruncatedError("a rANS stream has too few literals")
-    if escaped.size < literals.size or position != n_renorm or (x != 256).any():
-        raise CorruptionError("a rANS stream does not end where it should")
+    _need(escaped.size <= literals.size, "a rANS stream", TruncatedError)
+    _need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a rANS stream's end")
     symbols = np.append(values, np.uint8(0))[ranks]
     symbols[escaped] = literals
     return symbols
@@ -387,10 +372,10 @@ def _rans_decode(stream: Bytes, n: int) -> Bytes:
 # Huffman (8.4)
 
 
-def _codes(lengths: Sequence[int]) -> dict[int, int]:
-    """Return the canonical code of each symbol, its first bit lowest."""
-    if sum(1 << (MAX_CODE_BITS - n) for n in lengths if n) != 1 << MAX_CODE_BITS:
-        raise CorruptionError("a Huffman code is not complete")
+def _codes(lengths: Sequence[int]) -> dict[int, int] | None:
+    """Return the canonical code of each symbol, its first bit lowest, as in a bitstream; None if the code is not complete."""
+    if max(lengths) > MAX_CODE_BITS or sum(1 << (MAX_CODE_BITS - n) for n in lengths if n) != 1 << MAX_CODE_BITS:
+        return None
     codes, code, previous = {}, 0, 0
     for n, s in sorted((n, s) for s, n in enumerate(lengths) if n):
         code <<= n - previous
@@ -401,89 +386,75 @@ def _codes(lengths: Sequence[int]) -> dict[int, int]:
 
 def _huffman_encode(lengths: bytes, symbols: Bytes) -> Bytes:
     codes = _codes(lengths)
-    present = sorted(codes)
-    if len(present) < 32:
-        symbol_set = bytes(present)
-    else:
-        symbol_set = np.packbits(np.isin(np.arange(256), present), bitorder="little").tobytes()
+    _expect(codes is not None, "an incomplete Huffman code")
+    present = sorted(codes or ())
+    is_present = np.isin(np.arange(256), present)
+    _expect(bool(is_present[symbols].all()), "a symbol without a Huffman code")
+    symbol_set = bytes(present) if len(present) < 32 else np.packbits(is_present, bitorder="little").tobytes()
     nibbles = [lengths[s] for s in present] + [0]
     packed = bytes(nibbles[i] | nibbles[i + 1] << 4 for i in range(0, len(present), 2))
-    code_of = np.zeros(256, np.uint16)
-    code_of[present] = [codes[s] for s in present]
-    length_of = np.frombuffer(lengths, np.uint8).astype(np.int64)
-    bitstreams = []
-    for i in range(4):
-        part = symbols[i::4]
-        n_bits = length_of[part]
-        ends = np.cumsum(n_bits)
-        total = int(ends[-1]) if part.size else 0
-        # Bit j of the stream is bit j - begin of the code that covers it.
-        owner = np.repeat(np.arange(part.size), n_bits)
-        offset = np.arange(total) - (ends - n_bits)[owner]
-        bitstreams.append(np.packbits((code_of[part][owner] >> offset & 1).astype(np.uint8), bitorder="little"))
-    sizes = b"".join(len(stream).to_bytes(3, "little") for stream in bitstreams[:3])
+    steps = np.arange(MAX_CODE_BITS)
+    code_of = np.array([(codes or {}).get(s, 0) for s in range(256)])
+    bits_of = (code_of[:, None] >> steps & 1).astype(np.uint8)
+    is_bit = steps < np.frombuffer(lengths, np.uint8)[:, None]
+    parts = [symbols[i::4] for i in range(4)]
+    bitstreams = [np.packbits(bits_of[part][is_bit[part]], bitorder="little") for part in parts]
+    sizes = b"".join(len(bitstream).to_bytes(3, "little") for bitstream in bitstreams[:3])
     return np.concatenate([_u8(bytes([len(present) - 1]) + symbol_set + packed + sizes), *bitstreams])
 
 
-def _huffman_decode(stream: Bytes, n: int) -> Bytes:
-    data = stream.tobytes()
-    if not data:
-        raise TruncatedError("a Huffman stream is empty")
-    n_symbols = data[0] + 1
-    if n_symbols < 2:
-        raise CorruptionError("a Huffman code has one symbol")
-    set_bytes, length_bytes = min(n_symbols, 32), (n_symbols + 1) // 2
-    head = 1 + set_bytes + length_bytes + 9
-    if len(data) < head:
-        raise TruncatedError("a Huffman stream ends inside its head")
+def _huffman_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
+    _need(stream.size >= 1, "a Huffman stream", TruncatedError)
+    n_symbols = int(stream[0]) + 1
+    _need(n_symbols >= 2, "a Huffman code of one symbol")
+    set_end = 1 + min(n_symbols, 32)
+    head = set_end + (n_symbols + 1) // 2 + 9
+    _need(stream.size >= head, "a Huffman stream", TruncatedError)
     if n_symbols < 32:
-        present = list(data[1 : 1 + set_bytes])
+        present = stream[1:set_end].tolist()
     else:
         present = np.flatnonzero(np.unpackbits(stream[1:33], bitorder="little")).tolist()
-    nibbles = [n for byte in data[1 + set_bytes : 1 + set_bytes + length_bytes] for n in (byte & 15, byte >> 4)]
-    lengths = nibbles[:n_symbols]
-    if len(present) != n_symbols or present != sorted(set(present)) or min(lengths) < 1 or max(lengths) > MAX_CODE_BITS or any(nibbles[n_symbols:]):
-        raise CorruptionError("a Huffman code's table is damaged")
-    by_symbol = [0] * 256
-    for s, length in zip(present, lengths, strict=True):
-        by_symbol[s] = length
+    nibbles = [nibble for byte in stream[set_end : head - 9].tolist() for nibble in (byte & 15, byte >> 4)]
+    is_set = len(present) == n_symbols and present == sorted(set(present)) and present[-1] >> plane_bits == 0
+    _need(is_set and 0 not in nibbles[:n_symbols] and not any(nibbles[n_symbols:]), "a Huffman code's table")
+    lengths = [0] * 256
+    for s, length in zip(present, nibbles, strict=False):
+        lengths[s] = length
+    codes = _codes(lengths)
+    _need(codes is not None, "a Huffman code's lengths")
     symbol_of, length_of = np.zeros(1 << MAX_CODE_BITS, np.uint8), np.zeros(1 << MAX_CODE_BITS, np.uint8)
-    for s, code in _codes(by_symbol).items():
-        symbol_of[code :: 1 << by_symbol[s]] = s
-        length_of[code :: 1 << by_symbol[s]] = by_symbol[s]
+    for s, code in (codes or {}).items():
+        symbol_of[code :: 1 << lengths[s]], length_of[code :: 1 << lengths[s]] = s, lengths[s]
+    sizes = [int.from_bytes(stream[at : at + 3].tobytes(), "little") for at in (head - 9, head - 6, head - 3)]
+    _need(head + sum(sizes) <= stream.size, "a Huffman stream", TruncatedError)
+    bitstreams = np.split(stream[head:], np.cumsum(sizes))
     symbols = np.empty(n, np.uint8)
-    position = head
-    for i in range(4):
-        size = int.from_bytes(data[head - 9 + 3 * i : head - 6 + 3 * i], "little") if i < 3 else len(data) - position
-        if position + size > len(data):
-            raise TruncatedError("a Huffman bitstream ends behind its stream")
-        symbols[i::4] = _huffman_bitstream(stream[position : position + size], len(range(i, n, 4)), symbol_of, length_of)
-        position += size
+    ends = [_huffman_bitstream(bitstream, symbols[i::4], symbol_of, length_of) for i, bitstream in enumerate(bitstreams)]
+    _need(all(ends), "a Huffman bitstream's end")  # only now: a bitstream that ends early comes first
     return symbols
 
 
-def _huffman_bitstream(data: Bytes, n: int, symbol_of: Bytes, length_of: Bytes) -> Bytes:
-    """The window of 12 bits at every bit position gives symbol and step there; a chain of steps from 0 picks those that count."""
-    if n == 0:
-        if data.size:
-            raise CorruptionError("a Huffman bitstream has bits left over")
-        return np.empty(0, np.uint8)
-    padded = np.concatenate([data, np.zeros(3, np.uint8)]).astype(np.uint32)
-    words = padded[:-2] | padded[1:-1] << 8 | padded[2:] << 16
-    windows = (words[:-1, None] >> np.arange(8, dtype=np.uint32) & 0xFFF).reshape(-1)
-    steps, at, n_bits = length_of[windows].tolist(), 0, 8 * data.size
-    visited = []
-    for _ in range(n):
-        if at >= n_bits:
-            raise TruncatedError("a Huffman bitstream ends early")
-        visited.append(at)
-        at += steps[at]
-    if at > n_bits:
-        raise TruncatedError("a Huffman bitstream ends early")
-    if n_bits - at >= 8 or np.unpackbits(data, bitorder="little")[at:].any():
-        raise CorruptionError("a Huffman bitstream has bits left over")
-    symbols: Bytes = symbol_of[windows[visited]]
-    return symbols
+def _huffman_bitstream(data: Bytes, out: Bytes, symbol_of: Bytes, length_of: Bytes) -> bool:
+    """Decode a bitstream into `out`; return whether it is then used up.
 
-
-assert LAYOUTS[LayoutId.F64].raw_bits <= 53  # _split finds widths through float64
+    The 12 bits from every position on give symbol and length there; a chain of lengths from 0 picks those that count. That takes memory by
+    the bit, so it goes in segments; and what no code can use is not looked at, so that a long stream of few symbols costs nothing.
+    """
+    if 8 * data.size - MAX_CODE_BITS * out.size >= 8:
+        return False
+    padded = np.append(data, np.zeros(2, np.uint8))
+    done = at = 0  # symbols so far; bits from the segment's beginning
+    for begin in range(0, data.size, _SEGMENT_BYTES):
+        part = padded[begin : begin + _SEGMENT_BYTES + 2].astype(np.uint32)
+        words = part[:-2] | part[1:-1] << 8 | part[2:] << 16
+        windows = (words[:, None] >> np.arange(8, dtype=np.uint32) & 0xFFF).reshape(-1)
+        steps, chain = length_of[windows].tobytes(), []
+        for _ in range(done, out.size):
+            if at >= len(steps):
+                break
+            chain.append(at)
+            at += steps[at]
+        out[done : done + len(chain)] = symbol_of[windows[chain]]
+        done, at = done + len(chain), at - len(steps)
+    _need(done == out.size and at <= 0, "a Huffman bitstream", TruncatedError)
+    return at > -8 and (at == 0 or int(data[-1]) >> (8 + at) == 0)
