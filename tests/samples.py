@@ -127,3 +127,20 @@ def foreign_files() -> dict[str, bytes]:
         ),
         "odd names": safetensors_file({"": a, "a b\n\"\\": b, "__metadata": ("U8", (1,), b"x"), "\u00fc\U0001f600": ("U8", (3,), b"abc")}),
     }
+
+
+def encode_one(data, layout, options, number=0):
+    """Return one chunk that holds all of `data`."""
+    from weightpack.chunk_encoder import encode_chunks
+    from weightpack.format.record import chunk_bound
+
+    n_elems = data.size // layout.elem_bytes
+    out = np.empty(chunk_bound(layout, n_elems), np.uint8)
+    (chunk,) = encode_chunks(data, layout, n_elems, number, options, out)
+    return out[: chunk.n_bytes].tobytes()
+
+
+def decode_one(backend, layout, chunk, n_elems, number, crc, out):
+    """Decode one chunk with a backend; False, and nothing done, if it has zstd streams."""
+    offsets, crcs = np.array([0, len(chunk)], np.int64), np.array([crc], np.uint32)
+    return backend.decode_chunks(layout, chunk, offsets, crcs, 0, n_elems, n_elems, number, out) == 1

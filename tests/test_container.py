@@ -248,7 +248,7 @@ def test_source_that_changes_while_it_is_packed_is_refused(tmp_path, monkeypatch
 
     source = tmp_path / "source.safetensors"
     source.write_bytes(small_file())
-    original = packer.encode_chunk
+    original = packer.encode_chunks
 
     def change_meanwhile(*args):
         with source.open("r+b") as file:
@@ -256,7 +256,7 @@ def test_source_that_changes_while_it_is_packed_is_refused(tmp_path, monkeypatch
             file.write(b"\xff")
         return original(*args)
 
-    monkeypatch.setattr(packer, "encode_chunk", change_meanwhile)
+    monkeypatch.setattr(packer, "encode_chunks", change_meanwhile)
     with pytest.raises(LosslessError):
         weightpack.pack(source, threads=1)
     assert [p.name for p in tmp_path.iterdir()] == ["source.safetensors"]
@@ -268,8 +268,8 @@ def test_wrong_encoder_is_caught_before_the_target_appears(tmp_path, monkeypatch
 
     source = tmp_path / "source.safetensors"
     source.write_bytes(small_file())
-    original = packer.encode_chunk
-    monkeypatch.setattr(packer, "encode_chunk", lambda data, layout, options: original(data[::-1].copy(), layout, options))
+    original = packer.encode_chunks
+    monkeypatch.setattr(packer, "encode_chunks", lambda data, *rest: original(data[::-1].copy(), *rest))
     with pytest.raises((LosslessError, FormatError)):
         weightpack.pack(source)
     assert [p.name for p in tmp_path.iterdir()] == ["source.safetensors"]

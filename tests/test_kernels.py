@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightpack import kernels, reference
-from weightpack.chunk_decoder import decode_chunk
-from weightpack.chunk_encoder import chunk_crc, encode_chunk
+from weightpack.chunk_decoder import decode_chunks
+from weightpack.chunk_encoder import chunk_crc
 from weightpack.coders.huffman import code_lengths
 from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import FormatError, OptionError
@@ -55,13 +55,13 @@ def test_chunks_are_the_same_from_every_backend_and_decode_on_every_other(layout
         chunks = {}
         for name in BACKENDS:
             with kernels.use_isa(name):
-                chunks[name] = (encode_chunk(data, layout, PackOptions()).to_bytes(), chunk_crc(data, n))
+                chunks[name] = (samples.encode_one(data, layout, PackOptions()), chunk_crc(data, n))
         assert len(set(chunks.values())) == 1, f"{n} elements"
         chunk, crc = chunks["numpy"]
         for name in BACKENDS:
             out = np.full(data.size + 64, 0xA5, np.uint8)
             with kernels.use_isa(name):
-                decode_chunk(layout, chunk, n, n, crc, out[32:-32])
+                decode_chunks(layout, chunk, np.array([0, len(chunk)]), np.array([crc], np.uint32), n, n, n, out[32:-32])
             assert (out[32:-32] == data).all(), (name, n)
             assert (out[:32] == 0xA5).all(), "written before the output"
             assert (out[-32:] == 0xA5).all(), "written behind the output"
@@ -127,7 +127,7 @@ def test_damage_gives_the_same_outcome_on_every_backend(layout, codecs, n):
     data = elements(layout, n, "weights")
     if layout.id == LayoutId.BYTES1:
         data = np.minimum(data, 130)
-    chunk = encode_chunk(data, layout, PackOptions(codecs=codecs)).to_bytes()
+    chunk = samples.encode_one(data, layout, PackOptions(codecs=codecs))
     assert {codec for codec, _ in parse_chunk(chunk, layout).streams} & {2, 3}
     crc = chunk_crc(data, 0)
     for bad in damaged(chunk):
@@ -135,7 +135,7 @@ def test_damage_gives_the_same_outcome_on_every_backend(layout, codecs, n):
         for name, backend in BACKENDS.items():
             out = np.zeros(data.size, np.uint8)
             try:
-                done = backend.decode_chunk(layout, bad, n, 0, crc, out)
+                done = samples.decode_one(backend, layout, bad, n, 0, crc, out)
                 outcomes[name] = out.tobytes() == data.tobytes() if done else "zstd"
             except FormatError:
                 outcomes[name] = "refused"

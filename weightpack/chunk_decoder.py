@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunk -> elements, straight into the caller's buffer."""
+"""Chunks -> elements, straight into the caller's buffer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from weightpack import kernels as kernel_choice
 from weightpack.dtypes import LAYOUTS, LayoutId
-from weightpack.errors import ChecksumError, CorruptionError
+from weightpack.errors import ChecksumError, CorruptionError, located
 from weightpack.format.constants import MAX_CHUNK_BLOCKS, Codec, Mode
 from weightpack.format.index import zstd_decode
 from weightpack.format.record import Chunk, parse_chunk
@@ -21,28 +21,43 @@ if TYPE_CHECKING:
     from weightpack.kernels import Stream
 
 
-def decode_chunk(layout: Layout, chunk: bytes | bytearray | memoryview, n_elems: int, chunk_number: int, crc: int, out: NDArray[np.uint8]) -> None:
-    """Decode one chunk into `out` and check its CRC (FORMAT 6.2).
+def decode_chunks(
+    layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], chunk_elems: int, n_elems: int, first_number: int,
+    out: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Decode a run of chunks into `out` and check their CRCs (FORMAT 6.2).
 
     Parameters
     ----------
-    chunk
-        The chunk and up to 15 bytes of padding.
+    data
+        Chunk i stands at `offsets[i] - offsets[0]`, up to 15 bytes of padding included.
+    offsets : (n_chunks + 1,) int64
+    crcs : (n_chunks,) uint32
+    chunk_elems, n_elems
+        Elements of a chunk, and of the run.
+    first_number
+        The first chunk's number in its record.
     out : (n_elems * layout.elem_bytes,) uint8
         Filled completely, or left undefined if an error is raised.
 
     Raises
     ------
     FormatError
-        Of the kind that fits.
+        Of the kind that fits; it names the chunk.
     """
-    kernels = kernel_choice.active()
-    if kernels.decode_chunk(layout, chunk, n_elems, chunk_number, crc, out):
-        return
-    # zstd streams are expanded here, by a library, and go to the kernels as raw planes.
-    parsed = parse_chunk(chunk, layout)
-    if kernels.decode_streams(layout, parsed.mode, _expand(parsed, layout, n_elems), n_elems, chunk_number, out) != crc:
-        raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
+    kernels, n_chunks, i = kernel_choice.active(), len(crcs), 0
+    while (i := kernels.decode_chunks(layout, data, offsets, crcs, i, chunk_elems, n_elems, first_number, out)) < n_chunks:
+        # zstd streams are expanded here, by a library, and go to the kernels as raw planes.
+        begin, end = (offsets[i : i + 2] - offsets[0]).tolist()
+        n, number = min(chunk_elems, n_elems - i * chunk_elems), first_number + i
+        with located(chunk=number):
+            parsed = parse_chunk(memoryview(data)[begin:end], layout)
+            streams = _expand(parsed, layout, n)
+            if kernels.decode_streams(layout, parsed.mode, streams, n, number, out[i * chunk_elems * layout.elem_bytes :]) != int(crcs[i]):
+                raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
+        i += 1
+        if i == n_chunks:
+            return
 
 
 def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, Stream]]:

@@ -1,39 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elements -> chunk. One chunk at a time, so that a tensor of any size needs the memory of a few chunks."""
+"""Elements -> chunks. A few at a time, so that a tensor of any size needs the memory of a few chunks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from weightpack import kernels as kernel_choice
-from weightpack.coders.choose import encode_bytes, encode_plane
+from weightpack.coders.choose import attention, better_stream, worth_zstd, zstd_stream
 from weightpack.format.constants import Codec, Mode
-from weightpack.format.record import EncodedChunk, build_chunk
+from weightpack.format.record import build_chunk
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from weightpack.dtypes import Layout
+    from weightpack.kernels import SplitChunk
     from weightpack.options import PackOptions
 
+    Bytes = NDArray[np.uint8]
 
-def chunk_crc(data: NDArray[np.uint8], chunk_number: int) -> int:
+
+class EncodedChunk(NamedTuple):
+    """A chunk's length, padding to 16 included, and the CRC of what it decodes to (FORMAT 6.2)."""
+
+    n_bytes: int
+    crc: int
+
+
+def chunk_crc(data: Bytes, chunk_number: int) -> int:
     """Return `crc32c(u32 chunk_number || data)` (FORMAT 6.2); the number is there so that chunks can't trade places."""
     kernels = kernel_choice.active()
     return kernels.crc32c(data, kernels.crc32c(chunk_number.to_bytes(4, "little")))
 
 
-def encode_chunk(data: NDArray[np.uint8], layout: Layout, options: PackOptions) -> EncodedChunk:
-    """Encode the bytes of one chunk (a whole count of elements) as the smallest of: split planes, one plane of bytes, the bytes as they are.
+def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:
+    """Encode consecutive chunks of a tensor, each as the smallest of: split planes, one plane of bytes, the bytes as they are.
+
+    The kernels split and code chunk after chunk; where the statistics of one suggest that another codec does better, it is done again.
+
+    Parameters
+    ----------
+    data : (n_elems * layout.elem_bytes,) uint8
+        What is left over behind the last whole chunk is a shorter one.
+    first_number
+        The first chunk's number in its record.
+    out : uint8
+        At least `format.record.chunk_bound` for each chunk; they stand at its begin afterwards, one behind the other.
     """
-    kernels = kernel_choice.active()
-    planes = kernels.split(layout, data)
-    streams = [encode_plane(kernels, plane, options, try_zstd=not layout.raw_bits) for plane in planes.symbols]
-    if layout.raw_bits:
-        streams += [encode_plane(kernels, planes.widths, options, try_zstd=True), encode_bytes(kernels, planes.bits, options)]
-    split_bytes = sum(len(stream) for _, stream in streams)
-    whole = encode_bytes(kernels, data, options) if split_bytes > layout.n_streams else (Codec.RAW, data)
-    if len(whole[1]) < split_bytes:
-        return build_chunk(Mode.WHOLE, [whole])
+    kernels, chunk_bytes, position = kernel_choice.active(), chunk_elems * layout.elem_bytes, 0
+    chunks: list[EncodedChunk] = []
+    while len(chunks) * chunk_bytes < data.size:
+        rest, number = data[len(chunks) * chunk_bytes :], first_number + len(chunks)
+        encoded = kernels.encode_chunks(layout, rest, chunk_elems, number, "rans" in options.codecs, attention(options), out[position:])
+        chunks += map(EncodedChunk, encoded.sizes, encoded.crcs)
+        position += sum(encoded.sizes)
+        if encoded.last is not None:
+            begin = position - encoded.sizes[-1]
+            elems = data[(len(chunks) - 1) * chunk_bytes : len(chunks) * chunk_bytes]
+            smaller = _smaller_chunk(elems, layout, options, encoded.last, out[begin:position])
+            if smaller is not None:
+                chunks[-1], position = EncodedChunk(len(smaller), encoded.crcs[-1]), begin + len(smaller)
+                out[begin:position] = np.frombuffer(smaller, np.uint8)
+    return chunks
+
+
+def _smaller_chunk(data: Bytes, layout: Layout, options: PackOptions, split: SplitChunk, chunk: Bytes) -> bytes | None:
+    """Return the chunk with better codecs than the kernels gave it; None if there are none."""
+    kernels, better = kernel_choice.active(), {}
+    for i in range(len(split.planes)):
+        is_symbols, is_bits = i < len(layout.plane_bits), bool(layout.raw_bits) and i + 1 == len(split.planes)
+        stream = better_stream(kernels, split, i, options, entropy_coded=not is_bits, try_zstd=not (is_symbols and layout.raw_bits))
+        if stream is not None:
+            better[i] = stream
+    split_bytes = sum(len(better[i][1]) if i in better else plane.n_bytes for i, plane in enumerate(split.planes))
+    if split_bytes > len(split.planes):
+        whole = zstd_stream(data, options) if worth_zstd(data.size, split.repeats, options) else b""
+        if whole and len(whole) < min(split_bytes, data.size):
+            return build_chunk(Mode.WHOLE, [(Codec.ZSTD, whole)])
+        if data.size < split_bytes:
+            return build_chunk(Mode.WHOLE, [(Codec.RAW, data)])
+    if not better:
+        return None
+    streams = [better.get(i) or (Codec(plane.codec), chunk[plane.begin : plane.begin + plane.n_bytes]) for i, plane in enumerate(split.planes)]
     return build_chunk(Mode.SPLIT, streams)

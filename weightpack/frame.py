@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightpack.arrays import dtype_name, numpy_dtype
-from weightpack.chunk_decoder import decode_chunk
-from weightpack.chunk_encoder import chunk_crc, encode_chunk
+from weightpack.chunk_decoder import decode_chunks
+from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
 from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, OptionError, TruncatedError, UnsupportedError
 from weightpack.files import pieces
 from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES
-from weightpack.format.record import RecordHead, parse_record_head, table_bytes, table_end
+from weightpack.format.record import RecordHead, chunk_bound, parse_record_head, record_bound, table_bytes, table_end
 from weightpack.kernels import active
 from weightpack.options import PackOptions, load_profile
 from weightpack.parallel import ordered_map, thread_count
@@ -29,30 +29,50 @@ MAGIC = b"\x89WPT"
 _VERSION = 1
 _KEPT, _PACKED = 0, 1
 _HEAD = struct.Struct("<4sBBBB")
+_RUN_BYTES = 2 << 20  # for one thread in one go
 
 
-def encode_record(data: NDArray[np.uint8], layout: Layout, options: PackOptions, threads: int = 1) -> bytes:
-    """Encode a whole tensor in memory as a record (FORMAT section 6)."""
+def encode_record(
+    data: NDArray[np.uint8], layout: Layout, options: PackOptions, threads: int = 1, out: NDArray[np.uint8] | None = None
+) -> memoryview:
+    """Encode a whole tensor in memory as a record (FORMAT section 6), in a part of `out` (of `record_bound`) or of a new buffer."""
     chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
-    parts = [(number, data[offset : offset + n]) for number, (offset, n) in enumerate(pieces(data.size, chunk_bytes))]
-    encoded = list(ordered_map(lambda part: (encode_chunk(part[1], layout, options), chunk_crc(part[1], part[0])), parts, threads))
-    offsets = np.cumsum([table_end(len(parts)), *(chunk.n_bytes for chunk, _ in encoded)])
-    crcs = np.array([crc for _, crc in encoded], np.uint32)
-    head = RecordHead(layout, data.size // layout.elem_bytes, chunk_bytes // layout.elem_bytes, offsets, crcs)
-    return b"".join([head.to_bytes(), *(memoryview(part) for chunk, _ in encoded for part in chunk.parts)])
+    chunk_elems, n_chunks = chunk_bytes // layout.elem_bytes, -(-data.size // chunk_bytes)
+    begin, room = table_end(n_chunks), chunk_bound(layout, chunk_elems)
+    if out is None:
+        out = np.empty(record_bound(layout, data.size // layout.elem_bytes, chunk_elems), np.uint8)
+    per_run = n_chunks if threads == 1 else max(1, _RUN_BYTES // chunk_bytes)
+
+    def encode_run(first: int) -> list[EncodedChunk]:
+        part = data[first * chunk_bytes : (first + per_run) * chunk_bytes]
+        return encode_chunks(part, layout, chunk_elems, first, options, out[begin + first * room :])
+
+    offsets, crcs = [begin], []
+    for first, chunks in zip(range(0, n_chunks, per_run), ordered_map(encode_run, range(0, n_chunks, per_run), threads, lambda first: _RUN_BYTES), strict=True):
+        run_begin, position, n_bytes = begin + first * room, offsets[-1], sum(chunk.n_bytes for chunk in chunks)
+        if run_begin != position:  # runs stand where they may not grow into the next; now they are moved down
+            out[position : position + n_bytes] = out[run_begin : run_begin + n_bytes]
+        for chunk in chunks:
+            offsets.append(offsets[-1] + chunk.n_bytes)
+            crcs.append(chunk.crc)
+    head = RecordHead(layout, data.size // layout.elem_bytes, chunk_elems, np.array(offsets, np.int64), np.array(crcs, np.uint32))
+    out[:begin] = np.frombuffer(head.to_bytes(), np.uint8)
+    return memoryview(out)[: offsets[-1]]
 
 
 def decode_record(record: memoryview, out: NDArray[np.uint8], threads: int = 1) -> None:
     """Decode a record in memory into `out`, (n_bytes,) uint8."""
     head = parse_record_head(record[: table_bytes(record, out.size, len(record))], out.size, len(record))
-    offsets, chunk_bytes = head.offsets.tolist(), head.chunk_elems * head.layout.elem_bytes
+    chunk_elems, elem_bytes = head.chunk_elems, head.layout.elem_bytes
+    per_run = head.n_chunks if threads == 1 else max(1, _RUN_BYTES // (chunk_elems * elem_bytes))
 
-    def work(i: int) -> None:
-        decode_chunk(
-            head.layout, record[offsets[i] : offsets[i + 1]], head.elems_of(i), i, int(head.crcs[i]), out[i * chunk_bytes : (i + 1) * chunk_bytes]
-        )
+    def work(first: int) -> None:
+        last = min(first + per_run, head.n_chunks)
+        offsets, begin, end = head.offsets[first : last + 1], first * chunk_elems, min(last * chunk_elems, head.n_elems)
+        data = record[int(offsets[0]) : int(offsets[-1])]
+        decode_chunks(head.layout, data, offsets, head.crcs[first:last], chunk_elems, end - begin, first, out[begin * elem_bytes : end * elem_bytes])
 
-    for _ in ordered_map(work, range(head.n_chunks), threads):
+    for _ in ordered_map(work, range(0, head.n_chunks, per_run), threads, lambda first: _RUN_BYTES):
         pass
 
 
@@ -89,7 +109,7 @@ def encode_bytes(
     head += active().crc32c(head).to_bytes(4, "little")
     if packed:
         assert record is not None
-        return head + record
+        return b"".join([head, record])
     crcs = [chunk_crc(data[offset : offset + n], i) for i, (offset, n) in enumerate(pieces(data.size, KEPT_PIECE_BYTES))]
     return head + struct.pack(f"<{len(crcs)}I", *crcs) + data.tobytes()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from weightpack.chunk_encoder import chunk_crc, encode_chunk
+from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
 from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
 from weightpack.files import AtomicFile, LocalFile, RandomReader, pieces, read_at
@@ -25,11 +25,11 @@ from weightpack.format.constants import (
     MAX_RECORD_BYTES,
 )
 from weightpack.format.index import Gap, Index
-from weightpack.format.record import EncodedChunk, RecordHead, table_end
+from weightpack.format.record import RecordHead, chunk_bound, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.kernels import active
 from weightpack.options import PackOptions
-from weightpack.parallel import ordered_map
+from weightpack.parallel import Scratch, ordered_map
 from weightpack.reader import PackedFile
 from weightpack.restore import restored_pieces
 from weightpack.segments import Segments, Tensor, segment
@@ -42,6 +42,7 @@ Progress = Callable[[int, int], None]
 
 _DATA_ALIGN = 64
 _COPY_BYTES = 1 << 20
+_RUN_BYTES = 1 << 20  # encoded by one thread in one go, in the second-level cache
 
 
 class Source(RandomReader, Protocol):
@@ -65,17 +66,24 @@ class PackResult:
         return self.packed_bytes / self.source_bytes if self.source_bytes else 1.0
 
 
-@dataclass(slots=True)
-class _Chunk:
-    """One unit of encoding: a chunk of a tensor, and what came out."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One unit of encoding: consecutive chunks of a tensor. `offset` is in the source."""
 
     tensor: Tensor
-    number: int
+    first: int
     offset: int
     n_bytes: int
     last: bool
-    encoded: EncodedChunk | None = None
-    crc: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _EncodedRun:
+    """What came out: the chunks one behind the other, and of each its length and CRC."""
+
+    run: _Run
+    data: memoryview
+    chunks: list[EncodedChunk]
 
 
 @dataclass(slots=True)
@@ -158,6 +166,7 @@ class _Packer:
         self._record_begin = 0  # of the record in work, from data_begin
         self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
+        self._scratch = Scratch()
 
     def _write(self, position: int, data: bytes | bytearray | memoryview) -> None:
         self.target.write_at(self.data_begin + position, data)
@@ -167,58 +176,58 @@ class _Packer:
     def write_data(self) -> None:
         """Encode every tensor, in the order of the source; then copy those that gained nothing, larger elements first (FORMAT 4.5)."""
         by_offset = sorted(self.segments.tensors, key=lambda t: (t.offset, t.name))
-        current: list[_Chunk] = []
-        for chunk in ordered_map(self._encode, self._chunks(by_offset), self.threads):
-            if not current:
-                self._begin_record(chunk)
-            current.append(chunk)
-            self._append_chunk(chunk)
-            self.meter.add(chunk.n_bytes)
-            if chunk.last:
-                self._end_record(current)
-                current = []
+        crcs: list[int] = []
+        for encoded in ordered_map(self._encode, self._runs(by_offset), self.threads, lambda run: run.n_bytes):
+            run = encoded.run
+            if run.first == 0:
+                self._begin_record(run.tensor)
+                crcs = []
+            self._append(encoded)
+            crcs += [chunk.crc for chunk in encoded.chunks]
+            self.meter.add(run.n_bytes)
+            if run.last:
+                self._end_record(run.tensor, np.array(crcs, np.uint32))
         kept = [t for t in by_offset if t.name not in self.stored.storage]
         for tensor in sorted(kept, key=lambda t: -DTYPE_BITS.get(t.dtype, 8)):
             self._keep(tensor)
 
-    def _chunks(self, tensors: list[Tensor]) -> Iterator[_Chunk]:
+    def _runs(self, tensors: list[Tensor]) -> Iterator[_Run]:
         for tensor in tensors:
             layout = layout_of(tensor.dtype)
             if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes or tensor.n_bytes > MAX_RECORD_BYTES:
                 continue
-            offsets = list(pieces(tensor.n_bytes, self._chunk_bytes(layout)))
-            for number, (offset, n) in enumerate(offsets):
-                yield _Chunk(tensor, number, tensor.offset + offset, n, number + 1 == len(offsets))
+            chunk_bytes = self._chunk_bytes(layout)
+            per_run = max(1, _RUN_BYTES // chunk_bytes)
+            for i, (offset, n) in enumerate(pieces(tensor.n_bytes, per_run * chunk_bytes)):
+                yield _Run(tensor, i * per_run, tensor.offset + offset, n, offset + n == tensor.n_bytes)
 
     def _chunk_bytes(self, layout: Layout) -> int:
         return min(self.options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
 
-    def _encode(self, chunk: _Chunk) -> _Chunk:
-        data = np.frombuffer(read_at(self.source, chunk.offset, chunk.n_bytes), np.uint8)
-        with located(tensor=chunk.tensor.name, chunk=chunk.number):
-            chunk.crc = chunk_crc(data, chunk.number)
-            chunk.encoded = encode_chunk(data, layout_of(chunk.tensor.dtype), self.options)
-        return chunk
+    def _encode(self, run: _Run) -> _EncodedRun:
+        layout = layout_of(run.tensor.dtype)
+        chunk_bytes = self._chunk_bytes(layout)
+        out = np.empty(sum(chunk_bound(layout, n // layout.elem_bytes) for _, n in pieces(run.n_bytes, chunk_bytes)), np.uint8)
+        with located(tensor=run.tensor.name):
+            data = self._scratch.get(run.n_bytes)
+            self.source.read_into(run.offset, memoryview(data))
+            chunks = encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, run.first, self.options, out)
+        return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
 
-    def _begin_record(self, first: _Chunk) -> None:
-        layout = layout_of(first.tensor.dtype)
+    def _begin_record(self, tensor: Tensor) -> None:
+        layout = layout_of(tensor.dtype)
         self._record_begin = self.position
-        self._offsets = [table_end(-(-first.tensor.n_bytes // self._chunk_bytes(layout)))]
+        self._offsets = [table_end(-(-tensor.n_bytes // self._chunk_bytes(layout)))]
 
-    def _append_chunk(self, chunk: _Chunk) -> None:
-        """Write the chunk at its place; once the record is no smaller than the tensor it is only counted."""
-        assert chunk.encoded is not None
-        begin, n = self._offsets[-1], chunk.encoded.n_bytes
-        if begin + n < chunk.tensor.n_bytes or chunk.tensor.dtype not in DTYPE_BITS:
-            position = self._record_begin + begin
-            for part in chunk.encoded.parts:
-                self._write(position, memoryview(part))
-                position += len(part)
-        chunk.encoded = None
-        self._offsets.append(begin + n)
+    def _append(self, encoded: _EncodedRun) -> None:
+        """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
+        begin, tensor = self._offsets[-1], encoded.run.tensor
+        if begin + len(encoded.data) < tensor.n_bytes or tensor.dtype not in DTYPE_BITS:
+            self._write(self._record_begin + begin, encoded.data)
+        for chunk in encoded.chunks:
+            self._offsets.append(self._offsets[-1] + chunk.n_bytes)
 
-    def _end_record(self, chunks: list[_Chunk]) -> None:
-        tensor, crcs = chunks[0].tensor, np.array([chunk.crc for chunk in chunks], np.uint32)
+    def _end_record(self, tensor: Tensor, crcs: NDArray[np.uint32]) -> None:
         twin = self._twin(tensor, crcs)
         if twin is not None:
             self.stored.tied[tensor.name] = twin

@@ -1,18 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on many chunks at once, results in order, a bounded number in flight."""
+"""Work on many chunks at once, results in order, a bounded number in flight; and the buffers that each thread keeps."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from weightpack.errors import OptionError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_BATCH_BYTES = 2 << 20
+
+
+class Scratch(threading.local):
+    """One growing buffer a thread: a fresh one for each chunk would cost more in page faults than the coding."""
+
+    _buffer = np.empty(0, np.uint8)
+
+    def get(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Return (n_bytes,) uint8, aligned to 16, that this thread may use until it asks again; what is in them is undefined."""
+        if self._buffer.size < n_bytes:
+            self._buffer = np.empty(n_bytes, np.uint8)
+        return self._buffer[:n_bytes]
 
 
 def thread_count(threads: int | None) -> int:
@@ -24,23 +45,44 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield `work(item)` in the order of the items. At most two items a thread are in flight, which bounds memory.
+def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], threads: int, size: Callable[[Item], int]) -> Iterator[Result]:
+    """Yield `work(item)` in the order of the items.
 
-    One thread means this thread. When the consumer stops or an item fails, what has not begun is cancelled.
+    `size(item)` says how many bytes of work an item is: a thread gets about 2 MiB at a time, because handing work over takes as long as decoding
+    half a megabyte. At most two batches a thread are in flight, which bounds memory. One thread, or one batch, means this thread. When the consumer stops or an
+    item fails, what has not begun is cancelled.
     """
-    if threads == 1:
-        yield from map(work, items)
+    batches = _batches(items, size)
+    first, second = next(batches, []), None if threads == 1 else next(batches, None)
+    if second is None:
+        yield from map(work, chain(first, chain.from_iterable(batches)))
         return
+
+    def work_all(batch: list[Item]) -> list[Result]:
+        return [work(item) for item in batch]
+
     with ThreadPoolExecutor(threads, thread_name_prefix="weightpack") as pool:
-        in_flight: deque[Future[Result]] = deque()
+        in_flight: deque[Future[list[Result]]] = deque()
         try:
-            for item in items:
-                in_flight.append(pool.submit(work, item))
+            for batch in chain((first, second), batches):
+                in_flight.append(pool.submit(work_all, batch))
                 if len(in_flight) >= 2 * threads:
-                    yield in_flight.popleft().result()
+                    yield from in_flight.popleft().result()
             while in_flight:
-                yield in_flight.popleft().result()
+                yield from in_flight.popleft().result()
         finally:
             for future in in_flight:
                 future.cancel()
+
+
+def _batches(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    n_bytes = 0
+    for item in items:
+        batch.append(item)
+        n_bytes += size(item)
+        if n_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, n_bytes = [], 0
+    if batch:
+        yield batch

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.chunk_decoder import decode_chunk
+from weightpack.chunk_decoder import decode_chunks
 from weightpack.chunk_encoder import chunk_crc
 from weightpack.dtypes import DTYPE_BITS
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, located
@@ -19,6 +20,7 @@ from weightpack.format.index import Gap, Index
 from weightpack.format.record import HEAD_BYTES, RecordHead, parse_record_head, table_bytes
 from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
 from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.parallel import Scratch
 from weightpack.segments import Tensor
 from weightpack.segments.safetensors import segments_of
 
@@ -32,11 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is decoded at once: a chunk of a packed tensor, a piece of a kept one. `begin` and `end` are bytes of the tensor."""
+    """What is decoded at once: consecutive chunks of a packed tensor, or pieces of a kept one, from number `first` to before `last`.
 
-    number: int
+    `begin` and `end` are bytes of the tensor.
+    """
+
+    first: int
+    last: int
     begin: int
     end: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.end - self.begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,7 @@ class PackedFile:
             raise CorruptionError("the file's tensors are not those of its source's header")
         self.tensors = self._stored(segments.tensors, header, index)
         self._heads: dict[str, RecordHead] = {}
+        self._scratch = Scratch()
         self._lock = threading.Lock()
 
     def _source_header(self, index: Index) -> Header:
@@ -173,8 +184,11 @@ class PackedFile:
                 self._heads[stored.tensor.name] = head
         return head
 
-    def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None) -> list[Piece]:
-        """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default)."""
+    def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int = 2 << 20) -> list[Piece]:
+        """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default), each of about `piece_bytes`.
+
+        A chunk that is wanted in part is a piece of its own.
+        """
         n_bytes = stored.tensor.n_bytes
         end = n_bytes if end is None else end
         holder = self.tensors[stored.holder]
@@ -185,22 +199,29 @@ class PackedFile:
             size = KEPT_PIECE_BYTES
         if begin >= end:
             return []
-        return [Piece(i, i * size, min((i + 1) * size, n_bytes)) for i in range(begin // size, -(-end // size))]
+        first, last, step = begin // size, -(-end // size), max(1, piece_bytes // size)
+        cuts = {first, last} | ({first + 1} if begin % size else set()) | ({last - 1} if end % size and end < n_bytes else set())
+        firsts = [i for low, high in pairwise(sorted(cuts)) for i in range(low, high, step)]
+        return [Piece(i, next_, i * size, min(next_ * size, n_bytes)) for i, next_ in zip(firsts, [*firsts[1:], last], strict=True)]
 
     def decode_piece(self, stored: StoredTensor, piece: Piece, out: Bytes) -> None:
-        """Decode and check one piece into `out`, (piece.end - piece.begin,) uint8."""
+        """Decode and check one piece into `out`, (piece.n_bytes,) uint8."""
         holder = self.tensors[stored.holder]
-        with located(path=self.file.name, tensor=stored.tensor.name, chunk=piece.number):
+        with located(path=self.file.name, tensor=stored.tensor.name):
             if holder.storage == "p":
                 head = self.record_head(holder)
-                begin, end = head.offsets[piece.number : piece.number + 2].tolist()
-                chunk = read_at(self.file, holder.begin + begin, end - begin)
-                n_elems = head.elems_of(piece.number)
-                decode_chunk(head.layout, chunk, n_elems, piece.number, int(head.crcs[piece.number]), out)
+                offsets, elem_bytes = head.offsets[piece.first : piece.last + 1], head.layout.elem_bytes
+                begin, end = int(offsets[0]), int(offsets[-1])
+                packed = self._scratch.get(end - begin)
+                self.file.read_into(holder.begin + begin, memoryview(packed))
+                decode_chunks(
+                    head.layout, packed, offsets, head.crcs[piece.first : piece.last], head.chunk_elems, out.size // elem_bytes, piece.first, out
+                )
             else:
-                self.file.read_into(holder.begin + piece.begin, memoryview(out).cast("B"))
-                if chunk_crc(out, piece.number) != int(holder.crcs[piece.number]):
-                    raise ChecksumError("the bytes do not match their checksum: the file is damaged")
+                self.file.read_into(holder.begin + piece.begin, memoryview(out))
+                for number, (offset, n) in enumerate(pieces(out.size, KEPT_PIECE_BYTES), piece.first):
+                    if chunk_crc(out[offset : offset + n], number) != int(holder.crcs[number]):
+                        raise ChecksumError("the bytes do not match their checksum: the file is damaged", chunk=number)
 
     def decode_gap(self, gap: Gap) -> bytes:
         """Return the bytes of a gap."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightpack.chunk_encoder import encode_chunk
+from weightpack.chunk_encoder import encode_chunks
 from weightpack.dtypes import DTYPE_BITS, layout_of
 from weightpack.files import RandomReader, read_at
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, Codec, Mode
-from weightpack.format.record import parse_chunk, table_end
+from weightpack.format.record import chunk_bound, parse_chunk, table_end
 from weightpack.options import PackOptions
 from weightpack.reader import PackedFile, StoredTensor
 from weightpack.segments import Tensor, segment
@@ -111,9 +111,10 @@ def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample
     n_picks = min(sample_chunks, n_chunks)
     picks = [(2 * i + 1) * n_chunks // (2 * n_picks) for i in range(n_picks)]
     taken = coded = 0
+    out = np.empty(chunk_bound(layout, chunk_bytes // layout.elem_bytes), np.uint8)
     for i in picks:
         n = min(chunk_bytes, tensor.n_bytes - i * chunk_bytes)
         data = np.frombuffer(read_at(source, tensor.offset + i * chunk_bytes, n), np.uint8)
         taken += n
-        coded += encode_chunk(data, layout, options).n_bytes
+        coded += encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, i, options, out)[0].n_bytes
     return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from weightpack.format.index import Gap
-from weightpack.parallel import ordered_map
+from weightpack.parallel import Scratch, ordered_map
 from weightpack.reader import PackedFile, Piece, StoredTensor
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Result = TypeVar("Result")
+
+_PIECE_BYTES = 1 << 20  # at once in the second-level cache: decoded, then written or compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +31,25 @@ class RestoredPiece(Generic[Result]):
 
 
 def restored_pieces(
-    packed: PackedFile, threads: int, use: Callable[[int, bytes | np.ndarray], Result]
+    packed: PackedFile, threads: int, use: Callable[[int, bytes | NDArray[np.uint8]], Result], *, keep: bool = False
 ) -> Iterator[RestoredPiece[Result]]:
     """Decode the whole source and call `use(offset, bytes)` on each piece, in worker threads; yield the results in order.
 
-    The array that `use` gets is its own: it may keep it.
+    The array that `use` gets is overwritten by the thread's next piece, which saves page faults and keeps it in the cache, unless it asks to `keep` it.
     """
+    scratch = Scratch()
 
     def work(task: Gap | tuple[StoredTensor, Piece]) -> RestoredPiece[Result]:
         if isinstance(task, Gap):
             data = packed.decode_gap(task)
             return RestoredPiece(task.offset, len(data), use(task.offset, data))
         stored, piece = task
-        out = np.empty(piece.end - piece.begin, np.uint8)
+        out = np.empty(piece.n_bytes, np.uint8) if keep else scratch.get(piece.n_bytes)
         packed.decode_piece(stored, piece, out)
         offset = stored.tensor.offset + piece.begin
         return RestoredPiece(offset, out.size, use(offset, out))
 
-    return ordered_map(work, _tasks(packed), threads)
+    return ordered_map(work, _tasks(packed), threads, lambda task: task.n_bytes if isinstance(task, Gap) else task[1].n_bytes)
 
 
 def _tasks(packed: PackedFile) -> Iterator[Gap | tuple[StoredTensor, Piece]]:
@@ -53,4 +59,4 @@ def _tasks(packed: PackedFile) -> Iterator[Gap | tuple[StoredTensor, Piece]]:
         if isinstance(part, Gap):
             yield part
         else:
-            yield from ((part, piece) for piece in packed.pieces(part))
+            yield from ((part, piece) for piece in packed.pieces(part, piece_bytes=_PIECE_BYTES))

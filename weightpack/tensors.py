@@ -63,7 +63,7 @@ class TensorReader:
             if begin <= piece.begin and piece.end <= end:
                 packed.decode_piece(stored, piece, out[piece.begin - begin : piece.end - begin])
                 return
-            whole = np.empty(piece.end - piece.begin, np.uint8)
+            whole = np.empty(piece.n_bytes, np.uint8)
             packed.decode_piece(stored, piece, whole)
             low, high = max(begin, piece.begin), min(end, piece.end)
             out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
@@ -72,7 +72,7 @@ class TensorReader:
         for name, begin, out in wanted:
             stored = packed.stored(name)
             tasks += [(stored, piece, begin, out) for piece in packed.pieces(stored, begin, begin + len(out))]
-        for _ in ordered_map(work, tasks, min(threads, len(tasks) or 1)):
+        for _ in ordered_map(work, tasks, threads, lambda task: task[1].n_bytes):
             pass
 
 

@@ -69,7 +69,7 @@ def verify_file(
         view = memoryview(data)  # type: ignore[arg-type]
         return data, against is None or read_at(against, offset, len(view)) == view
 
-    for piece in restored_pieces(packed, threads, compare):
+    for piece in restored_pieces(packed, threads, compare, keep=True):
         data, same = piece.result
         if not same:
             raise CorruptionError(f"differs from {against.name} at or behind byte {piece.offset}", path=packed.file.name)  # type: ignore[union-attr]

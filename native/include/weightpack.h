@@ -64,10 +64,9 @@ uint32_t wp_crc32c(unsigned isa, uint32_t crc, const uint8_t *data, size_t n_byt
 /* Occurrences of each symbol; overwrites `counts`. */
 void wp_histogram(unsigned isa, const uint8_t *symbols, size_t n, uint32_t counts[256]);
 
-/* Section 7. Splits `n_elems` elements into n_planes symbol planes (plane p at symbols + p * n_elems), one width a block, and the bits
- * stream. `widths` holds ceil(n_elems / 128) bytes and `bits` wp_bits_bound() bytes; both unused where raw_bits is 0. */
+/* Section 7. Splits `n_elems` elements into n_planes symbol planes (n_elems bytes at each planes[p]), one width a block, and the bits stream. `widths` holds ceil(n_elems / 128) bytes and `bits` wp_bits_bound() bytes; both unused where raw_bits is 0. */
 wp_status wp_split(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems,
-                   uint8_t *symbols, uint8_t *widths, uint8_t *bits, size_t *bits_bytes);
+                   uint8_t *const *planes, uint8_t *widths, uint8_t *bits, size_t *bits_bytes);
 size_t wp_bits_bound(unsigned layout, size_t n_elems);
 
 /* A rANS codebook: which symbols are coded, and how often. Integer arithmetic only, so the same everywhere. */
@@ -91,6 +90,42 @@ size_t wp_rans_scratch(size_t n);
 wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, size_t n,
                             uint8_t *out, size_t capacity, size_t *out_bytes);
 
+/* One stream of an encoded chunk, and the plane that it stands for. */
+typedef struct {
+    unsigned codec;          /* constant, rans or raw */
+    size_t begin, n_bytes;   /* of the stream, from the chunk's begin */
+    const uint8_t *plane;    /* what was encoded; in the workspace, until its next use */
+    size_t plane_bytes;
+    size_t rans_bytes;       /* what wp_rans_choose estimates; plane_bytes where it was not asked */
+    size_t escapes;          /* symbols that the codebook does not have; 0 where there is none */
+    size_t repeats;          /* wp_sample_repeats of the plane */
+} wp_encoded_stream;
+
+typedef struct {
+    wp_encoded_stream streams[WP_MAX_STREAMS];
+    unsigned n_streams;
+    size_t n_bytes;          /* of the chunk, padding included */
+    size_t repeats;          /* wp_sample_repeats of the elements */
+    uint32_t crc;            /* of u32 chunk_number || elements */
+} wp_encoded_chunk;
+
+/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans (if `allow_rans`) or raw, whichever is least, in one pass over the
+ * elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes, `workspace` wp_encode_workspace_bytes(). */
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, int allow_rans,
+                          uint8_t *workspace, uint8_t *out, wp_encoded_chunk *chunk);
+size_t wp_encode_bound(unsigned layout, size_t n_elems);
+
+/* When another codec may do better than those of wp_encode_chunk: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its symbols escaped;
+ * more than 1/repeat_share of its sample's words repeated, or of the elements'; or the chunk not smaller than its elements. */
+typedef struct { size_t small_plane, escape_share, repeat_share; } wp_attention;
+
+/* Encodes chunks of `chunk_elems` elements (the last one what is left), one behind the other in `out` (wp_encode_bound() for each), numbered from `first_number`: their lengths
+ * to `sizes`, their CRCs to `crcs`, their count to `n_done`. Stops behind a chunk that deserves attention, with `*stopped` 1; `last` is the last chunk encoded. */
+wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, int allow_rans,
+                           const wp_attention *attention, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
+                           wp_encoded_chunk *last);
+size_t wp_encode_workspace_bytes(unsigned layout, size_t n_elems);
+
 typedef struct { unsigned codec; const uint8_t *data; size_t n_bytes; } wp_stream;
 
 /* Scratch of the decoders; allocate with wp_workspace_bytes(), no initialisation needed, one a thread. */
@@ -106,7 +141,14 @@ wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const 
 wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
                           uint32_t expected_crc, wp_workspace *ws, uint8_t *out);
 
-/* Among `n` 8-byte words: how many repeat an earlier one? The packer's cue to try zstd. `table` holds 2 * n rounded up to a power of two words, n >= 1. */
-size_t wp_count_repeats(const uint8_t *words, size_t n, uint64_t *table, size_t table_words);
+/* Decodes the chunks [*next, n_chunks) of a record, each as wp_decode_chunk does: chunk i has n_chunk_elems elements (the last one what is left of n_elems), stands at
+ * offsets[i] - offsets[0] of `data`, ends where the next begins, and goes to `out` behind its predecessors; chunk i's number is first_number + i. Stops at the first that is
+ * not WP_OK and leaves its index in *next. offsets has n_chunks + 1 entries, crcs n_chunks. */
+wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
+                           size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next);
+
+/* How many 8-byte words of a sample repeat an earlier one? The packer's cue to try zstd. The sample is two runs of up to 8 KiB, from the begin and from the middle (rounded
+ * down to 8), each counted for itself; less than a word at a run's end is ignored. Exact, so the same on every machine. */
+size_t wp_sample_repeats(const uint8_t *data, size_t n_bytes);
 
 #endif

@@ -7,7 +7,6 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
-#include <stdlib.h>
 
 #include "weightpack.h"
 
@@ -88,8 +87,10 @@ static PyObject *split(PyObject *self, PyObject *args) {
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0, n_blocks = (n + WP_BLOCK - 1) / WP_BLOCK;
     if (isa_ok(isa) && fits(l && (size_t)elems.len == n * l->elem_bytes, "elems") && fits((size_t)symbols.len >= n * l->n_planes, "symbols") &&
         fits(!l->raw_bits || ((size_t)widths.len >= n_blocks && (size_t)bits.len >= wp_bits_bound(layout, n)), "widths or bits")) {
+        uint8_t *planes[WP_MAX_PLANES];
+        for (unsigned p = 0; p < l->n_planes; p++) planes[p] = (uint8_t *)symbols.buf + p * n;
         Py_BEGIN_ALLOW_THREADS
-        status = wp_split(isa, layout, BYTES(elems), n, symbols.buf, widths.buf, bits.buf, &bits_bytes);
+        status = wp_split(isa, layout, BYTES(elems), n, planes, widths.buf, bits.buf, &bits_bytes);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&elems); PyBuffer_Release(&symbols); PyBuffer_Release(&widths); PyBuffer_Release(&bits);
@@ -192,38 +193,87 @@ static PyObject *decode_streams(PyObject *self, PyObject *args) {
     return Py_BuildValue("(iI)", (int)status, crc);
 }
 
-static PyObject *decode_chunk(PyObject *self, PyObject *args) {
+static PyObject *decode_chunks(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned isa, layout, chunk_number, crc;
-    Py_ssize_t n_elems;
-    Py_buffer chunk, out, workspace;
-    if (!PyArg_ParseTuple(args, "IIy*nIIw*w*", &isa, &layout, &chunk, &n_elems, &chunk_number, &crc, &out, &workspace)) return NULL;
+    unsigned isa, layout, first_number;
+    Py_ssize_t next, chunk_elems, n_elems;
+    Py_buffer data, offsets, crcs, out, workspace;
+    if (!PyArg_ParseTuple(args, "IIy*y*y*nnnIw*w*", &isa, &layout, &data, &offsets, &crcs, &next, &chunk_elems, &n_elems, &first_number, &out, &workspace)) return NULL;
     wp_status status = WP_ARGUMENT;
     const wp_layout *l = wp_layout_of(layout);
-    if (isa_ok(isa) && workspace_ok(&workspace) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
+    size_t n_chunks = (size_t)crcs.len / 4, done = (size_t)next;
+    if (isa_ok(isa) && workspace_ok(&workspace) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out") &&
+        fits(chunk_elems > 0 && next >= 0 && (size_t)n_elems <= n_chunks * (size_t)chunk_elems, "chunks") &&
+        fits((size_t)offsets.len == (n_chunks + 1) * 8 && (uintptr_t)offsets.buf % 8 == 0 && (uintptr_t)crcs.buf % 4 == 0, "offsets or crcs")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_decode_chunk(isa, layout, BYTES(chunk), (size_t)chunk.len, (size_t)n_elems, chunk_number, crc, workspace.buf, out.buf);
+        status = wp_decode_chunks(isa, layout, BYTES(data), (size_t)data.len, offsets.buf, crcs.buf, n_chunks, (size_t)chunk_elems, (size_t)n_elems, first_number,
+                                  workspace.buf, out.buf, &done);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&chunk); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
-    return PyErr_Occurred() ? NULL : PyLong_FromLong((long)status);
+    PyBuffer_Release(&data); PyBuffer_Release(&offsets); PyBuffer_Release(&crcs); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)done);
 }
 
-static PyObject *count_repeats(PyObject *self, PyObject *args) {
-    (void)self;
-    Py_buffer words;
-    if (!PyArg_ParseTuple(args, "y*", &words)) return NULL;
-    size_t n = (size_t)words.len / 8, table_words = 16, repeats = 0;
-    while (table_words < 2 * n) table_words *= 2;
-    uint64_t *table = malloc(table_words * sizeof *table);
-    if (table) {
-        Py_BEGIN_ALLOW_THREADS
-        repeats = wp_count_repeats(BYTES(words), n, table, table_words);
-        Py_END_ALLOW_THREADS
-        free(table);
+/* What the last chunk's statistics say: (repeats, [(codec, begin, n_bytes, plane_begin, plane_bytes, rans_bytes, escapes, repeats)]); planes are in the workspace. */
+static PyObject *facts(const wp_encoded_chunk *chunk, const uint8_t *workspace) {
+    PyObject *streams = PyList_New(0);
+    for (unsigned i = 0; streams && i < chunk->n_streams; i++) {
+        const wp_encoded_stream *s = &chunk->streams[i];
+        PyObject *item = Py_BuildValue("(Innnnnnn)", s->codec, (Py_ssize_t)s->begin, (Py_ssize_t)s->n_bytes, (Py_ssize_t)(s->plane - workspace), (Py_ssize_t)s->plane_bytes,
+                                       (Py_ssize_t)s->rans_bytes, (Py_ssize_t)s->escapes, (Py_ssize_t)s->repeats);
+        if (!item || PyList_Append(streams, item) < 0) Py_CLEAR(streams);
+        Py_XDECREF(item);
     }
-    PyBuffer_Release(&words);
-    return table ? PyLong_FromSize_t(repeats) : PyErr_NoMemory();
+    return streams ? Py_BuildValue("(nN)", (Py_ssize_t)chunk->repeats, streams) : NULL;
+}
+
+static PyObject *encode_chunks(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, first_number;
+    int allow_rans, stopped = 0;
+    Py_ssize_t chunk_elems;
+    Py_buffer elems, workspace, out, sizes, crcs;
+    wp_attention attention;
+    wp_encoded_chunk last = {.n_streams = 0};
+    wp_status status = WP_ARGUMENT;
+    size_t n_done = 0;
+    Py_ssize_t small_plane, escape_share, repeat_share;
+    if (!PyArg_ParseTuple(args, "IIy*nIp(nnn)w*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &allow_rans, &small_plane, &escape_share, &repeat_share, &workspace,
+                          &out, &sizes, &crcs)) return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    size_t n = l ? (size_t)elems.len / l->elem_bytes : 0, size = chunk_elems < 1 ? 0 : (size_t)chunk_elems < n ? (size_t)chunk_elems : n;
+    size_t n_chunks = size ? (n + size - 1) / size : 0;
+    if (isa_ok(isa) && fits(size && (size_t)elems.len == n * l->elem_bytes, "elems") && fits((size_t)workspace.len >= wp_encode_workspace_bytes(layout, size), "workspace") &&
+        fits((size_t)out.len >= (n_chunks - 1) * wp_encode_bound(layout, size) + wp_encode_bound(layout, n - (n_chunks - 1) * size), "out") &&
+        fits((size_t)sizes.len >= 4 * n_chunks && (size_t)crcs.len >= 4 * n_chunks && ((uintptr_t)sizes.buf | (uintptr_t)crcs.buf) % 4 == 0, "sizes or crcs")) {
+        attention = (wp_attention){(size_t)small_plane, (size_t)escape_share, (size_t)repeat_share};
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, allow_rans, &attention, workspace.buf, out.buf, sizes.buf, crcs.buf, &n_done, &stopped, &last);
+        Py_END_ALLOW_THREADS
+    }
+    const uint8_t *workspace_begin = workspace.buf;
+    PyBuffer_Release(&elems); PyBuffer_Release(&workspace); PyBuffer_Release(&out); PyBuffer_Release(&sizes); PyBuffer_Release(&crcs);
+    if (PyErr_Occurred()) return NULL;
+    PyObject *last_facts = stopped ? facts(&last, workspace_begin) : Py_NewRef(Py_None);
+    return last_facts ? Py_BuildValue("(inN)", (int)status, (Py_ssize_t)n_done, last_facts) : NULL;
+}
+
+static PyObject *encode_workspace_bytes(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned layout;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "In", &layout, &n)) return NULL;
+    return PyLong_FromSize_t(n < 0 ? 0 : wp_encode_workspace_bytes(layout, (size_t)n));
+}
+
+static PyObject *sample_repeats(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    size_t repeats = wp_sample_repeats(BYTES(data), (size_t)data.len);
+    PyBuffer_Release(&data);
+    return PyLong_FromSize_t(repeats);
 }
 
 static PyMethodDef methods[] = {
@@ -237,9 +287,12 @@ static PyMethodDef methods[] = {
     {"rans_scratch", rans_scratch, METH_VARARGS, "rans_scratch(n) -> bytes"},
     {"huffman_encode", huffman_encode, METH_VARARGS, "huffman_encode(lengths, symbols, out) -> (status, n_bytes)"},
     {"decode_streams", decode_streams, METH_VARARGS, "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out, workspace) -> (status, crc)"},
-    {"decode_chunk", decode_chunk, METH_VARARGS, "decode_chunk(isa, layout, chunk, n_elems, chunk_number, crc, out, workspace) -> status"},
     {"workspace_bytes", workspace_bytes, METH_NOARGS, "Size of a decoder's workspace; aligned to 8."},
-    {"count_repeats", count_repeats, METH_VARARGS, "count_repeats(words) -> count"},
+    {"decode_chunks", decode_chunks, METH_VARARGS, "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
+    {"encode_chunks", encode_chunks, METH_VARARGS,
+     "encode_chunks(isa, layout, elems, chunk_elems, first_number, allow_rans, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last or None)"},
+    {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
+    {"sample_repeats", sample_repeats, METH_VARARGS, "sample_repeats(data) -> count"},
     {NULL, NULL, 0, NULL},
 };
 

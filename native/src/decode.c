@@ -6,21 +6,10 @@
  */
 #include "huffman.h"
 #include "mem.h"
+#include "prefetch.h"
 #include "rans.h"
 
 enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 * WP_BLOCK, MAX_WIDTHS = 65535 };
-
-#if defined(__GNUC__)
-#define PREFETCH(p) __builtin_prefetch((p), 1)
-#else
-#define PREFETCH(p) ((void)(p))
-#endif
-
-/* Entropy decoding waits for nothing but the ALU, merging for nothing but memory. So while symbols are decoded, step by step, the lines that the next merge will
- * touch are fetched, or the two would take turns at waiting. Share `part` of `n_parts` of [p, p + n). */
-static void prefetch_share(const uint8_t *p, size_t n, size_t part, size_t n_parts) {
-    for (size_t i = n * part / n_parts; i < n * (part + 1) / n_parts; i += 64) PREFETCH(p + i);
-}
 
 /* One plane being decoded. */
 typedef struct {
@@ -148,10 +137,10 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
             size_t m = n - i < STEP_ELEMS ? n - i : STEP_ELEMS;
             for (unsigned p = 0; p < l->n_planes; p++)
                 if ((status = next_symbols(k, &ws->planes[p], m, ws->symbols[p] + i, i ? &step_planes[p] : &planes[p])) != WP_OK) return status;
-            prefetch_share(out + n * l->elem_bytes, n_ahead * l->elem_bytes, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
+            wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             if (bits && n_ahead) {
                 size_t left = (size_t)(bits_end - bits), batch = BATCH_BLOCKS * full;
-                if (left >= 2 * batch) prefetch_share(bits + batch, batch, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
+                if (left >= 2 * batch) wp_prefetch_share((wp_range){bits + batch, batch}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             }
         }
 
@@ -233,4 +222,21 @@ wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, s
     uint32_t crc;
     wp_status status = wp_decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, ws, out, &crc);
     return status != WP_OK ? status : crc != expected_crc ? WP_CHECKSUM : WP_OK;
+}
+
+wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
+                           size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next) {
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l) return WP_UNSUPPORTED;
+    for (size_t i = *next; i < n_chunks; i++) {
+        *next = i;
+        int64_t begin = offsets[i] - offsets[0], end = offsets[i + 1] - offsets[0];
+        if (begin < 0 || end < begin || (uint64_t)end > data_bytes || i * chunk_elems >= n_elems) return WP_ARGUMENT;
+        size_t left = n_elems - i * chunk_elems;
+        wp_status status = wp_decode_chunk(isa, layout, data + begin, (size_t)(end - begin), left < chunk_elems ? left : chunk_elems,
+                                           first_number + (uint32_t)i, crcs[i], ws, out + i * chunk_elems * l->elem_bytes);
+        if (status != WP_OK) return status;
+    }
+    *next = n_chunks;
+    return WP_OK;
 }

@@ -35,8 +35,9 @@ int wp_isa_available(unsigned isa) {
     /* AVX2, BMI1, BMI2; the OS saves xmm and ymm */
     if (!(bit(b7, 5) && bit(b7, 3) && bit(b7, 8)) || (saved & 0x6) != 0x6) return 0;
     if (isa == WP_ISA_AVX2) return 1;
-    /* AVX-512 F, DQ, BW, VL, VBMI, VBMI2, VPCLMULQDQ; the OS saves opmask and zmm */
-    return bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 1) && bit(c7, 6) && bit(c7, 10) && (saved & 0xe6) == 0xe6;
+    /* AVX-512 F, DQ, BW, VL, VBMI, VBMI2, GFNI, VPCLMULQDQ, BITALG; the OS saves opmask and zmm */
+    return bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 1) && bit(c7, 6) && bit(c7, 8) && bit(c7, 10) && bit(c7, 12) &&
+           (saved & 0xe6) == 0xe6;
 }
 
 const wp_kernels *wp_kernels_of(unsigned isa) {

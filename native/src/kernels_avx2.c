@@ -52,6 +52,31 @@ INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
     __m128i x = _mm_or_si128(_mm256_castsi256_si128(any), _mm256_extracti128_si256(any, 1));
     return (uint64_t)_mm_cvtsi128_si64(x) | (uint64_t)_mm_extract_epi64(x, 1);
 }
+INLINE uint32_t sum_bytes(V v) {
+    V sums = _mm256_sad_epu8(v, _mm256_setzero_si256());
+    __m128i x = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return (uint32_t)_mm_cvtsi128_si32(x) + (uint32_t)_mm_extract_epi32(x, 2);
+}
+/* Compares with each value; a comparison's -1 is subtracted from its counter. */
+INLINE size_t v_count_window(const uint8_t *p, size_t n, uint8_t first, uint32_t *counts) {
+    const size_t n_vectors = n / V_LANES;
+    for (size_t i = 0, end; i < n_vectors; i = end) {
+        end = n_vectors - i < 255 ? n_vectors : i + 255; /* a counter has 8 bits */
+        for (unsigned half = 0; half < 16; half += 8) { /* eight counters fit in registers */
+            V counters[8];
+            for (unsigned k = 0; k < 8; k++) counters[k] = v_set(0);
+            for (size_t j = i; j < end; j++) {
+                V place = _mm256_sub_epi8(v_load(p + j * V_LANES), v_set(first));
+                for (unsigned k = 0; k < 8; k++) counters[k] = _mm256_sub_epi8(counters[k], _mm256_cmpeq_epi8(place, v_set((uint8_t)(half + k))));
+                if (half) continue;
+                uint32_t others = (uint32_t)~_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_and(place, v_set(0xf0)), _mm256_setzero_si256()));
+                for (; others; others &= others - 1) counts[p[j * V_LANES + _tzcnt_u32(others)]]++;
+            }
+            for (unsigned k = 0; k < 8; k++) counts[first + half + k] += sum_bytes(counters[k]);
+        }
+    }
+    return n_vectors * V_LANES;
+}
 
 /* Unpacks work inside 128-bit halves: half k of store j must get the elements that belong there, hence a transposition of pairs (half, piece)
  * before the unpacks, or after the packs. */

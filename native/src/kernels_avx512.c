@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. The kernels for AVX-512 with VBMI, VBMI2 and VPCLMULQDQ.
+ * READ ME FIRST. The kernels for AVX-512 with VBMI, VBMI2, BITALG, GFNI and VPCLMULQDQ (Ice Lake, Zen 4 and later).
  * rANS keeps 64 states as two vectors of bytes in lane order: `hi` has the high byte of each state, `lo` the low one. So the slot is `lo` as it
  * stands, "state < 256" is "byte of hi is 0", one 64-bit mask has the lanes in stream order, and one byte expand (decoder) or compress (encoder)
  * moves the renormalisation bytes of 64 lanes. Only the multiplication needs 16 bits: even and odd lanes apart, and joined again with a shift and a
@@ -16,10 +16,10 @@
 /* clang: "crc32" by name, because zig cc takes it out of its baseline and sse4.2 does not bring it back. */
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                                          \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,crc32,bmi,bmi2,popcnt,avx2"))), \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,vpclmulqdq,pclmul,sse4.2,crc32,bmi,bmi2,popcnt,avx2"))), \
     apply_to = function)
 #elif defined(__GNUC__)
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2")
 #endif
 #ifdef _MSC_VER
 #define INLINE static __forceinline
@@ -47,6 +47,33 @@ INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
     __m256i y = _mm256_or_si256(_mm512_castsi512_si256(any), _mm512_extracti64x4_epi64(any, 1));
     __m128i x = _mm_or_si128(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
     return (uint64_t)_mm_cvtsi128_si64(x) | (uint64_t)_mm_extract_epi64(x, 1);
+}
+/* Each byte becomes a bit, 1 << (value - first), in one of two bytes; 8 of those are an 8x8 bit matrix, whose transpose has a byte for each value. */
+INLINE size_t v_count_window(const uint8_t *p, size_t n, uint8_t first, uint32_t *counts) {
+    const V low = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0));
+    const V high = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, -128));
+    const V identity = _mm512_set1_epi64((long long)0x8040201008040201u), low8 = _mm512_set1_epi16(0xff);
+    const size_t n_vectors = n / V_LANES;
+    for (size_t i = 0; i < n_vectors;) {
+        V words[4] = {v_set(0), v_set(0), v_set(0), v_set(0)}; /* values 0, 2, 4, 6; 1, 3, 5, 7; the same of the upper 8 */
+        for (size_t end = n_vectors - i < 255 * 31 ? n_vectors : i + 255 * 31; i < end;) { /* 255 * 31 * 8 < 65536 */
+            V lows = v_set(0), highs = v_set(0);
+            for (size_t stop = end - i < 31 ? end : i + 31; i < stop; i++) { /* 31 * 8 < 256 */
+                V place = _mm512_sub_epi8(v_load(p + i * V_LANES), v_set(first));
+                __mmask64 others = _mm512_test_epi8_mask(place, v_set(0xf0));
+                lows = _mm512_add_epi8(lows, _mm512_popcnt_epi8(_mm512_gf2p8affine_epi64_epi8(identity, _mm512_maskz_shuffle_epi8(~others, low, place), 0)));
+                highs = _mm512_add_epi8(highs, _mm512_popcnt_epi8(_mm512_gf2p8affine_epi64_epi8(identity, _mm512_maskz_shuffle_epi8(~others, high, place), 0)));
+                for (; others; others &= others - 1) counts[p[i * V_LANES + _tzcnt_u64(others)]]++;
+            }
+            words[0] = _mm512_add_epi16(words[0], v_and(lows, low8)); words[1] = _mm512_add_epi16(words[1], V_SHR(lows, 8));
+            words[2] = _mm512_add_epi16(words[2], v_and(highs, low8)); words[3] = _mm512_add_epi16(words[3], V_SHR(highs, 8));
+        }
+        uint16_t sums[4][32];
+        for (int k = 0; k < 4; k++) _mm512_storeu_si512(sums[k], words[k]);
+        for (int k = 0; k < 16; k++)
+            for (int q = 0; q < 8; q++) counts[first + k] += sums[k / 8 * 2 + k % 2][q * 4 + k % 8 / 2];
+    }
+    return n_vectors * V_LANES;
 }
 
 /* Unpacks work inside 128-bit quarters: quarter k of store j must get the elements that belong there, hence a transposition of pairs (quarter, piece)

@@ -11,6 +11,8 @@
  *   v_with_bits(v, p, c)             v, with the bits of c set in the lanes whose bit in the bit plane at p is 1
  *   v_to_bits(p, v, bit)             one bit of each byte -> bit plane
  *   v_or_words(p, n)                 OR of the n bytes at p as 64-bit words; n is a multiple of 128
+ *   v_count_window(p, n, first, counts)  count n bytes at p, exactly, rounded down to whole vectors, and return how many; fast where most of them are
+ *                                    first to first + 15
  * The trick: elements are taken apart into byte k of every element first, so that a vector has one byte of V_LANES consecutive elements. All masking
  * then works on bytes, and planes are loaded and stored as they are. Each byte is the OR of its fields, as in kernels_scalar.c, also where a hostile
  * symbol is wider than its field.
@@ -216,7 +218,7 @@ SPLIT(f8_e5m2) {
 
 /* ---- histogram ---- */
 
-static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
+static void count_bytes(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     /* Eight tables, so that a run of one symbol does not wait for its own last store. */
     uint32_t c[8][256];
     memset(c, 0, sizeof c);
@@ -228,6 +230,32 @@ static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     }
     for (; i < n; i++) c[0][symbols[i]]++;
     for (int s = 0; s < 256; s++) counts[s] = c[0][s] + c[1][s] + c[2][s] + c[3][s] + c[4][s] + c[5][s] + c[6][s] + c[7][s];
+}
+
+/* Exponents of weights lie in a window of a few values: those are counted by comparing whole vectors, the rare others one by one. A sample says whether
+ * that pays and where the window is; the counts are exact whatever it says. */
+enum { WINDOW = 16, SAMPLE = 4096, SAMPLE_RUN = 64 };
+
+/* Where the WINDOW consecutive values begin that hold most of the sample, or -1 if more than 1/64 of it lies outside them. */
+static int find_window(const uint8_t *symbols, size_t n) {
+    uint8_t sample[SAMPLE];
+    uint32_t counts[256], in_window = 0, most = 0;
+    for (size_t i = 0; i < SAMPLE; i += SAMPLE_RUN) memcpy(sample + i, symbols + (n - SAMPLE_RUN) / (SAMPLE / SAMPLE_RUN) * (i / SAMPLE_RUN), SAMPLE_RUN);
+    count_bytes(sample, SAMPLE, counts);
+    int begin = 0;
+    for (int s = 0; s < 256; s++) {
+        in_window += counts[s] - (s < WINDOW ? 0 : counts[s - WINDOW]);
+        if (in_window > most) { most = in_window; begin = s < WINDOW ? 0 : s - WINDOW + 1; }
+    }
+    return SAMPLE - most > SAMPLE / 64 ? -1 : begin;
+}
+
+static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
+    int begin = n < 8 * SAMPLE ? -1 : find_window(symbols, n);
+    if (begin < 0) { count_bytes(symbols, n, counts); return; }
+    memset(counts, 0, 256 * sizeof *counts);
+    size_t done = v_count_window(symbols, n, (uint8_t)begin, counts);
+    for (; done < n; done++) counts[symbols[done]]++;
 }
 
 #define WP_ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2}

@@ -167,29 +167,36 @@ size_t wp_rans_scratch(size_t n) { return 2 * (n + 64); }
 
 wp_status wp_rans_encode(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
                          size_t *out_bytes) {
-    unsigned k = book->n_symbols, start = 0;
+    unsigned k = book->n_symbols, sum = book->escape_freq;
+    uint8_t coded[256] = {0};
     if (k < 1 || k > 16 || (book->escape_freq && k > 15)) return WP_ARGUMENT;
+    for (unsigned r = 0; r < k; r++) {
+        if (book->freqs[r] == 0 || coded[book->symbols[r]]++) return WP_ARGUMENT;
+        sum += book->freqs[r];
+    }
+    if (sum != 256) return WP_ARGUMENT;
+    if (!book->escape_freq)
+        for (size_t i = 0; i < n; i++)
+            if (!coded[symbols[i]]) return WP_ARGUMENT;
+    return wp_rans_encode_known(isa, book, symbols, n, scratch, out, capacity, out_bytes);
+}
+
+wp_status wp_rans_encode_known(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
+                               size_t *out_bytes) {
+    unsigned k = book->n_symbols, start = 0;
     wp_rans_encoder e;
     memset(&e, 0, sizeof e);
     e.n_symbols = (uint8_t)k;
     e.has_escape = book->escape_freq != 0;
     memset(e.rank_of_symbol, (int)k, 256);
     for (unsigned r = 0; r <= k; r++) {
-        unsigned f = r < k ? book->freqs[r] : book->escape_freq;
-        if (r < k) {
-            if (f == 0 || e.rank_of_symbol[book->symbols[r]] != k) return WP_ARGUMENT;
-            e.rank_of_symbol[book->symbols[r]] = (uint8_t)r;
-        }
+        unsigned f = r < k ? book->freqs[r] : book->escape_freq, reciprocal = f ? (65536 + f - 1) / f : 0;
+        if (r < k) e.rank_of_symbol[book->symbols[r]] = (uint8_t)r;
         e.freq[r] = (uint16_t)f;
         e.start[r] = (uint16_t)start;
-        unsigned reciprocal = f ? (65536 + f - 1) / f : 0;
         e.reciprocal[r] = (uint16_t)(reciprocal > 65535 ? 65535 : reciprocal);
         start += f;
     }
-    if (start != 256) return WP_ARGUMENT;
-    if (!e.has_escape)
-        for (size_t i = 0; i < n; i++)
-            if (e.rank_of_symbol[symbols[i]] == k) return WP_ARGUMENT;
 
     uint8_t *renorm_end = scratch + 64 + n, *literals_end = renorm_end + 64 + n;
     e.renorm = renorm_end;

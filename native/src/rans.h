@@ -10,4 +10,8 @@ wp_status wp_rans_next(const wp_kernels *k, wp_rans_decoder *d, uint8_t *out, si
 /* All states 256, all bytes used. */
 wp_status wp_rans_close(const wp_rans_decoder *d);
 
+/* wp_rans_encode where it is known that the codebook is sound, and has an escape or every symbol. */
+wp_status wp_rans_encode_known(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
+                               size_t *out_bytes);
+
 #endif

@@ -25,15 +25,13 @@ static size_t shorten_block(const uint8_t *in, unsigned r, unsigned w, size_t m,
     return (size_t)(out - begin);
 }
 
-wp_status wp_split(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint8_t *symbols, uint8_t *widths, uint8_t *bits,
+wp_status wp_split(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint8_t *const *planes, uint8_t *widths, uint8_t *bits,
                    size_t *bits_bytes) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
     const wp_kernels *kernels = wp_kernels_of(isa);
     size_t n_blocks = n_elems / WP_BLOCK, tail = n_elems % WP_BLOCK;
     unsigned r = l->raw_bits;
-    uint8_t *planes[WP_MAX_PLANES];
-    for (unsigned p = 0; p < l->n_planes; p++) planes[p] = symbols + p * n_elems;
     kernels->split[layout](elems, n_blocks, planes, widths, bits);
     if (tail) { /* as one block with zeros behind its end */
         uint8_t block[WP_BLOCK * 8] = {0}, tail_planes[WP_MAX_PLANES][WP_BLOCK];
@@ -54,19 +52,4 @@ wp_status wp_split(unsigned isa, unsigned layout, const uint8_t *elems, size_t n
     }
     *bits_bytes = (size_t)(out - bits);
     return WP_OK;
-}
-
-size_t wp_count_repeats(const uint8_t *words, size_t n, uint64_t *table, size_t table_words) {
-    /* Open addressing; 0 marks a free slot, so the word 0 is counted apart. Exact, so that the answer is the same on every machine. */
-    memset(table, 0, table_words * sizeof *table);
-    size_t repeats = 0, zeros = 0, mask = table_words - 1;
-    for (size_t i = 0; i < n; i++) {
-        uint64_t v = wp_load64(words + 8 * i);
-        if (v == 0) { repeats += zeros++ > 0; continue; }
-        size_t slot = (size_t)(v * 0x9E3779B97F4A7C15u >> 32) & mask;
-        while (table[slot] && table[slot] != v) slot = (slot + 1) & mask;
-        if (table[slot]) repeats++;
-        else table[slot] = v;
-    }
-    return repeats;
 }

@@ -101,9 +101,11 @@ static void test_histogram(unsigned isa) {
     begin_line(isa, "histogram");
     enum { MOST = 100000 };
     static uint8_t data[MOST];
-    for (unsigned kind = 0; kind < 4; kind++) {
-        for (size_t i = 0; i < MOST; i++) /* random; a bell; constant; runs */
+    for (unsigned kind = 0; kind < 7; kind++) {
+        for (size_t i = 0; i < MOST; i++) { /* random; a bell; constant; runs; bells with rare others, at both ends too */
             data[i] = (uint8_t)(kind == 0 ? below(256) : kind == 1 ? 110 + below(4) + below(5) + below(6) : kind == 2 ? 255 : i / 700);
+            if (kind >= 4) data[i] = (uint8_t)(below(300) == 0 ? below(256) : (kind == 4 ? 110 : kind == 5 ? 0 : 241) + below(8) + below(8));
+        }
         for (size_t i = 0; i < 400; i++) {
             size_t n = i < 300 ? i : below(MOST);
             buffer b = take_copy(data, n, i & 1);

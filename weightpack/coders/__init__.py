@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coders: one plane of symbols -> one stream. Decoding is the kernels' job, in one pass with the merge; see `weightpack.kernels`."""
-
-from weightpack.coders.choose import encode_plane
-
-__all__ = ["encode_plane"]
+"""Coders: which codec for a plane, and the code lengths of Huffman's. The coding itself, and all decoding, is the kernels' job; see `weightpack.kernels`."""

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which codec for a plane: try what fits, keep the smallest. Integers decide, so that every machine chooses the same."""
+"""Which other codec for a plane, after the kernels have coded it: try what fits, keep the smallest. Integers decide, so that every machine chooses the same."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import zstandard
 
 from weightpack.coders import huffman
 from weightpack.format.constants import Codec
-from weightpack.kernels import Kernels
+from weightpack.kernels import Attention, Kernels, SplitChunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,64 +21,71 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Stream = tuple[Codec, Bytes | bytes]
 
-_TINY_BYTES = 4096        # below it every codec is tried: nothing there costs time
-_SAMPLE_BYTES = 1 << 14   # looked at for repeats
+_TINY_BYTES = 4096  # below it every codec is tried: nothing there costs time
+_SAMPLE_BYTES = 1 << 14  # of Kernels.sample_repeats
 # Huffman can win only where rANS pays for its 256 bytes of states or for escapes; elsewhere rANS's fractional bits are always fewer.
 _SMALL_PLANE = 1 << 15
+_ESCAPE_SHARE = 64
+_REPEAT_SHARE = 16
 
 
-def worth_zstd(kernels: Kernels, data: Bytes, options: PackOptions) -> bool:
-    """Do the bytes repeat enough for zstd to find something? Two samples are looked at, unless the profile says to try always."""
-    if "zstd" not in options.codecs:
+def attention(options: PackOptions) -> Attention:
+    """Return when `better_stream` may find something, or a chunk do better as a whole."""
+    everything = options.exhaustive or "rans" not in options.codecs
+    return Attention(1 << 30 if everything else max(_SMALL_PLANE, _TINY_BYTES), _ESCAPE_SHARE, _REPEAT_SHARE)
+
+
+def worth_zstd(n_bytes: int, repeats: int, options: PackOptions) -> bool:
+    """Do the bytes repeat enough for zstd to find something? `repeats` is `Kernels.sample_repeats` of them; a profile may say to try always."""
+    if not n_bytes or "zstd" not in options.codecs:
         return False
-    if options.exhaustive or len(data) <= _TINY_BYTES:
-        return True
-    half = _SAMPLE_BYTES // 2
-    middle = len(data) // 2 & ~7
-    repeats = kernels.count_repeats(data[:half]) + kernels.count_repeats(data[middle : middle + half])
-    return repeats * 16 > min(len(data), _SAMPLE_BYTES) // 8
+    return options.exhaustive or n_bytes <= _TINY_BYTES or repeats * _REPEAT_SHARE > min(n_bytes, _SAMPLE_BYTES) // 8
+
+
+class _Compressors(threading.local):
+    """One zstd compressor a thread and level: making one costs more than compressing a small plane."""
+
+    def __init__(self) -> None:
+        self.by_level: dict[int, zstandard.ZstdCompressor] = {}
+
+
+_compressors = _Compressors()
 
 
 def zstd_stream(data: Bytes, options: PackOptions) -> bytes:
     """Compress to one frame with its content size and without a checksum: chunks have their own."""
-    return zstandard.ZstdCompressor(level=options.zstd_level, write_checksum=False).compress(memoryview(data))
+    compressor = _compressors.by_level.get(options.zstd_level)
+    if compressor is None:
+        compressor = _compressors.by_level[options.zstd_level] = zstandard.ZstdCompressor(level=options.zstd_level, write_checksum=False)
+    return compressor.compress(memoryview(data))
 
 
-def encode_bytes(kernels: Kernels, data: Bytes, options: PackOptions) -> Stream:
-    """Encode bytes that have no symbol statistics to use: constant is not tried, zstd only where they repeat."""
-    if len(data) and worth_zstd(kernels, data, options):
-        stream = zstd_stream(data, options)
-        if len(stream) < len(data):
-            return Codec.ZSTD, stream
-    return Codec.RAW, data
-
-
-def encode_plane(kernels: Kernels, symbols: Bytes, options: PackOptions, *, try_zstd: bool = False) -> Stream:
-    """Encode a plane of at least one symbol with the codec that makes it smallest; raw if none does.
+def better_stream(kernels: Kernels, split: SplitChunk, i: int, options: PackOptions, *, entropy_coded: bool, try_zstd: bool) -> Stream | None:
+    """Return a smaller stream for plane `i` than the kernels chose; None if there is none, or none worth trying.
 
     Parameters
     ----------
-    symbols : (n,) uint8
+    entropy_coded
+        The plane holds symbols: Huffman fits. Not so the bits of raw words.
     try_zstd
         Try zstd if the plane repeats; it is worth its time on planes of integers, not on exponents of weights.
     """
-    n = len(symbols)
-    counts = kernels.histogram(symbols)
-    if int(counts[symbols[0]]) == n:
-        return Codec.CONSTANT, symbols[:1]
-    best: Stream = (Codec.RAW, symbols)
-    rans_bytes = n
-    if "rans" in options.codecs:
-        book, rans_bytes = kernels.rans_choose(counts)
-        escapes = n - sum(int(counts[s]) for s in book.symbols)
-    if "huffman" in options.codecs and ("rans" not in options.codecs or options.exhaustive or n < _SMALL_PLANE or escapes * 64 > n):
+    plane = split.planes[i]
+    if plane.codec == Codec.CONSTANT:
+        return None
+    n, best = plane.plane_bytes, plane.n_bytes
+    stream: Stream | None = None
+    huffman_may_win = "rans" not in options.codecs or options.exhaustive or n < _SMALL_PLANE or plane.escapes * _ESCAPE_SHARE > n
+    if entropy_coded and "huffman" in options.codecs and huffman_may_win:
+        counts = kernels.histogram(split.plane(i))
         lengths = huffman.code_lengths(counts)
-        if huffman.stream_bytes(lengths, counts) < min(rans_bytes, n):
-            best = (Codec.HUFFMAN, kernels.huffman_encode(lengths, symbols))
-    if best[0] is Codec.RAW and rans_bytes < n:
-        best = (Codec.RANS, kernels.rans_encode(book, symbols))
-    if "zstd" in options.codecs and (options.exhaustive or n <= _TINY_BYTES or (try_zstd and worth_zstd(kernels, symbols, options))):
-        stream = zstd_stream(symbols, options)
-        if len(stream) < len(best[1]):
-            best = (Codec.ZSTD, stream)
-    return best if len(best[1]) < n else (Codec.RAW, symbols)
+        if huffman.stream_bytes(lengths, counts) < min(plane.rans_bytes, n):
+            coded = kernels.huffman_encode(lengths, split.plane(i))
+            if len(coded) < n:
+                best, stream = len(coded), (Codec.HUFFMAN, coded)
+    tiny = entropy_coded and n <= _TINY_BYTES and "zstd" in options.codecs
+    if tiny or ((try_zstd or options.exhaustive) and worth_zstd(n, plane.repeats, options)):
+        frame = zstd_stream(split.plane(i), options)
+        if len(frame) < best:
+            stream = (Codec.ZSTD, frame)
+    return stream

@@ -12,12 +12,13 @@ import numpy as np
 
 from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, Layout
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import MAX_CHUNK_BYTES, Codec, Mode, aligned
+from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_STREAMS, Codec, Mode, aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEAD_BYTES = 8
+CHUNK_HEAD_BYTES = 4
 _HEAD = struct.Struct("<BBHI")
 _MODE = struct.Struct("<BBH")
 
@@ -133,22 +134,23 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     return Chunk(Mode(mode), tuple(streams))
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedChunk:
-    """A chunk as buffers to be written one after the other, padding to 16 included: a copy into one would cost as much as the encoding."""
-
-    parts: tuple[Buffer | NDArray[np.uint8], ...]
-    n_bytes: int
-
-    def to_bytes(self) -> bytes:
-        """Join the parts."""
-        return b"".join(map(memoryview, self.parts))
+def chunk_bound(layout: Layout, n_elems: int) -> int:
+    """Return room for any chunk of these elements in split mode, padding included, its last block in full width."""
+    n_blocks = -(-n_elems // BLOCK_ELEMS)
+    head = CHUNK_HEAD_BYTES + 4 * MAX_STREAMS
+    raw = n_blocks * (1 + BLOCK_ELEMS // 8 * layout.raw_bits) if layout.raw_bits else 0
+    return head + len(layout.plane_bits) * n_elems + raw + ALIGN_BYTES - 1
 
 
-def build_chunk(mode: Mode, streams: Sequence[tuple[Codec, Buffer | NDArray[np.uint8]]]) -> EncodedChunk:
-    """Serialise a chunk."""
+def record_bound(layout: Layout, n_elems: int, chunk_elems: int) -> int:
+    """Return room for any record of these elements, its chunks in split mode."""
+    n_chunks = -(-n_elems // chunk_elems)
+    return table_end(n_chunks) + n_chunks * chunk_bound(layout, chunk_elems)
+
+
+def build_chunk(mode: Mode, streams: Sequence[tuple[Codec, Buffer | NDArray[np.uint8]]]) -> bytes:
+    """Serialise a chunk, with its padding."""
     table = [len(stream) << 8 | codec for codec, stream in streams]
     head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table)
     n_bytes = len(head) + sum(len(stream) for _, stream in streams)
-    padding = bytes(aligned(n_bytes) - n_bytes)
-    return EncodedChunk((head, *(stream for _, stream in streams), padding), n_bytes + len(padding))
+    return b"".join([head, *(memoryview(stream) for _, stream in streams), bytes(aligned(n_bytes) - n_bytes)])

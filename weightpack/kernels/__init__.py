@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Stream = Bytes | bytes | bytearray | memoryview
 
-__all__ = ["Kernels", "RansBook", "SplitPlanes", "active", "available_isas", "isa", "use_isa"]
+__all__ = ["Attention", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active", "available_isas", "isa", "use_isa"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,61 @@ class SplitPlanes:
     symbols: Bytes
     widths: Bytes
     bits: Bytes
+
+
+class EncodedPlane(NamedTuple):
+    """One stream of an encoded chunk, and what the statistics of its plane say.
+
+    `begin` is of the stream in the chunk, `plane_begin` of the plane in the workspace. `rans_bytes` is what rANS was estimated to give (`plane_bytes`
+    where it was not asked), `escapes` counts the symbols outside its codebook, `repeats` is `Kernels.sample_repeats` of the plane.
+    """
+
+    codec: int
+    begin: int
+    n_bytes: int
+    plane_begin: int
+    plane_bytes: int
+    rans_bytes: int
+    escapes: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChunk:
+    """What is known of a chunk that was encoded in split mode: its planes, and `Kernels.sample_repeats` of its elements.
+
+    `workspace` holds the planes until the thread's next call.
+    """
+
+    repeats: int
+    planes: list[EncodedPlane]
+    workspace: Bytes
+
+    def plane(self, i: int) -> Bytes:
+        """Return plane i as it was before it was encoded, (plane_bytes,) uint8."""
+        plane = self.planes[i]
+        return self.workspace[plane.plane_begin : plane.plane_begin + plane.plane_bytes]
+
+
+class Attention(NamedTuple):
+    """When another codec may do better than those that the kernels try.
+
+    That is: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its symbols escaped; more than 1/repeat_share of
+    its sample's words repeated, or of the elements'; a chunk not smaller than its elements.
+    """
+
+    small_plane: int
+    escape_share: int
+    repeat_share: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunks:
+    """Consecutive chunks: lengths in bytes, and the CRC-32C of `u32 chunk_number || elements` of each; `last` is set if the last deserves attention."""
+
+    sizes: list[int]
+    crcs: list[int]
+    last: SplitChunk | None
 
 
 class Kernels(Protocol):
@@ -70,16 +125,35 @@ class Kernels(Protocol):
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         """Return the stream of FORMAT 8.4 for 256 code lengths (0: no code)."""
 
-    def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
-        """Decode a chunk (FORMAT 6.3) into `out` and check its CRC. False, and nothing done, if it has zstd streams: expand them, call `decode_streams`."""
+    def encode_chunks(
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, allow_rans: bool, attention: Attention, out: Bytes
+    ) -> EncodedChunks:
+        """Encode chunks (FORMAT 6.3) in split mode, one behind the other in `out`: each plane constant, rans or raw, what is least.
+
+        Stops behind one that deserves attention. `out` has `format.record.chunk_bound` for each.
+        """
+
+    def decode_chunks(
+        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        first_number: int, out: Bytes,
+    ) -> int:  # fmt: skip
+        """Decode chunks `first` and on of a run of `len(crcs)` that hold `n_elems`, and check their CRCs.
+
+        Chunk i stands at `offsets[i] - offsets[0]` of `data` (`offsets` has one more, the end), goes to `out` from element `chunk_elems * i`, and has the
+        number `first_number + i`. Returns the first that has zstd streams (expand them, call `decode_streams`), or `len(crcs)`. Errors name the chunk.
+        """
 
     def decode_streams(
         self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         """Decode (codec, stream) pairs, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
 
-    def count_repeats(self, words: Bytes) -> int:
-        """Count 8-byte words that equal an earlier one (a tail of under 8 bytes is ignored)."""
+    def sample_repeats(self, data: Bytes) -> int:
+        """Count the 8-byte words of a sample that equal an earlier one: the cue to try zstd.
+
+        The sample is two runs of up to 8 KiB, from the begin and from the middle (rounded down to 8), each counted for itself; tails of under 8 bytes are
+        ignored.
+        """
 
 
 def _native_isas() -> list[str]:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError
-from weightpack.kernels import RansBook, SplitPlanes
+from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
+from weightpack.kernels import EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
+from weightpack.parallel import Scratch
 
 try:
     from weightpack import _core
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.dtypes import Layout
-    from weightpack.kernels import Bytes, Stream
+    from weightpack.kernels import Attention, Bytes, Stream
 
 # Pinned in native/include/weightpack.h.
 _OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50
@@ -48,24 +48,13 @@ def _check(status: int) -> None:
     raise WeightpackError(f"the native core refused its arguments (status {status}): this is a bug in weightpack")
 
 
-class _Scratch(threading.local):
-    """One growing buffer a thread: a fresh one for each chunk would cost more in page faults than the encoding."""
-
-    buffer = np.empty(0, np.uint8)
-
-    def get(self, n_bytes: int) -> Bytes:
-        if self.buffer.size < n_bytes:
-            self.buffer = np.empty(n_bytes, np.uint8)
-        return self.buffer
-
-
 class NativeKernels:
     """See `weightpack.kernels.Kernels` for what the methods do."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._isa = [each for each, _ in _core.isas()].index(name)
-        self._scratch, self._workspace = _Scratch(), _Scratch()
+        self._scratch, self._planes, self._workspace = Scratch(), Scratch(), Scratch()
         self._workspace_bytes = _core.workspace_bytes()
 
     def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
@@ -106,12 +95,29 @@ class NativeKernels:
         _check(status)
         return out[:n]
 
-    def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
-        status = _core.decode_chunk(self._isa, layout.id, chunk, n_elems, chunk_number, crc, out, self._workspace.get(self._workspace_bytes))
-        if status == _NEEDS_ZSTD:
-            return False
+    def encode_chunks(
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, allow_rans: bool, attention: Attention, out: Bytes
+    ) -> EncodedChunks:
+        n_elems = elems.size // layout.elem_bytes
+        workspace = self._planes.get(_core.encode_workspace_bytes(layout.id, min(n_elems, chunk_elems)))
+        sizes, crcs = np.empty((2, -(-n_elems // chunk_elems)), np.uint32)
+        status, n, facts = _core.encode_chunks(
+            self._isa, layout.id, elems, chunk_elems, first_number, allow_rans, attention, workspace, out, sizes, crcs
+        )
         _check(status)
-        return True
+        last = SplitChunk(facts[0], [EncodedPlane._make(plane) for plane in facts[1]], workspace) if facts else None
+        return EncodedChunks(sizes[:n].tolist(), crcs[:n].tolist(), last)
+
+    def decode_chunks(
+        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        first_number: int, out: Bytes,
+    ) -> int:  # fmt: skip
+        workspace = self._workspace.get(self._workspace_bytes)
+        status, done = _core.decode_chunks(self._isa, layout.id, data, offsets, crcs, first, chunk_elems, n_elems, first_number, out, workspace)
+        if status not in (_OK, _NEEDS_ZSTD):
+            with located(chunk=first_number + done):
+                _check(status)
+        return done
 
     def decode_streams(
         self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
@@ -122,5 +128,5 @@ class NativeKernels:
         _check(status)
         return crc
 
-    def count_repeats(self, words: Bytes) -> int:
-        return _core.count_repeats(words)
+    def sample_repeats(self, data: Bytes) -> int:
+        return _core.sample_repeats(data)

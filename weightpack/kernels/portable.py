@@ -15,19 +15,20 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from weightpack.dtypes import LAYOUTS, Layout, LayoutId
-from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError
+from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
 from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
-from weightpack.format.record import parse_chunk
-from weightpack.kernels import RansBook, SplitPlanes
+from weightpack.format.record import CHUNK_HEAD_BYTES, build_chunk, parse_chunk
+from weightpack.kernels import EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.kernels import Bytes, Stream
+    from weightpack.kernels import Attention, Bytes, Stream
 
 LANES = 128  # also the elements of a block
 MAX_CODE_BITS = 12
 _SEGMENT_BYTES = 1 << 14
+_SAMPLE_BYTES = 1 << 13
 
 
 def _u8(data: Stream) -> Bytes:
@@ -68,13 +69,42 @@ class PortableKernels:
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         return _huffman_encode(lengths, _u8(symbols))
 
-    def decode_chunk(self, layout: Layout, chunk: Stream, n_elems: int, chunk_number: int, crc: int, out: Bytes) -> bool:
-        parsed = parse_chunk(memoryview(chunk), layout)
-        if any(codec == Codec.ZSTD for codec, _ in parsed.streams):
-            return False
-        if self.decode_streams(layout, parsed.mode, parsed.streams, n_elems, chunk_number, out) != crc:
-            raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
-        return True
+    def encode_chunks(
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, allow_rans: bool, attention: Attention, out: Bytes
+    ) -> EncodedChunks:
+        """Encode one chunk, and say that it deserves attention: here nothing is gained by more at once."""
+        elems = _u8(elems)[: chunk_elems * layout.elem_bytes]
+        split = _split(layout, elems)
+        planes = [*split.symbols, *([split.widths, split.bits] if layout.raw_bits else [])]
+        streams, facts, begin, plane_begin = [], [], CHUNK_HEAD_BYTES + 4 * len(planes), 0
+        for i, plane in enumerate(planes):
+            coded = (Codec.RAW, plane, plane.size, 0) if layout.raw_bits and i + 1 == len(planes) else _encode_plane(plane, allow_rans)  # 7.5
+            codec, stream, rans_bytes, escapes = coded
+            repeats = 0 if codec == Codec.CONSTANT else self.sample_repeats(plane)
+            facts.append(EncodedPlane(codec, begin, stream.size, plane_begin, plane.size, rans_bytes, escapes, repeats))
+            streams.append((codec, stream))
+            begin, plane_begin = begin + stream.size, plane_begin + plane.size
+        chunk = build_chunk(Mode.SPLIT, streams)
+        _expect(out.size >= len(chunk), "the output is too small")
+        out[: len(chunk)] = _u8(chunk)
+        return EncodedChunks([len(chunk)], [_chunk_crc(elems, first_number)], SplitChunk(self.sample_repeats(elems), facts, np.concatenate(planes)))
+
+    def decode_chunks(
+        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        first_number: int, out: Bytes,
+    ) -> int:  # fmt: skip
+        view, begins = memoryview(data).cast("B"), (offsets - offsets[0]).tolist()
+        _expect(len(begins) == len(crcs) + 1 and 0 < n_elems <= chunk_elems * len(crcs) and begins[-1] <= len(view), "chunks")
+        for i in range(first, len(crcs)):
+            with located(chunk=first_number + i):
+                parsed = parse_chunk(view[begins[i] : begins[i + 1]], layout)
+                if any(codec == Codec.ZSTD for codec, _ in parsed.streams):
+                    return i
+                n = min(chunk_elems, n_elems - i * chunk_elems)
+                part = out[i * chunk_elems * layout.elem_bytes :]
+                if self.decode_streams(layout, parsed.mode, parsed.streams, n, first_number + i, part) != int(crcs[i]):
+                    raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
+        return len(crcs)
 
     def decode_streams(self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes) -> int:
         if mode not in (Mode.SPLIT, Mode.WHOLE):
@@ -85,11 +115,37 @@ class PortableKernels:
         if mode == Mode.WHOLE:  # 6.4: what BYTES1 would be
             layout, n_elems = LAYOUTS[LayoutId.BYTES1], n_bytes
         _merge(layout, [(codec, _u8(stream)) for codec, stream in streams], n_elems, out[:n_bytes])
-        return _crc32c(_u8(out[:n_bytes]), _crc32c(_u8(chunk_number.to_bytes(4, "little")), 0))
+        return _chunk_crc(out[:n_bytes], chunk_number)
 
-    def count_repeats(self, words: Bytes) -> int:
-        values = np.frombuffer(words, "<u8", len(words) // 8)
-        return int(values.size - np.unique(values).size)
+    def sample_repeats(self, data: Bytes) -> int:
+        middle = len(data) // 2 & ~7
+        return sum(_count_repeats(data[begin : begin + _SAMPLE_BYTES]) for begin in (0, middle))
+
+
+def _count_repeats(data: Bytes) -> int:
+    words = np.frombuffer(data, "<u8", len(data) // 8)
+    return int(words.size - np.unique(words).size)
+
+
+def _chunk_crc(elems: Bytes, chunk_number: int) -> int:
+    return _crc32c(elems, _crc32c(_u8(chunk_number.to_bytes(4, "little")), 0))
+
+
+def _encode_plane(plane: Bytes, allow_rans: bool) -> tuple[Codec, Bytes, int, int]:
+    """Return the smallest of constant, rans and raw: codec, stream, rANS's estimated bytes, symbols that its codebook lacks."""
+    n = plane.size
+    if (plane == plane[0]).all():
+        return Codec.CONSTANT, plane[:1], n, 0
+    if not allow_rans:
+        return Codec.RAW, plane, n, 0
+    counts = np.bincount(plane, minlength=256)
+    book, rans_bytes = _rans_choose(counts.tolist())
+    escapes = n - int(counts[list(book.symbols)].sum())
+    if rans_bytes < n:
+        stream = _rans_encode(book, plane)
+        if stream.size < n:
+            return Codec.RANS, stream, rans_bytes, escapes
+    return Codec.RAW, plane, rans_bytes, escapes
 
 
 # ---- CRC-32C (1.7). The CRC is linear: columns of a matrix go in step, each from its own start; then neighbours are joined in pairs.
