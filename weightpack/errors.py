@@ -21,8 +21,7 @@ Errors of the operating system pass through as OSError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 
 class WeightpackError(Exception):
@@ -85,13 +84,19 @@ class MissingExtraError(WeightpackError, ImportError):
     """An optional dependency is missing."""
 
 
-@contextmanager
-def located(*, path: str | None = None, tensor: str | None = None, chunk: int | None = None) -> Iterator[None]:
+class located:
     """Add to errors from inside what only the caller knows of the place; inner knowledge wins."""
-    try:
-        yield
-    except WeightpackError as error:
-        error.path = error.path if error.path is not None else path
-        error.tensor = error.tensor if error.tensor is not None else tensor
-        error.chunk = error.chunk if error.chunk is not None else chunk
-        raise
+
+    __slots__ = ("_chunk", "_path", "_tensor")
+
+    def __init__(self, *, path: str | None = None, tensor: str | None = None, chunk: int | None = None) -> None:
+        self._path, self._tensor, self._chunk = path, tensor, chunk
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, WeightpackError):
+            error.path = error.path if error.path is not None else self._path
+            error.tensor = error.tensor if error.tensor is not None else self._tensor
+            error.chunk = error.chunk if error.chunk is not None else self._chunk

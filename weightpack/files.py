@@ -10,9 +10,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from weightpack.errors import OptionError, TruncatedError
+from weightpack.parallel import Scratch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -34,6 +42,14 @@ def read_at(reader: RandomReader, offset: int, n_bytes: int) -> bytearray:
     buffer = bytearray(n_bytes)
     reader.read_into(offset, memoryview(buffer))
     return buffer
+
+
+def equal_at(reader: RandomReader, offset: int, data: Bytes, scratch: Scratch) -> bool:
+    """Are the bytes at `offset` those of `data`, (n,) uint8?"""
+    there = scratch.get(data.size)
+    reader.read_into(offset, memoryview(there))
+    words = data.size // 8 * 8
+    return np.array_equal(data[:words].view(np.uint64), there[:words].view(np.uint64)) and np.array_equal(data[words:], there[words:])
 
 
 class LocalFile:

@@ -15,7 +15,7 @@ import numpy as np
 from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
 from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
-from weightpack.files import AtomicFile, LocalFile, RandomReader, pieces, read_at
+from weightpack.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at
 from weightpack.format.constants import (
     INDEX_CRC_KEY,
     INDEX_KEY,
@@ -330,9 +330,9 @@ class _Packer:
 def _compare(source: Source, target: AtomicFile, threads: int, meter: _Meter) -> None:
     """Decode what was written and compare it with the source, byte for byte."""
     with LocalFile(target.path) as written:
-        packed = PackedFile(written)
+        packed, scratch = PackedFile(written), Scratch()
         position = 0
-        for piece in restored_pieces(packed, threads, lambda offset, data: read_at(source, offset, len(data)) == memoryview(data)):
+        for piece in restored_pieces(packed, threads, lambda offset, data: equal_at(source, offset, data, scratch)):
             if piece.offset != position or not piece.result:
                 raise LosslessError(
                     f"what was packed differs from the source at or behind byte {piece.offset}: the source changed, or this is a bug in weightpack; "

@@ -17,7 +17,7 @@ from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPac
 from weightpack.files import RandomReader, pieces, read_at
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES
 from weightpack.format.index import Gap, Index
-from weightpack.format.record import HEAD_BYTES, RecordHead, parse_record_head, table_bytes
+from weightpack.format.record import RecordHead, parse_record_head, table_bytes
 from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.parallel import Scratch
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from weightpack.kernels import Kernels
 
     Bytes = NDArray[np.uint8]
+
+
+_FIRST_BYTES = 256  # read of a record at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +180,10 @@ class PackedFile:
         head = self._heads.get(stored.tensor.name)
         if head is None:
             with located(path=self.file.name, tensor=stored.tensor.name):
-                first = read_at(self.file, stored.begin, min(HEAD_BYTES, stored.packed_bytes))
+                first = read_at(self.file, stored.begin, min(_FIRST_BYTES, stored.packed_bytes))  # the whole table of most
                 n = table_bytes(first, stored.tensor.n_bytes, stored.packed_bytes)
-                head = parse_record_head(read_at(self.file, stored.begin, n), stored.tensor.n_bytes, stored.packed_bytes)
+                table = first if n <= len(first) else read_at(self.file, stored.begin, n)
+                head = parse_record_head(table, stored.tensor.n_bytes, stored.packed_bytes)
             with self._lock:
                 self._heads[stored.tensor.name] = head
         return head
@@ -200,6 +204,8 @@ class PackedFile:
         if begin >= end:
             return []
         first, last, step = begin // size, -(-end // size), max(1, piece_bytes // size)
+        if last - first == 1:
+            return [Piece(first, last, first * size, min(last * size, n_bytes))]
         cuts = {first, last} | ({first + 1} if begin % size else set()) | ({last - 1} if end % size and end < n_bytes else set())
         firsts = [i for low, high in pairwise(sorted(cuts)) for i in range(low, high, step)]
         return [Piece(i, next_, i * size, min(next_ * size, n_bytes)) for i, next_ in zip(firsts, [*firsts[1:], last], strict=True)]

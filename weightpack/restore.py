@@ -31,7 +31,7 @@ class RestoredPiece(Generic[Result]):
 
 
 def restored_pieces(
-    packed: PackedFile, threads: int, use: Callable[[int, bytes | NDArray[np.uint8]], Result], *, keep: bool = False
+    packed: PackedFile, threads: int, use: Callable[[int, NDArray[np.uint8]], Result], *, keep: bool = False
 ) -> Iterator[RestoredPiece[Result]]:
     """Decode the whole source and call `use(offset, bytes)` on each piece, in worker threads; yield the results in order.
 
@@ -41,8 +41,8 @@ def restored_pieces(
 
     def work(task: Gap | tuple[StoredTensor, Piece]) -> RestoredPiece[Result]:
         if isinstance(task, Gap):
-            data = packed.decode_gap(task)
-            return RestoredPiece(task.offset, len(data), use(task.offset, data))
+            data = np.frombuffer(packed.decode_gap(task), np.uint8)
+            return RestoredPiece(task.offset, data.size, use(task.offset, data))
         stored, piece = task
         out = np.empty(piece.n_bytes, np.uint8) if keep else scratch.get(piece.n_bytes)
         packed.decode_piece(stored, piece, out)

@@ -6,12 +6,18 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from weightpack.errors import ChecksumError, CorruptionError
-from weightpack.files import AtomicFile, RandomReader, read_at
+from weightpack.files import AtomicFile, RandomReader, equal_at
 from weightpack.packer import Progress, sha256_of
+from weightpack.parallel import Scratch
 from weightpack.reader import PackedFile
 from weightpack.restore import restored_pieces
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,16 @@ def verify_file(
     if against is not None and against.size != index.source_bytes:
         raise CorruptionError(f"restores to {index.source_bytes} bytes, {against.name} has {against.size}", path=packed.file.name)
 
-    def compare(offset: int, data: object) -> tuple[object, bool]:
-        view = memoryview(data)  # type: ignore[arg-type]
-        return data, against is None or read_at(against, offset, len(view)) == view
+    scratch = Scratch()
+
+    def compare(offset: int, data: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], bool]:
+        return data, against is None or equal_at(against, offset, data, scratch)
 
     for piece in restored_pieces(packed, threads, compare, keep=True):
         data, same = piece.result
         if not same:
             raise CorruptionError(f"differs from {against.name} at or behind byte {piece.offset}", path=packed.file.name)  # type: ignore[union-attr]
-        digest.update(data)  # type: ignore[arg-type]
+        digest.update(data)
         done += piece.n_bytes
         if progress:
             progress(done, index.source_bytes)

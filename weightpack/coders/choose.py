@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Stream = tuple[Codec, Bytes | bytes]
 
-_TINY_BYTES = 4096  # below it every codec is tried: nothing there costs time
+_TINY_BYTES = 4096  # below it zstd is always tried: a sample says little there
 _SAMPLE_BYTES = 1 << 14  # of Kernels.sample_repeats
 # Huffman can win only where rANS pays for its 256 bytes of states or for escapes; elsewhere rANS's fractional bits are always fewer.
 _SMALL_PLANE = 1 << 15

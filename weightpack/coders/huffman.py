@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from dahuffman import HuffmanCodec
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 MAX_BITS = 12
@@ -35,11 +35,14 @@ def code_lengths(counts: NDArray[np.uint32]) -> bytes:
         while lengths[s] > 1 and used + (full >> lengths[s]) <= full:
             used += full >> lengths[s]
             lengths[s] -= 1
-    return bytes(lengths.get(s, 0) for s in range(256))
+    by_symbol = bytearray(256)
+    for s, n in lengths.items():
+        by_symbol[s] = n
+    return bytes(by_symbol)
 
 
 def stream_bytes(lengths: bytes, counts: NDArray[np.uint32]) -> int:
     """Return the length of the stream that these code lengths give, up to the fill bits of its four bitstreams."""
-    n_symbols = sum(n > 0 for n in lengths)
-    bits = sum(int(counts[s]) * n for s, n in enumerate(lengths) if n)
+    n_symbols = 256 - lengths.count(0)
+    bits = int(np.frombuffer(lengths, np.uint8) @ counts.astype(np.int64))
     return 1 + min(n_symbols, 32) + (n_symbols + 1) // 2 + 9 + bits // 8 + 4

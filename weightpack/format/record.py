@@ -60,14 +60,11 @@ class RecordHead:
 
 def table_bytes(first: Buffer, n_bytes: int, record_bytes: int) -> int:
     """Return how many bytes header and table take, from a record's first `HEAD_BYTES`, checked against the record's length."""
-    _, n_elems, chunk_elems = _parse_head(first, n_bytes, record_bytes)
-    n_chunks = -(-n_elems // chunk_elems)
-    if table_end(n_chunks) > record_bytes:
-        raise CorruptionError(f"the record has {record_bytes} bytes, too few for its table of {n_chunks} chunks")
-    return table_end(n_chunks)
+    return _parse_head(first, n_bytes, record_bytes)[3]
 
 
-def _parse_head(first: Buffer, n_bytes: int, record_bytes: int) -> tuple[Layout, int, int]:
+def _parse_head(first: Buffer, n_bytes: int, record_bytes: int) -> tuple[Layout, int, int, int]:
+    """Return layout, count of elements, elements of a chunk, and the bytes of header and table."""
     if len(first) < HEAD_BYTES:
         raise TruncatedError("the record ends inside its header")
     layout_id, reserved, chunk_blocks, bytes_16 = _HEAD.unpack_from(first)
@@ -81,13 +78,16 @@ def _parse_head(first: Buffer, n_bytes: int, record_bytes: int) -> tuple[Layout,
         raise CorruptionError(f"the record claims {bytes_16 * 16} bytes, its entry has {record_bytes}")
     if n_bytes == 0 or n_bytes % layout.elem_bytes:
         raise CorruptionError(f"{n_bytes} bytes are not a whole count of {layout.id.name} elements")
-    return layout, n_bytes // layout.elem_bytes, chunk_elems
+    n_elems = n_bytes // layout.elem_bytes
+    n_chunks = -(-n_elems // chunk_elems)
+    if table_end(n_chunks) > record_bytes:
+        raise CorruptionError(f"the record has {record_bytes} bytes, too few for its table of {n_chunks} chunks")
+    return layout, n_elems, chunk_elems, table_end(n_chunks)
 
 
 def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHead:
-    """Parse header and table (`table_bytes` of them) of the record of a tensor of `n_bytes`."""
-    layout, n_elems, chunk_elems = _parse_head(data, n_bytes, record_bytes)
-    begin = table_bytes(data, n_bytes, record_bytes)
+    """Parse header and table of the record of a tensor of `n_bytes`; `data` has at least `table_bytes` of it."""
+    layout, n_elems, chunk_elems, begin = _parse_head(data, n_bytes, record_bytes)
     if len(data) < begin:
         raise TruncatedError("the record ends inside its chunk table")
     n_chunks = -(-n_elems // chunk_elems)
@@ -96,7 +96,7 @@ def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHe
     offsets[:-1] = table[:, 0]
     offsets[:-1] *= 16
     offsets[-1] = record_bytes
-    if offsets[0] != begin or not (np.diff(offsets) >= 16).all() or any(bytes(data[HEAD_BYTES + 8 * n_chunks : begin])):
+    if offsets[0] != begin or (offsets[1:] - offsets[:-1]).min() < 16 or any(bytes(data[HEAD_BYTES + 8 * n_chunks : begin])):
         raise CorruptionError("the record's chunk table is damaged")
     return RecordHead(layout, n_elems, chunk_elems, offsets, table[:, 1].copy())
 
