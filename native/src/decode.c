@@ -9,7 +9,8 @@
 #include "prefetch.h"
 #include "rans.h"
 
-enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 * WP_BLOCK, MAX_WIDTHS = 65535 };
+enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 * WP_BLOCK, MAX_WIDTHS = 65535,
+       STREAMED_BYTES = 64 << 20 };
 
 /* One plane being decoded. */
 typedef struct {
@@ -24,6 +25,7 @@ struct wp_workspace {
     uint8_t widths[MAX_WIDTHS];
     uint8_t bits[WP_BLOCK * 7];    /* one block in full width */
     uint8_t elems[WP_BLOCK * 8];   /* one block of output */
+    uint8_t batch[BATCH_ELEMS * 8]; /* of output that is streamed */
 };
 
 size_t wp_workspace_bytes(void) { return sizeof(wp_workspace); }
@@ -103,7 +105,9 @@ static int padding_is_zero(const uint8_t *in, unsigned w, size_t m) {
 
 /* ---- chunks ---- */
 
-static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+/* `streamed`: the output is so long that the cache loses it before anyone reads it. Then each batch is made in the workspace and written past the cache, which
+ * saves reading every line of the output before it is overwritten. */
+static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     const wp_kernels *k = wp_kernels_of(isa);
     const unsigned r = l->raw_bits;
@@ -137,14 +141,14 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
             size_t m = n - i < STEP_ELEMS ? n - i : STEP_ELEMS;
             for (unsigned p = 0; p < l->n_planes; p++)
                 if ((status = next_symbols(k, &ws->planes[p], m, ws->symbols[p] + i, i ? &step_planes[p] : &planes[p])) != WP_OK) return status;
-            wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
+            if (!streamed) wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             if (bits && n_ahead) {
                 size_t left = (size_t)(bits_end - bits), batch = BATCH_BLOCKS * full;
                 if (left >= 2 * batch) wp_prefetch_share((wp_range){bits + batch, batch}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             }
         }
 
-        uint8_t *to = out;
+        uint8_t *made = streamed ? ws->batch : out, *to = made;
         for (size_t b = 0; b * WP_BLOCK < n;) {
             size_t m = n - b * WP_BLOCK < WP_BLOCK ? n - b * WP_BLOCK : WP_BLOCK, run = 0;
             /* Runs of whole blocks in full width go to the kernel as they are. */
@@ -173,7 +177,8 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
             for (unsigned p = 0; p < l->n_planes; p++) planes[p] += run * WP_BLOCK;
             to += run * WP_BLOCK * l->elem_bytes;
         }
-        *crc = k->crc32c(*crc, out, n * l->elem_bytes);
+        *crc = k->crc32c(*crc, made, n * l->elem_bytes);
+        if (streamed) wp_stream_copy(out, made, n * l->elem_bytes);
         out += n * l->elem_bytes;
     }
     for (unsigned p = 0; p < l->n_planes; p++)
@@ -183,8 +188,8 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
 
 static unsigned n_streams_of(const wp_layout *l, unsigned mode) { return mode ? 1 : l->n_planes + (l->raw_bits ? 2u : 0u); }
 
-wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
-                            wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
+                                int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l || mode > 1) return WP_UNSUPPORTED;
     if (n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
@@ -193,11 +198,16 @@ wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const 
     wp_store32(number, chunk_number);
     *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
     if (mode) { layout = WP_BYTES1; n_elems *= l->elem_bytes; }
-    return decode_split(isa, layout, streams, n_elems, ws, out, crc);
+    return decode_split(isa, layout, streams, n_elems, streamed, ws, out, crc);
 }
 
-wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
-                          uint32_t expected_crc, wp_workspace *ws, uint8_t *out) {
+wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
+                            wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+    return decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, 0, ws, out, crc);
+}
+
+static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
+                              uint32_t expected_crc, int streamed, wp_workspace *ws, uint8_t *out) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
     if (chunk_bytes < 4) return WP_TRUNCATED;
@@ -220,21 +230,27 @@ wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, s
         if (*data) return WP_CORRUPT;
     if (zstd) return WP_NEEDS_ZSTD;
     uint32_t crc;
-    wp_status status = wp_decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, ws, out, &crc);
+    wp_status status = decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, streamed, ws, out, &crc);
     return status != WP_OK ? status : crc != expected_crc ? WP_CHECKSUM : WP_OK;
+}
+
+wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
+                          uint32_t expected_crc, wp_workspace *ws, uint8_t *out) {
+    return decode_chunk(isa, layout, chunk, chunk_bytes, n_elems, chunk_number, expected_crc, 0, ws, out);
 }
 
 wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
                            size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
+    const int streamed = n_elems >= STREAMED_BYTES / l->elem_bytes;
     for (size_t i = *next; i < n_chunks; i++) {
         *next = i;
         int64_t begin = offsets[i] - offsets[0], end = offsets[i + 1] - offsets[0];
         if (begin < 0 || end < begin || (uint64_t)end > data_bytes || i * chunk_elems >= n_elems) return WP_ARGUMENT;
         size_t left = n_elems - i * chunk_elems;
-        wp_status status = wp_decode_chunk(isa, layout, data + begin, (size_t)(end - begin), left < chunk_elems ? left : chunk_elems,
-                                           first_number + (uint32_t)i, crcs[i], ws, out + i * chunk_elems * l->elem_bytes);
+        wp_status status = decode_chunk(isa, layout, data + begin, (size_t)(end - begin), left < chunk_elems ? left : chunk_elems,
+                                        first_number + (uint32_t)i, crcs[i], streamed, ws, out + i * chunk_elems * l->elem_bytes);
         if (status != WP_OK) return status;
     }
     *next = n_chunks;

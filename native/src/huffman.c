@@ -133,22 +133,32 @@ wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, 
         i++;
     }
     uint8_t *p = out + head, *end = out + capacity;
+    uint32_t table[256]; /* code | length << 16; a symbol without a code has length 64, which no sum of coded ones reaches */
+    for (int s = 0; s < 256; s++) table[s] = lengths[s] ? codes[s] | (uint32_t)lengths[s] << 16 : 64u << 16;
     for (unsigned stream = 0; stream < WP_HUFFMAN_STREAMS; stream++) {
         uint8_t *begin = p;
         uint64_t bits = 0;
         unsigned n_bits = 0;
-        for (size_t i = stream; i < n; i += WP_HUFFMAN_STREAMS) {
-            unsigned s = symbols[i];
-            if (!lengths[s]) return WP_ARGUMENT;
-            bits |= (uint64_t)codes[s] << n_bits;
-            n_bits += lengths[s];
-            if (n_bits >= 48) {
-                if (end - p < 8) return WP_NO_SPACE;
-                wp_store64(p, bits);
-                p += n_bits / 8;
-                bits >>= n_bits / 8 * 8; /* n_bits <= 59 */
-                n_bits %= 8;
-            }
+        size_t i = stream;
+        /* Four codes at a time: 7 bits left over and 4 * 12 new ones fit in 64. */
+        for (; i + 3 * WP_HUFFMAN_STREAMS < n; i += 4 * WP_HUFFMAN_STREAMS) {
+            uint32_t a = table[symbols[i]], b = table[symbols[i + 4]], c = table[symbols[i + 8]], d = table[symbols[i + 12]];
+            unsigned ab = (a >> 16) + (b >> 16), abc = ab + (c >> 16), abcd = abc + (d >> 16);
+            if (abcd >= 64) return WP_ARGUMENT;
+            if (end - p < 8) return WP_NO_SPACE;
+            uint64_t low = (a & 0xffff) | (uint64_t)(b & 0xffff) << (a >> 16), high = (c & 0xffff) | (uint64_t)(d & 0xffff) << (c >> 16);
+            bits |= (low | high << ab) << n_bits;
+            n_bits += abcd;
+            wp_store64(p, bits);
+            p += n_bits / 8;
+            bits >>= n_bits & ~7u;
+            n_bits %= 8;
+        }
+        for (; i < n; i += WP_HUFFMAN_STREAMS) {
+            uint32_t t = table[symbols[i]];
+            if (t >> 16 >= 64) return WP_ARGUMENT;
+            bits |= (uint64_t)(t & 0xffff) << n_bits;
+            n_bits += t >> 16; /* at most 7 + 3 * 12 */
         }
         for (; n_bits; n_bits -= n_bits < 8 ? n_bits : 8, bits >>= 8) {
             if (p == end) return WP_NO_SPACE;

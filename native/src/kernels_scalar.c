@@ -10,12 +10,12 @@
 #include "crc32c_table.h"
 
 static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
-    /* Slicing by 8: table k advances a byte over k further zero bytes. */
+    /* Slicing by 16: table k advances a byte over k further zero bytes. */
     crc = ~crc;
-    for (; n >= 8; n -= 8, p += 8) {
-        uint32_t a = wp_load32(p) ^ crc, b = wp_load32(p + 4);
-        crc = wp_crc_table[7][a & 255] ^ wp_crc_table[6][a >> 8 & 255] ^ wp_crc_table[5][a >> 16 & 255] ^ wp_crc_table[4][a >> 24] ^
-              wp_crc_table[3][b & 255] ^ wp_crc_table[2][b >> 8 & 255] ^ wp_crc_table[1][b >> 16 & 255] ^ wp_crc_table[0][b >> 24];
+    for (; n >= 16; n -= 16, p += 16) {
+        uint64_t a = wp_load64(p) ^ crc, b = wp_load64(p + 8);
+        crc = 0;
+        for (int k = 0; k < 8; k++) crc ^= wp_crc_table[15 - k][a >> 8 * k & 255] ^ wp_crc_table[7 - k][b >> 8 * k & 255];
     }
     for (; n; n--, p++) crc = crc >> 8 ^ wp_crc_table[0][(crc ^ *p) & 255];
     return ~crc;
@@ -35,116 +35,117 @@ static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
+    /* Copies, because a store of a symbol could otherwise change the decoder for all the compiler knows. */
+    uint32_t by_slot[256];
+    uint16_t x[WP_BLOCK];
+    uint8_t escapes[WP_BLOCK];
+    memcpy(by_slot, d->by_slot, sizeof by_slot);
+    memcpy(x, d->x, sizeof x);
     for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
         wp_rans_guard(d);
         const uint8_t *p = d->renorm, *q = d->literals;
+        uint32_t any = 0;
         for (int l = 0; l < WP_BLOCK; l++) {
-            uint32_t x = d->x[l], t = d->by_slot[x & 255];
-            x = (t & 255) * (x >> 8) + (t >> 8 & 255);
+            uint32_t state = x[l], t = by_slot[state & 255];
+            state = (t & 255) * (state >> 8) + (t >> 8 & 255);
             /* Branch-free: the byte is read always and used if the state fell below 256. */
-            uint32_t low = x < 256;
-            x = x << (low << 3) | (*p & -low);
+            uint32_t low = state < 256;
+            x[l] = (uint16_t)(state << (low << 3) | (*p & -low));
             p += low;
-            d->x[l] = (uint16_t)x;
             out[l] = (uint8_t)(t >> 16);
-            if (t >> 24) out[l] = *q++;
+            escapes[l] = (uint8_t)(t >> 24);
+            any |= t;
         }
+        if (any >> 24)
+            for (int l = 0; l < WP_BLOCK; l++)
+                if (escapes[l]) out[l] = *q++;
         d->renorm = p; d->literals = q;
         if ((d->renorm_in_tail && p > d->renorm_end) || (d->literals_in_tail && q > d->literals_end)) return WP_TRUNCATED;
     }
+    memcpy(d->x, x, sizeof x);
     return WP_OK;
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
+    uint16_t x[WP_BLOCK];
+    uint8_t *renorm = e->renorm, *literals = e->literals;
+    memcpy(x, e->x, sizeof x);
     for (size_t g = n_groups; g-- > 0;) {
         const uint8_t *s = symbols + g * WP_BLOCK;
         for (int l = WP_BLOCK - 1; l >= 0; l--) {
             unsigned r = e->rank_of_symbol[s[l]];
-            if (r == e->n_symbols) *--e->literals = s[l];
-            uint32_t x = e->x[l], f = e->freq[r];
-            if (x >= f << 8) { *--e->renorm = (uint8_t)x; x >>= 8; }
-            /* x < 65536 and reciprocal = ceil(65536 / f): the product is x div f or one more. f = 1 has its own line, since 65536 needs 17 bits. */
-            uint32_t q = f == 1 ? x : x * e->reciprocal[r] >> 16;
-            uint32_t rem = x - q * f;
-            if (rem > x) { q--; rem += f; }
-            e->x[l] = (uint16_t)((q << 8) + rem + e->start[r]);
+            if (r == e->n_symbols) *--literals = s[l];
+            /* Branch-free: the byte is written always and counts if the state is full. */
+            uint32_t state = x[l], f = e->freq[r], full = state >= f << 8;
+            renorm[-1] = (uint8_t)state;
+            renorm -= full;
+            state >>= full << 3;
+            /* state < 65536 and reciprocal = ceil(65536 / f): the product is state div f or one more. f = 1 has its own line, since 65536 needs 17 bits. */
+            uint32_t q = f == 1 ? state : state * e->reciprocal[r] >> 16;
+            uint32_t over = q * f > state;
+            q -= over;
+            x[l] = (uint16_t)((q << 8) + (state - q * f) + e->start[r]);
         }
     }
+    memcpy(e->x, x, sizeof x);
+    e->renorm = renorm; e->literals = literals;
 }
 
 /* ---- planes ---- */
 
-static uint64_t load_elem(const uint8_t *p, unsigned bytes) {
-    return bytes == 1 ? *p : bytes == 2 ? wp_load16(p) : bytes == 4 ? wp_load32(p) : wp_load64(p);
-}
-static void store_elem(uint8_t *p, unsigned bytes, uint64_t v) {
-    if (bytes == 1) *p = (uint8_t)v;
-    else if (bytes == 2) wp_store16(p, (uint16_t)v);
-    else if (bytes == 4) wp_store32(p, (uint32_t)v);
-    else wp_store64(p, v);
-}
-
-/* One float layout: `man` mantissa bits below `exp` exponent bits below the sign. Inlined with constants, so that each use is specialised. */
-static inline void merge_float(unsigned bytes, unsigned exp, unsigned man, const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks,
-                               uint8_t *elems) {
-    const unsigned r = man + 1, n_bytes = r / 8, n_bits = r % 8;
-    uint64_t raw[WP_BLOCK];
-    for (size_t b = 0; b < n_blocks; b++) {
-        for (int i = 0; i < WP_BLOCK; i++) raw[i] = 0;
-        for (unsigned k = 0; k < n_bytes; k++, bits += WP_BLOCK)
-            for (int i = 0; i < WP_BLOCK; i++) raw[i] = raw[i] << 8 | bits[i];
-        for (unsigned k = 0; k < n_bits; k++, bits += WP_BLOCK / 8)
-            for (int i = 0; i < WP_BLOCK; i++) raw[i] = raw[i] << 1 | (bits[i / 8] >> (i % 8) & 1);
-        for (int i = 0; i < WP_BLOCK; i++) {
-            size_t k = b * WP_BLOCK + (size_t)i;
-            uint64_t e = planes[0][k];
-            if (exp > 8) e |= (uint64_t)planes[1][k] << 8;
-            store_elem(elems + k * bytes, bytes, raw[i] >> man << (man + exp) | e << man | (raw[i] & (((uint64_t)1 << man) - 1)));
-        }
+/* One float layout: `man` mantissa bits below `exp` exponent bits below the sign; `word` holds an element, and is no wider than it need be, so that
+ * compilers make vectors of the loops. */
+#define FLOAT_LAYOUT(name, bytes, exp, man, word)                                                                                             \
+    static void merge_##name(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                            \
+        enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                                \
+        word raw[WP_BLOCK], out[WP_BLOCK];                                                                                                    \
+        for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                                    \
+            const uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = exp > 8 ? planes[1] + b * WP_BLOCK : e0;                                      \
+            memset(raw, 0, sizeof raw);                                                                                                       \
+            for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                                               \
+                for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(k ? raw[i] << (k ? 8 : 0) | bits[i] : bits[i]);                            \
+            for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                                            \
+                for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(raw[i] << 1 | (bits[i / 8] >> (i % 8) & 1));                               \
+            for (int i = 0; i < WP_BLOCK; i++) {                                                                                              \
+                word e = exp > 8 ? (word)(e0[i] | (word)e1[i] << (exp > 8 ? 8 : 0)) : e0[i];                                                  \
+                out[i] = (word)((raw[i] >> man) << (man + exp) | e << man | (raw[i] & (((word)1 << man) - 1)));                               \
+            }                                                                                                                                 \
+            memcpy(elems, out, sizeof out); /* little-endian, as mem.h demands */                                                             \
+        }                                                                                                                                     \
+    }                                                                                                                                         \
+    static void split_##name(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {                 \
+        enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                                \
+        word in[WP_BLOCK], raw[WP_BLOCK];                                                                                                     \
+        for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                                    \
+            uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = exp > 8 ? planes[1] + b * WP_BLOCK : e0;                                            \
+            word any = 0;                                                                                                                     \
+            memcpy(in, elems, sizeof in);                                                                                                     \
+            for (int i = 0; i < WP_BLOCK; i++) {                                                                                              \
+                word e = (word)(in[i] >> man & (((word)1 << exp) - 1));                                                                       \
+                e0[i] = (uint8_t)e;                                                                                                           \
+                if (exp > 8) e1[i] = (uint8_t)(e >> (exp > 8 ? 8 : 0));                                                                       \
+                raw[i] = (word)((in[i] >> (man + exp)) << man | (in[i] & (((word)1 << man) - 1)));                                            \
+                any |= raw[i];                                                                                                                \
+            }                                                                                                                                 \
+            unsigned zeros = 0;                                                                                                               \
+            while (zeros < R && !(any >> zeros & 1)) zeros++;                                                                                 \
+            widths[b] = (uint8_t)(R - zeros);                                                                                                 \
+            for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                                               \
+                for (int i = 0; i < WP_BLOCK; i++) bits[i] = (uint8_t)(raw[i] >> (R - 8 * (k + 1)));                                          \
+            for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                                            \
+                for (int i = 0; i < WP_BLOCK; i += 8) {                                                                                       \
+                    unsigned v = 0;                                                                                                           \
+                    for (int j = 0; j < 8; j++) v |= (unsigned)(raw[i + j] >> (N_BITS - 1 - k) & 1) << j;                                     \
+                    bits[i / 8] = (uint8_t)v;                                                                                                 \
+                }                                                                                                                             \
+        }                                                                                                                                     \
     }
-}
-
-static inline void split_float(unsigned bytes, unsigned exp, unsigned man, const uint8_t *elems, size_t n_blocks, uint8_t *const *planes,
-                               uint8_t *widths, uint8_t *bits) {
-    const unsigned r = man + 1, n_bytes = r / 8, n_bits = r % 8;
-    uint64_t raw[WP_BLOCK];
-    for (size_t b = 0; b < n_blocks; b++) {
-        uint64_t any = 0;
-        for (int i = 0; i < WP_BLOCK; i++) {
-            size_t k = b * WP_BLOCK + (size_t)i;
-            uint64_t v = load_elem(elems + k * bytes, bytes), e = v >> man & (((uint64_t)1 << exp) - 1);
-            planes[0][k] = (uint8_t)e;
-            if (exp > 8) planes[1][k] = (uint8_t)(e >> 8);
-            raw[i] = v >> (man + exp) << man | (v & (((uint64_t)1 << man) - 1));
-            any |= raw[i];
-        }
-        unsigned zeros = 0;
-        while (zeros < r && !(any >> zeros & 1)) zeros++;
-        widths[b] = (uint8_t)(r - zeros);
-        for (unsigned k = 0; k < n_bytes; k++, bits += WP_BLOCK)
-            for (int i = 0; i < WP_BLOCK; i++) bits[i] = (uint8_t)(raw[i] >> (r - 8 * (k + 1)));
-        for (unsigned k = 0; k < n_bits; k++, bits += WP_BLOCK / 8)
-            for (int i = 0; i < WP_BLOCK; i += 8) {
-                unsigned v = 0;
-                for (int j = 0; j < 8; j++) v |= (unsigned)(raw[i + j] >> (n_bits - 1 - k) & 1) << j;
-                bits[i / 8] = (uint8_t)v;
-            }
-    }
-}
-
-#define FLOAT_LAYOUT(name, bytes, exp, man)                                                                                               \
-    static void merge_##name(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                        \
-        merge_float(bytes, exp, man, planes, bits, n_blocks, elems);                                                                      \
-    }                                                                                                                                     \
-    static void split_##name(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {             \
-        split_float(bytes, exp, man, elems, n_blocks, planes, widths, bits);                                                              \
-    }
-FLOAT_LAYOUT(bf16, 2, 8, 7)
-FLOAT_LAYOUT(f16, 2, 5, 10)
-FLOAT_LAYOUT(f32, 4, 8, 23)
-FLOAT_LAYOUT(f64, 8, 11, 52)
-FLOAT_LAYOUT(f8_e4m3, 1, 4, 3)
-FLOAT_LAYOUT(f8_e5m2, 1, 5, 2)
+FLOAT_LAYOUT(bf16, 2, 8, 7, uint16_t)
+FLOAT_LAYOUT(f16, 2, 5, 10, uint16_t)
+FLOAT_LAYOUT(f32, 4, 8, 23, uint32_t)
+FLOAT_LAYOUT(f64, 8, 11, 52, uint64_t)
+FLOAT_LAYOUT(f8_e4m3, 1, 4, 3, uint8_t)
+FLOAT_LAYOUT(f8_e5m2, 1, 5, 2, uint8_t)
 
 #define BYTES_LAYOUT(n)                                                                                                                   \
     static void merge_bytes##n(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                      \
