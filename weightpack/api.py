@@ -267,19 +267,23 @@ def inspect(src: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> list[FileRepor
 
 def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str | None = None, token: str | None = None) -> list[EstimateReport]:
     """Say what packing would give, from samples of each tensor; nothing is written."""
-    path = Path(src)
-    if not path.exists():
-        if not is_repo_id(os.fspath(src)):
-            raise OptionError("no such file or directory", path=os.fspath(src))
-        path = fetch_repo(os.fspath(src), revision=revision, token=token)
-    paths = [path / name for name in model_files(path).weights] if path.is_dir() else [path]
     reports = []
-    for each in paths:
+    for each in weight_files(src, revision=revision, token=token):
         with LocalFile(each) as source, located(path=str(each)):
             if is_packed(read_header(source)):
                 raise OptionError("the file is packed already")
             reports.append(estimate_file(source, options or load_profile()))
     return reports
+
+
+def weight_files(src: PathLike, *, revision: str | None = None, token: str | None = None) -> list[Path]:
+    """Return the safetensors files of a file, a directory or a Hub repo (which is downloaded)."""
+    path = Path(src)
+    if not path.exists():
+        if not is_repo_id(os.fspath(src)):
+            raise OptionError("no such file or directory", path=os.fspath(src))
+        path = fetch_repo(os.fspath(src), revision=revision, token=token)
+    return [path / name for name in model_files(path).weights] if path.is_dir() else [path]
 
 
 @contextmanager

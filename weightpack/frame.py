@@ -18,7 +18,7 @@ from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES
 from weightpack.format.record import RecordHead, chunk_bound, parse_record_head, record_bound, table_bytes, table_end
 from weightpack.kernels import active
 from weightpack.options import PackOptions, load_profile
-from weightpack.parallel import ordered_map, thread_count
+from weightpack.parallel import Scratch, Turnstile, ordered_map, thread_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,20 +38,30 @@ def encode_record(
     """Encode a whole tensor in memory as a record (FORMAT section 6), in a part of `out` (of `record_bound`) or of a new buffer."""
     chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
     chunk_elems, n_chunks = chunk_bytes // layout.elem_bytes, -(-data.size // chunk_bytes)
-    begin, room = table_end(n_chunks), chunk_bound(layout, chunk_elems)
+    begin = table_end(n_chunks)
     if out is None:
         out = np.empty(record_bound(layout, data.size // layout.elem_bytes, chunk_elems), np.uint8)
     per_run = n_chunks if threads == 1 else max(1, _RUN_BYTES // chunk_bytes)
+    turnstile, scratch = Turnstile(begin), Scratch()
 
-    def encode_run(first: int) -> list[EncodedChunk]:
+    def encode_run(turn: int) -> list[EncodedChunk]:
+        first = turn * per_run
         part = data[first * chunk_bytes : (first + per_run) * chunk_bytes]
-        return encode_chunks(part, layout, chunk_elems, first, options, out[begin + first * room :])
+        if threads == 1:
+            return encode_chunks(part, layout, chunk_elems, first, options, out[begin:])
+        try:  # where a run begins is known when those before it are done
+            room = scratch.get(per_run * chunk_bound(layout, chunk_elems))
+            chunks = encode_chunks(part, layout, chunk_elems, first, options, room)
+            n_bytes = sum(chunk.n_bytes for chunk in chunks)
+            position = turnstile.take(turn, n_bytes)
+            out[position : position + n_bytes] = room[:n_bytes]
+            return chunks
+        except BaseException:
+            turnstile.fail()
+            raise
 
     offsets, crcs = [begin], []
-    for first, chunks in zip(range(0, n_chunks, per_run), ordered_map(encode_run, range(0, n_chunks, per_run), threads, lambda first: _RUN_BYTES), strict=True):
-        run_begin, position, n_bytes = begin + first * room, offsets[-1], sum(chunk.n_bytes for chunk in chunks)
-        if run_begin != position:  # runs stand where they may not grow into the next; now they are moved down
-            out[position : position + n_bytes] = out[run_begin : run_begin + n_bytes]
+    for chunks in ordered_map(encode_run, range(-(-n_chunks // per_run)), threads, lambda turn: _RUN_BYTES):
         for chunk in chunks:
             offsets.append(offsets[-1] + chunk.n_bytes)
             crcs.append(chunk.crc)

@@ -36,6 +36,31 @@ class Scratch(threading.local):
         return self._buffer[:n_bytes]
 
 
+class Turnstile:
+    """Hands out consecutive places, in the order of turns: whoever has turn i waits until turns 0 to i - 1 have said how much they take."""
+
+    def __init__(self, begin: int) -> None:
+        self._next, self._position, self._failed = 0, begin, False
+        self._condition = threading.Condition()
+
+    def take(self, turn: int, n_bytes: int) -> int:
+        """Return where the `n_bytes` of this turn begin."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._next == turn or self._failed)
+            if self._failed:
+                raise RuntimeError("an earlier turn failed")
+            position = self._position
+            self._next, self._position = turn + 1, position + n_bytes
+            self._condition.notify_all()
+            return position
+
+    def fail(self) -> None:
+        """Release everyone who waits: their turn will not come."""
+        with self._condition:
+            self._failed = True
+            self._condition.notify_all()
+
+
 def thread_count(threads: int | None) -> int:
     """Return a checked thread count; None means the CPUs that this process may use."""
     if threads is None:
