@@ -121,19 +121,24 @@ def _panel(axis, name: str, rows: dict) -> None:
     for tool, x, y in points:
         ours = tool.startswith("weightpack")
         axis.scatter(x, y, s=46 if ours else 26, color="tab:red" if ours else "tab:blue", marker="o" if rows[tool]["road"] == "memory" else "s", zorder=3)
-    # Labels: as they come from the top, each at least a line below the one before it.
     low, high = min(p[2] for p in points), max(p[2] for p in points)
     span = max(high - low, 0.5)
-    axis.set_ylim(low - 0.12 * span, high + 0.12 * span)
-    label_y = None
-    for tool, x, y in sorted(points, key=lambda p: -p[2]):
-        label_y = y if label_y is None else min(y, label_y - 0.055 * span)
+    bottom, top, gap = low - 0.12 * span, high + 0.12 * span, 0.06 * span
+    axis.set_ylim(bottom, top)
+    # Labels: as they come from the top, each at least a line below the one before it; then up again where they would leave the panel.
+    points.sort(key=lambda p: -p[2])
+    places: list[float] = []
+    for _, _, y in points:
+        places.append(min(y, places[-1] - gap) if places else y)
+    for i in reversed(range(len(places))):
+        places[i] = max(places[i], places[i + 1] + gap if i + 1 < len(places) else bottom + gap / 2)
+    for (tool, x, y), label_y in zip(points, places, strict=True):
         text = tool.replace("weightpack-files", "wp files").replace("weightpack", "wp")
-        axis.annotate(text, (x, y), (14, label_y), fontsize=7, va="center", annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "grey"})
+        axis.annotate(text, (x, y), (16, label_y), fontsize=7, va="center", annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "grey"})
     memcpy = max(r["source_bytes"] / 1e9 / r["copy_seconds"] for r in rows.values() if r.get("road") == "memory")
     axis.axvline(memcpy, color="grey", lw=0.8, ls="--")
     axis.set_xscale("log")
-    axis.set_xlim(0.02, 60)
+    axis.set_xlim(0.02, 110)
     axis.set_title(f"{name}: packed size against decode speed, one core", fontsize=8)
     axis.set_xlabel("decode GB/s (dashed: memcpy; squares: files on tmpfs)", fontsize=7)
     axis.set_ylabel("packed, % of original", fontsize=7)
