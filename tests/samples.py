@@ -50,6 +50,13 @@ def weights(n: int, dtype: str, scale: float = 0.04) -> bytes:
     return values.astype(numpy_dtype).tobytes()
 
 
+def bf16_file(*, seed: int, name: str, n: int = 100_000) -> bytes:
+    """Return a file with one bf16 tensor of n elements, rows of 100."""
+    values = np.random.default_rng(seed).standard_normal(n).astype(np.float32) * np.float32(0.04)
+    n = n // 100 * 100
+    return safetensors_file({name: ("BF16", (n // 100, 100), bf16(values[:n]).tobytes())})
+
+
 def special_floats() -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """NaN payloads, both zeros, subnormals, infinities, in every float dtype."""
     words = {

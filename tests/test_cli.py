@@ -177,19 +177,20 @@ def hub(tmp_path):
     (repo / "model.safetensors").write_bytes(samples.mixed_file())
     (repo / "config.json").write_text('{"model_type": "bert"}')
     (repo / "pytorch_model.bin").write_bytes(b"not wanted")
-    with hub_double.serve({"org/tiny-bert": repo, "tiny-bert": repo}) as (url, log):
-        env = {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": ""}
-        yield repo, env, log
+    with hub_double.serve({"org/tiny-bert": repo}) as server:
+        server.old_names["tiny-bert"] = "org/tiny-bert"
+        env = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": ""}
+        yield repo, env, server
 
 
 @pytest.mark.parametrize("repo_id", ["org/tiny-bert", "tiny-bert"])
 def test_pack_a_hub_repo(hub, tmp_path, repo_id):
-    repo, env, log = hub
+    repo, env, server = hub
     result = run("pack", repo_id, "--json", cwd=tmp_path, env=env)
     assert result.returncode == 0, result.stderr
     packed = tmp_path / "tiny-bert-wp"
     assert json.loads((packed / "config.json").read_text())["dtype"] == "float32"
-    assert not any("pytorch_model" in line for line in log)
+    assert not any("pytorch_model" in line for line in server.log())
     weightpack.verify(packed / "model.safetensors", against=repo / "model.safetensors")
     assert run("estimate", repo_id, cwd=tmp_path, env=env).returncode == 0
 

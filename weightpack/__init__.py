@@ -19,23 +19,27 @@ if TYPE_CHECKING:
     from weightpack.api import estimate, inspect, pack, unpack, verify
     from weightpack.errors import WeightpackError
     from weightpack.frame import decode, encode
+    from weightpack.hub import pull, push
     from weightpack.numpy import load_file, save_file
     from weightpack.options import Limits, PackOptions, load_profile
+    from weightpack.swap import disable, enable
     from weightpack.tensors import safe_open
 
 # Imported at first use: `import weightpack` stays cheap, and changes nothing anywhere.
 _HOME = {
     "estimate": "api", "inspect": "api", "pack": "api", "unpack": "api", "verify": "api",
     "decode": "frame", "encode": "frame",
+    "pull": "hub", "push": "hub",
     "load_file": "numpy", "save_file": "numpy",
     "safe_open": "tensors",
+    "disable": "swap", "enable": "swap",
     "Limits": "options", "PackOptions": "options", "load_profile": "options",
     "WeightpackError": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "Limits", "PackOptions", "WeightpackError", "decode", "encode", "estimate", "inspect", "load_file", "load_profile", "pack", "safe_open",
-    "save_file", "unpack", "verify",
+    "Limits", "PackOptions", "WeightpackError", "decode", "disable", "enable", "encode", "estimate", "inspect", "load_file", "load_profile", "pack", "pull",
+    "push", "safe_open", "save_file", "unpack", "verify",
 ]  # fmt: skip
 
 

@@ -115,18 +115,29 @@ class Manifest:
         return cls(packed, originals)
 
 
-def config_with_dtype(files: ModelFiles) -> bytes | None:
-    """Return `config.json` with the weights' dtype in it; None if it has one already, or there is no one dtype to say.
+def packed_config(files: ModelFiles, *, flag: bool = False) -> bytes | None:
+    """Return `config.json` as the packed directory needs it; None if it stays as it is.
 
-    Loaders that find no dtype in the config look at the weights' headers, where packed tensors are U8.
+    It gets the weights' dtype if it names none: loaders that find no dtype in the config look at the weights' headers, where packed tensors are U8. With
+    `flag` its quantisation method becomes "weightpack", around the model's own.
     """
     path = files.folder / "config.json"
     try:
         config = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    if not isinstance(config, dict) or "dtype" in config or "torch_dtype" in config:
-        return None
+    if not isinstance(config, dict) or not {"model_type", "architectures"} & config.keys():
+        return None  # not transformers' own: diffusers and others take every key for an argument
+    old = dict(config)
+    dtype = None if "dtype" in config or "torch_dtype" in config else _commonest_dtype(files)
+    if dtype is not None:
+        config["dtype"] = dtype
+    if flag:
+        config["quantization_config"] = {"quant_method": "weightpack", "inner": config.get("quantization_config")}
+    return None if config == old else (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _commonest_dtype(files: ModelFiles) -> str | None:
     n_bytes: dict[str, int] = {}
     for weight in files.weights:
         if len(weight.parts) == 1:
@@ -134,10 +145,7 @@ def config_with_dtype(files: ModelFiles) -> bytes | None:
                 for tensor in segment(file).tensors:
                     if tensor.dtype in _CONFIG_DTYPES:
                         n_bytes[tensor.dtype] = n_bytes.get(tensor.dtype, 0) + tensor.n_bytes
-    if not n_bytes:
-        return None
-    config["dtype"] = _CONFIG_DTYPES[max(sorted(n_bytes), key=lambda dtype: n_bytes[dtype])]
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return _CONFIG_DTYPES[max(sorted(n_bytes), key=lambda dtype: n_bytes[dtype])] if n_bytes else None
 
 
 @contextlib.contextmanager

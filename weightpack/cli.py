@@ -19,33 +19,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from weightpack._version import __version__
+from weightpack.humane import human_bytes, percent, table
 
 if TYPE_CHECKING:
     from weightpack.api import FileProgress, JobResult
     from weightpack.options import PackOptions
 
 _BAD_DATA, _BAD_CALL, _IO = 1, 2, 3
-
-
-def human_bytes(n_bytes: float) -> str:
-    """Format a count of bytes in powers of 1000, as disks and the Hub do."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(n_bytes) < 1000 or unit == "TB":
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.{1 if n_bytes >= 10 else 2}f} {unit}"
-        n_bytes /= 1000
-    raise AssertionError
-
-
-def percent(part: int, whole: int) -> str:
-    """Format part / whole."""
-    return f"{100 * part / whole:.2f} %" if whole else "100 %"
-
-
-def table(rows: list[list[str]], *, right: str) -> str:
-    """Lay out rows in columns; `right` has an "r" for each column that is aligned right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if r == "r" else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 class _Bar:
@@ -129,6 +109,12 @@ def _options(profile: str, codec: str) -> PackOptions:
     return load_profile(profile, codec=codec)
 
 
+def _quiet_hub(quiet: bool) -> None:
+    """The Hub client draws bars of its own."""
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the client is imported
+
+
 def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(job), "source_bytes": job.source_bytes, "packed_bytes": job.packed_bytes, "seconds": round(seconds, 3)}))
@@ -147,14 +133,15 @@ def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool)
 @_threads
 @_force
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare the result before it gets its name.")
+@click.option("--hf-flag", is_flag=True, help="Let config.json say that the model is packed, so that transformers without weightpack names it when it fails.")
 @_revision
 @_token
 @click.option("--cache-dir", help="Where the Hub client keeps its files.")
 @_as_json
 @_quiet
 def pack(
-    src: str, dst: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, revision: str | None, token: str | None,
-    cache_dir: str | None, as_json: bool, quiet: bool,
+    src: str, dst: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, hf_flag: bool, revision: str | None,
+    token: str | None, cache_dir: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Pack SRC: a .safetensors file, a model directory, or a Hub repo id such as bert-base-uncased."""
     from weightpack import api
@@ -162,8 +149,8 @@ def pack(
     start = time.perf_counter()
     with _Bar("packing", quiet) as progress:
         job = api.pack(
-            src, dst, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, revision=revision, token=token,
-            cache_dir=cache_dir, progress=progress,
+            src, dst, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, hf_flag=hf_flag, revision=revision,
+            token=token, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
     _report_job(job, time.perf_counter() - start, as_json, packing=True)
 
@@ -187,34 +174,41 @@ def unpack(src: str, dst: str | None, threads: int | None, force: bool, as_json:
 
 @cli.command()
 @click.argument("packed")
-@click.option("--against", help="Compare with this original, byte for byte.")
+@click.option("--against", help="Compare with this original: a file or directory, by bytes; or a repo NAME[@REVISION], by the SHA-256 that the Hub publishes.")
+@click.option("--no-decode", is_flag=True, help="Only compare the SHA-256 in the index with that of the repo --against; nothing is downloaded but headers.")
 @_threads
+@_revision
+@_token
 @_as_json
 @_quiet
-def verify(packed: str, against: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
-    """Prove that PACKED restores to the file that its index names by SHA-256."""
+def verify(
+    packed: str, against: str | None, no_decode: bool, threads: int | None, revision: str | None, token: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Prove that PACKED (a file, directory or Hub repo) restores to the file that its index names by SHA-256."""
     from weightpack import api
 
     with _Bar("verifying", quiet) as progress:
-        results = api.verify(packed, against=against, threads=threads, progress=progress)
+        results = api.verify(packed, against=against, decode=not no_decode, threads=threads, revision=revision, token=token, progress=progress)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
         return
     for result in results:
-        click.echo(f"ok: restores to {human_bytes(result.source_bytes)}, SHA-256 {result.source_sha256}")
+        click.echo(f"ok: {'says it ' if no_decode else ''}restores to {human_bytes(result.source_bytes)}, SHA-256 {result.source_sha256}")
     if against:
-        click.echo(f"ok: identical to {against}")
+        click.echo(f"ok: {'the SHA-256 is that of' if no_decode else 'identical to'} {against}")
 
 
 @cli.command()
 @click.argument("packed")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@_revision
+@_token
 @_as_json
-def inspect(packed: str, tensors: bool, as_json: bool) -> None:
-    """Show what is in PACKED, by dtype and by tensor, without decoding it."""
+def inspect(packed: str, tensors: bool, revision: str | None, token: str | None, as_json: bool) -> None:
+    """Show what is in PACKED (a file, directory, URL or Hub repo), by dtype and by tensor, without decoding it; of what is remote only headers are fetched."""
     from weightpack import api
 
-    reports = api.inspect(packed)
+    reports = api.inspect(packed, revision=revision, token=token, codecs=tensors or None)
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports]))
         return
@@ -249,7 +243,7 @@ def inspect(packed: str, tensors: bool, as_json: bool) -> None:
 @_token
 @_as_json
 def estimate(src: str, profile: str, codec: str, revision: str | None, token: str | None, as_json: bool) -> None:
-    """Say what packing SRC would save, from samples of every tensor, without writing anything."""
+    """Say what packing SRC (a file, directory, URL or Hub repo) would save, from samples, without writing anything; of what is remote little is fetched."""
     from weightpack import api
 
     reports = api.estimate(src, options=_options(profile, codec), revision=revision, token=token)
@@ -261,6 +255,66 @@ def estimate(src: str, profile: str, codec: str, revision: str | None, token: st
         rows += [[dtype, human_bytes(a), human_bytes(b), percent(b, a)] for dtype, (a, b) in sorted(report.by_dtype.items())]
         rows += [["file", human_bytes(report.source_bytes), human_bytes(report.packed_bytes), percent(report.packed_bytes, report.source_bytes)]]
         click.echo(f"{report.path} ({human_bytes(report.sampled_bytes)} sampled)\n{table(rows, right='lrrr')}")
+
+
+@cli.command()
+@click.argument("src")
+@click.argument("repo")
+@click.option("--base-model", help="The original's repo id, for the model card. [default: SRC if that is a repo]")
+@click.option("--private/--public", default=None, help="Of a repo that is made. [default: as the Hub has it]")
+@click.option("--revision", help="Branch to commit to; made if there is none.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--commit-message", help="Default: the sizes.")
+@_token
+@_profile
+@_codec
+@_threads
+@click.option("--no-verify", is_flag=True, help="Do not decode and compare what was packed before it is uploaded.")
+@_as_json
+@_quiet
+def push(
+    src: str, repo: str, base_model: str | None, private: bool | None, revision: str | None, create_pr: bool, commit_message: str | None, token: str | None,
+    profile: str, codec: str, threads: int | None, no_verify: bool, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Pack SRC, a model directory (or a Hub repo), and push it to REPO. An interrupted push goes on where it stopped when it is run again."""
+    from weightpack import hub
+
+    _quiet_hub(quiet or as_json)
+    with _Bar("packing", quiet) as progress:
+        result = hub.push(
+            src, repo, options=_options(profile, codec), threads=threads, verify=not no_verify, base_model=base_model, private=private, revision=revision,
+            create_pr=create_pr, commit_message=commit_message, token=token, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+        return
+    saved, share = human_bytes(result.source_bytes - result.packed_bytes), percent(result.packed_bytes, result.source_bytes)
+    click.echo(f"{result.url}: {human_bytes(result.source_bytes)} -> {human_bytes(result.packed_bytes)} ({share} of original), {saved} saved")
+
+
+@cli.command()
+@click.argument("repo")
+@click.argument("target", required=False)
+@click.option("--unpack", is_flag=True, help="Restore the original files.")
+@click.option("--include", multiple=True, help="Only files that match this pattern (repeatable).")
+@_revision
+@_token
+@_threads
+@_force
+@_quiet
+def pull(
+    repo: str, target: str | None, unpack: bool, include: tuple[str, ...], revision: str | None, token: str | None, threads: int | None, force: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Download REPO into TARGET (default: its name), packed as it is or unpacked."""
+    from weightpack import hub
+
+    _quiet_hub(quiet)
+    with _Bar("unpacking", quiet) as progress:
+        folder = hub.pull(
+            repo, target, unpack=unpack, include=include, revision=revision, token=token, threads=threads, overwrite=force, progress=progress
+        )  # fmt: skip
+    click.echo(f"{folder}")
 
 
 @cli.command()

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hub repo id -> a local directory, through huggingface_hub (its cache, its HF_ENDPOINT, its token)."""
+"""A Hub repo id -> a local directory, or a list of its weights; through huggingface_hub (its cache, its HF_ENDPOINT, its token)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from weightpack.errors import OptionError
@@ -21,20 +24,19 @@ def is_repo_id(text: str) -> bool:
     return _REPO_ID.fullmatch(text) is not None and not text.endswith((".safetensors", "."))
 
 
-def fetch_repo(repo_id: str, *, revision: str | None = None, token: str | None = None, cache_dir: str | None = None) -> Path:
-    """Download a model repo's safetensors weights and small files; return the snapshot's folder.
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into plain messages.
 
     Raises
     ------
     OptionError
-        The Hub has no such repo or revision, or it can't be read with this token.
+        The Hub has no such repo or revision, or it can't be read or written with this token.
     OSError
-        The Hub can't be reached.
+        The Hub can't be reached, or has trouble of its own.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -42,7 +44,7 @@ def fetch_repo(repo_id: str, *, revision: str | None = None, token: str | None =
     )
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir, ignore_patterns=_OTHER_WEIGHTS))
+        yield
     except RepositoryNotFoundError:
         raise OptionError(f"no file or directory of that name, and no repo {repo_id!r} on the Hub (or it is private: log in with `hf auth login`)") from None
     except RevisionNotFoundError:
@@ -51,5 +53,87 @@ def fetch_repo(repo_id: str, *, revision: str | None = None, token: str | None =
         raise OptionError(str(error)) from None
     except LocalEntryNotFoundError as error:
         raise OSError(f"{repo_id!r} is no file or directory, and the Hub can't be reached: {error.__cause__ or error}") from None
-    except (EntryNotFoundError, HfHubHTTPError) as error:
+    except EntryNotFoundError as error:
         raise OSError(f"the Hub did not give {repo_id!r}: {error}") from None
+    except Exception as error:
+        plain = _plain(error, repo_id)
+        if plain is None:
+            raise
+        raise plain from None
+
+
+def _plain(error: BaseException, repo_id: str) -> Exception | None:
+    """Return our word for an error of the Hub or of the network, or for one that was caused by such; None if it is something else."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code if cause.response is not None else 0
+            if status in _REASONS:
+                return OptionError(f"the Hub refuses {repo_id!r}: {_REASONS[status]}")
+            return OSError(f"the Hub has trouble with {repo_id!r}: {_first_line(cause)}; run it again, what was uploaded stays there")
+        if type(cause).__module__.split(".")[0] in _HTTP_LIBRARIES:
+            what = f"{type(cause).__name__}: {_first_line(cause)}"
+            return OSError(f"the connection to the Hub failed ({what}); run it again, what was uploaded stays there")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+_REASONS = {
+    400: "the request was not accepted; is the name right?",
+    401: "log in with `hf auth login`, or give a valid --token",
+    403: "this token may not write there: make one with write access at https://huggingface.co/settings/tokens",
+    409: "it exists already and is not the kind of repo that is wanted, or someone else is creating it",
+    412: "someone committed meanwhile: run it again",
+}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fetch_repo(
+    repo_id: str, *, revision: str | None = None, token: str | None = None, cache_dir: str | None = None, target: Path | None = None,
+    include: Sequence[str] | None = None,
+) -> Path:  # fmt: skip
+    """Download a model repo's safetensors weights and small files (or the files that match `include`) into the Hub client's cache, or into `target`; return
+    the folder. See `hub_errors` for what it raises."""
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo_id, revision):
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision, token=token, cache_dir=cache_dir, local_dir=target, allow_patterns=list(include) if include else None,
+                ignore_patterns=None if include else _OTHER_WEIGHTS,
+            )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A file of a repo as the Hub lists it: `url` for reading ranges of it; `sha256` where it is stored as LFS or Xet, else None."""
+
+    path: str
+    url: str
+    n_bytes: int
+    sha256: str | None
+
+
+def published_weights(repo_id: str, *, revision: str | None = None, token: str | None = None) -> list[PublishedFile]:
+    """List a repo's safetensors files, by path; the URLs have the owner, where an old name lacks one, and pin one commit. See `hub_errors` for what it raises."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(token=token)
+    with hub_errors(repo_id, revision):
+        info = api.model_info(repo_id, revision=revision)
+        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha))
+    files = [entry for entry in entries if isinstance(entry, RepoFile) and entry.path.endswith(".safetensors")]
+    if not files:
+        raise OptionError(f"the repo {repo_id!r} has no .safetensors file")
+    return [
+        PublishedFile(file.path, f"hf://{info.id}@{info.sha}/{file.path}", file.size, file.lfs.sha256 if file.lfs else None)
+        for file in sorted(files, key=lambda file: file.path)
+    ]

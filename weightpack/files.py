@@ -26,13 +26,20 @@ Buffer = bytes | bytearray | memoryview
 
 
 class RandomReader(Protocol):
-    """Bytes that can be read at any offset, by many threads at once."""
+    """Bytes that can be read at any offset, by many threads at once. `piece_bytes`: how much is best read at once."""
 
     name: str
     size: int
+    piece_bytes: int
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`; TruncatedError if the bytes end early."""
+
+    def changed(self) -> bool:
+        """Has the file been written to since it was opened, as far as can be told?"""
+
+    def close(self) -> None:
+        """Give back what reading needs; do not read any more."""
 
 
 def read_at(reader: RandomReader, offset: int, n_bytes: int) -> bytearray:
@@ -54,6 +61,8 @@ def equal_at(reader: RandomReader, offset: int, data: Bytes, scratch: Scratch) -
 
 class LocalFile:
     """A file on this machine. It is read, not mapped: a file that shrinks meanwhile is an error, not a crash."""
+
+    piece_bytes = 2 << 20
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
@@ -104,6 +113,8 @@ class LocalFile:
 class MemoryFile:
     """Buffers that stand for a file, one after the other, without being copied."""
 
+    piece_bytes = 2 << 20
+
     def __init__(self, parts: Sequence[Buffer], name: str = "<memory>") -> None:
         self.name = name
         self._parts = [memoryview(part).cast("B") for part in parts if len(part)]
@@ -128,6 +139,9 @@ class MemoryFile:
     def changed(self) -> bool:
         """Buffers are the caller's to keep still."""
         return False
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class AtomicFile:

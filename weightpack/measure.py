@@ -7,7 +7,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import numpy as np
 from weightpack import api, kernels
 from weightpack.dtypes import layout_of
 from weightpack.errors import LosslessError, OptionError
-from weightpack.files import LocalFile, read_at
+from weightpack.files import RandomReader, read_at
 from weightpack.format.constants import MAX_CHUNK_BYTES
 from weightpack.format.record import record_bound
 from weightpack.frame import decode_record, encode_record
@@ -151,21 +151,20 @@ def measure_file(source: Path, folder: Path, *, threads: int | None = None, prof
     return FileSpeed(str(folder), n_threads, result.source_bytes, result.packed_bytes, copy, pack, unpack)
 
 
-def elements_of(paths: list[Path], max_bytes: int) -> dict[str, Bytes]:
-    """Return up to `max_bytes` of the tensors of the tensors of each dtype, joined, from packed or plain files; a dtype with less than 64 KiB is left out."""
+def elements_of(files: Sequence[RandomReader], max_bytes: int) -> dict[str, Bytes]:
+    """Return up to `max_bytes` of the tensors of each dtype, joined, from packed or plain files; a dtype with less than 64 KiB is left out."""
     by_dtype: dict[str, list[Bytes]] = {}
     taken: dict[str, int] = {}
-    for path in paths:
-        with LocalFile(path) as file:
-            reader = TensorReader(file)
-            for tensor in sorted(reader.tensors.values(), key=lambda t: t.offset):
-                elem_bytes = layout_of(tensor.dtype).elem_bytes
-                n = min(tensor.n_bytes, max_bytes - taken.get(tensor.dtype, 0)) // elem_bytes * elem_bytes
-                if n > 0:
-                    part = np.empty(n, np.uint8)
-                    reader.read([(tensor.name, 0, part)])
-                    by_dtype.setdefault(tensor.dtype, []).append(part)
-                    taken[tensor.dtype] = taken.get(tensor.dtype, 0) + n
+    for file in files:
+        reader = TensorReader(file)
+        for tensor in sorted(reader.tensors.values(), key=lambda t: t.offset):
+            elem_bytes = layout_of(tensor.dtype).elem_bytes
+            n = min(tensor.n_bytes, max_bytes - taken.get(tensor.dtype, 0)) // elem_bytes * elem_bytes
+            if n > 0:
+                part = np.empty(n, np.uint8)
+                reader.read([(tensor.name, 0, part)])
+                by_dtype.setdefault(tensor.dtype, []).append(part)
+                taken[tensor.dtype] = taken.get(tensor.dtype, 0) + n
     return {dtype: np.concatenate(parts) for dtype, parts in by_dtype.items() if taken[dtype] >= 1 << 16}
 
 
@@ -184,7 +183,7 @@ def bench(
     Parameters
     ----------
     source
-        A file (plain or packed), a directory or a repo id; None: synthetic weights.
+        A file (plain or packed), a directory, a URL or a repo id; None: synthetic weights.
     max_bytes
         Of each dtype, in memory, and of the file that is packed.
     folder
@@ -193,7 +192,11 @@ def bench(
         Called with what is measured next.
     """
     folder = Path(tempfile.gettempdir()) if folder is None else folder
-    elements = synthetic(max_bytes) if source is None else elements_of(list(api.weight_files(source)), max_bytes)
+    if source is None:
+        elements = synthetic(max_bytes)
+    else:
+        with api.open_weights(source) as opened:
+            elements = elements_of(opened, max_bytes)
     if not elements:
         raise OptionError("no tensor large enough to measure", path=source)
     memory = []

@@ -188,8 +188,8 @@ class PackedFile:
                 self._heads[stored.tensor.name] = head
         return head
 
-    def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int = 2 << 20) -> list[Piece]:
-        """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default), each of about `piece_bytes`.
+    def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int | None = None) -> list[Piece]:
+        """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default), each of about `piece_bytes` (default: the file's).
 
         A chunk that is wanted in part is a piece of its own.
         """
@@ -203,7 +203,7 @@ class PackedFile:
             size = KEPT_PIECE_BYTES
         if begin >= end:
             return []
-        first, last, step = begin // size, -(-end // size), max(1, piece_bytes // size)
+        first, last, step = begin // size, -(-end // size), max(1, (piece_bytes or self.file.piece_bytes) // size)
         if last - first == 1:
             return [Piece(first, last, first * size, min(last * size, n_bytes))]
         cuts = {first, last} | ({first + 1} if begin % size else set()) | ({last - 1} if end % size and end < n_bytes else set())

@@ -20,7 +20,7 @@ from weightpack.segments import Tensor, segment
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One tensor: bytes before and after, and how it is stored: "kept", "tied to NAME", or the codecs of its planes, joined by +."""
+    """One tensor: bytes before and after, and how it is stored: "kept", "tied to NAME", "packed", or the codecs of its planes, joined by +."""
 
     name: str
     dtype: str
@@ -47,20 +47,20 @@ class FileReport:
     tensors: tuple[TensorReport, ...]
 
 
-def inspect_file(packed: PackedFile) -> FileReport:
-    """Describe a packed file; only headers are read."""
-    tensors = tuple(_describe(packed, stored) for stored in packed.tensors.values())
+def inspect_file(packed: PackedFile, *, codecs: bool = True) -> FileReport:
+    """Describe a packed file; without `codecs` only its header is read, else some chunks of every tensor too."""
+    tensors = tuple(_describe(packed, stored, codecs) for stored in packed.tensors.values())
     return FileReport(packed.file.name, packed.index.source_bytes, packed.file.size, packed.index.source_sha256, tensors)
 
 
-def _describe(packed: PackedFile, stored: StoredTensor) -> TensorReport:
+def _describe(packed: PackedFile, stored: StoredTensor, codecs: bool) -> TensorReport:
     tensor = stored.tensor
     if stored.storage == "k":
         codec = "kept"
     elif stored.storage == "t":
         codec = f"tied to {stored.holder}"
     else:
-        codec = _codecs(packed, stored)
+        codec = _codecs(packed, stored) if codecs else "packed"
     return TensorReport(tensor.name, tensor.dtype, tensor.shape, tensor.n_bytes, stored.packed_bytes, codec)
 
 
@@ -87,19 +87,30 @@ class EstimateReport:
     by_dtype: dict[str, tuple[int, int]]
 
 
-def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int = 6) -> EstimateReport:
-    """Encode up to `sample_chunks` chunks of each tensor, spread evenly, and scale up."""
-    by_dtype: dict[str, tuple[int, int]] = {}
-    sampled = packed = 0
+def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int = 6, budget_bytes: int | None = None) -> EstimateReport:
+    """Encode up to `sample_chunks` chunks of each tensor, spread evenly, and scale up.
+
+    With a budget, tensors of a dtype are sampled in turn, by falling size, one of so many that about `budget_bytes` are read (one tensor of each dtype
+    at least); the others are taken to shrink as the sampled do.
+    """
     tensors = segment(source).tensors
+    groups: dict[str, list[Tensor]] = {}
     for tensor in tensors:
-        taken, estimate = _estimate(source, tensor, options, sample_chunks)
-        sampled += taken
-        packed += estimate
-        before, after = by_dtype.get(tensor.dtype, (0, 0))
-        by_dtype[tensor.dtype] = before + tensor.n_bytes, after + estimate
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    by_dtype: dict[str, tuple[int, int]] = {}
+    sampled = 0
+    for dtype, group in groups.items():
+        group.sort(key=lambda tensor: (-tensor.n_bytes, tensor.name))
+        chunk_bytes = min(options.chunk_elems * layout_of(dtype).elem_bytes, MAX_CHUNK_BYTES)
+        stride = 1 if budget_bytes is None else max(1, -(-sum(min(tensor.n_bytes, sample_chunks * chunk_bytes) for tensor in group) // budget_bytes))
+        before = after = 0
+        for tensor in group[::stride]:
+            taken, estimate = _estimate(source, tensor, options, sample_chunks)
+            sampled, before, after = sampled + taken, before + tensor.n_bytes, after + estimate
+        n_bytes = sum(tensor.n_bytes for tensor in group)
+        by_dtype[dtype] = n_bytes, after * n_bytes // before if before else 0
     header_bytes = source.size - sum(tensor.n_bytes for tensor in tensors)
-    return EstimateReport(source.name, source.size, packed + header_bytes, sampled, by_dtype)
+    return EstimateReport(source.name, source.size, sum(after for _, after in by_dtype.values()) + header_bytes, sampled, by_dtype)
 
 
 def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample_chunks: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from weightpack.frameworks import Framework, NumpyFramework, TorchFramework
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.parallel import ordered_map, thread_count
 from weightpack.reader import PackedFile, Piece, StoredTensor, is_packed, read_header
+from weightpack.remote import RemoteFile, is_url
 from weightpack.segments import Tensor
 from weightpack.segments.safetensors import segments_of
 
@@ -165,7 +166,7 @@ class SafeOpen:
 
     def close(self) -> None:
         """Close the file."""
-        if self._reader is not None and isinstance(self._reader.file, LocalFile):
+        if self._reader is not None:
             self._reader.file.close()
         self._reader = None
 
@@ -183,6 +184,8 @@ def safe_open(
 
     Parameters
     ----------
+    filename
+        A path, or a URL (`hf://owner/name/model.safetensors`, `s3://...`), of which only the header and the tensors asked for are fetched.
     framework
         "np" or "numpy"; "pt", "torch" or "pytorch".
     device
@@ -203,7 +206,7 @@ def safe_open(
         chosen = TorchFramework(device)
     else:
         raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
-    file = LocalFile(filename)
+    file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
     try:
         return SafeOpen(file, chosen, threads=threads, limits=limits)
     except BaseException:

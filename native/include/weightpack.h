@@ -32,7 +32,7 @@ typedef enum {
     WP_NEEDS_ZSTD = 50,      /* the chunk has a zstd stream: expand it and call wp_decode_streams */
 } wp_status;
 
-typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_N_ISAS = 3 } wp_isa;
+typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
 typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4 } wp_codec;
 
@@ -53,9 +53,9 @@ typedef struct {
 /* NULL if `id` is unknown. */
 const wp_layout *wp_layout_of(unsigned id);
 
-/* "scalar", "avx2", "avx512"; NULL if out of range. */
+/* "scalar", "avx2", "avx512", "neon"; NULL if out of range. */
 const char *wp_isa_name(unsigned isa);
-/* 1 if this CPU and operating system can run it (CPUID and XGETBV, asked each time: no global state). */
+/* 1 if this CPU and operating system can run it (asked each time: no global state). */
 int wp_isa_available(unsigned isa);
 
 /* CRC-32C of `data`, continuing from `crc` (0 to start). */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which ISAs this machine can run: our own CPUID and XGETBV, because compilers' helpers lie under some of them (zig cc answers 0 for all). */
+/* Which ISAs this machine can run. On x86 our own CPUID and XGETBV, because compilers' helpers lie under some of them (zig cc answers 0 for all). */
 #include "kernels.h"
 
-static const char *const names[WP_N_ISAS] = {"scalar", "avx2", "avx512"};
+static const char *const names[WP_N_ISAS] = {"scalar", "avx2", "avx512", "neon"};
 
 const char *wp_isa_name(unsigned isa) { return isa < WP_N_ISAS ? names[isa] : NULL; }
 
@@ -20,8 +20,8 @@ static uint64_t xgetbv0(void) { uint32_t lo, hi; __asm__ volatile("xgetbv" : "=a
 static unsigned bit(unsigned word, unsigned i) { return word >> i & 1; }
 
 int wp_isa_available(unsigned isa) {
-    if (isa >= WP_N_ISAS) return 0;
     if (isa == WP_ISA_SCALAR) return 1;
+    if (isa != WP_ISA_AVX2 && isa != WP_ISA_AVX512) return 0;
     unsigned r[4]; /* eax ebx ecx edx */
     cpuid(0, r);
     if (r[0] < 7) return 0;
@@ -43,6 +43,20 @@ int wp_isa_available(unsigned isa) {
 const wp_kernels *wp_kernels_of(unsigned isa) {
     return isa == WP_ISA_AVX512 ? &wp_kernels_avx512 : isa == WP_ISA_AVX2 ? &wp_kernels_avx2 : &wp_kernels_scalar;
 }
+#elif defined(WP_AARCH64)
+#if defined(__linux__)
+#include <sys/auxv.h>
+/* Advanced SIMD is part of AArch64; the CRC32 instructions are not quite. */
+static int has_crc32(void) { return (getauxval(AT_HWCAP) >> 7 & 1) != 0; }
+#elif defined(__APPLE__) || defined(__ARM_FEATURE_CRC32)
+static int has_crc32(void) { return 1; }
+#else
+static int has_crc32(void) { return 0; }
+#endif
+
+int wp_isa_available(unsigned isa) { return isa == WP_ISA_SCALAR || (isa == WP_ISA_NEON && has_crc32()); }
+
+const wp_kernels *wp_kernels_of(unsigned isa) { return isa == WP_ISA_NEON ? &wp_kernels_neon : &wp_kernels_scalar; }
 #else
 int wp_isa_available(unsigned isa) { return isa == WP_ISA_SCALAR; }
 const wp_kernels *wp_kernels_of(unsigned isa) { (void)isa; return &wp_kernels_scalar; }

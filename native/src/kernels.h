@@ -69,6 +69,9 @@ extern const wp_kernels wp_kernels_scalar;
 #define WP_X86_64 1
 extern const wp_kernels wp_kernels_avx2;
 extern const wp_kernels wp_kernels_avx512;
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+#define WP_AARCH64 1
+extern const wp_kernels wp_kernels_neon;
 #endif
 
 /* `isa` must be available. */

@@ -46,6 +46,7 @@ INLINE V v_with_bits(V v, const uint8_t *p, uint8_t c) {
     return v_or(v, v_and(_mm256_cmpeq_epi8(v_and(bits, bit), bit), v_set(c)));
 }
 INLINE void v_to_bits(uint8_t *p, V v, int bit) { wp_store32(p, (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(v, 7 - bit))); }
+INLINE unsigned first_one(uint64_t word) { return (unsigned)_tzcnt_u64(word); }
 INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
     V any = v_or(v_load(p), v_load(p + 32));
     for (size_t i = 64; i < n; i += 32) any = v_or(any, v_load(p + i));
@@ -216,23 +217,10 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
 
 /* ---- moving bytes of 8 lanes by a mask of 8 bits ---- */
 
-#define BIT(m, l) ((uint64_t)((m) >> (l) & 1))
-#define ONES(m) (BIT(m, 0) + BIT(m, 1) + BIT(m, 2) + BIT(m, 3) + BIT(m, 4) + BIT(m, 5) + BIT(m, 6) + BIT(m, 7))
-#define ALL_LANES(f, m) (f(m, 0) | f(m, 1) | f(m, 2) | f(m, 3) | f(m, 4) | f(m, 5) | f(m, 6) | f(m, 7))
-#define ROW4(f, m) ALL_LANES(f, m), ALL_LANES(f, (m) + 1), ALL_LANES(f, (m) + 2), ALL_LANES(f, (m) + 3)
-#define ROW16(f, m) ROW4(f, m), ROW4(f, (m) + 4), ROW4(f, (m) + 8), ROW4(f, (m) + 12)
-#define ROW64(f, m) ROW16(f, m), ROW16(f, (m) + 16), ROW16(f, (m) + 32), ROW16(f, (m) + 48)
-#define MASKS(f) ROW64(f, 0u), ROW64(f, 64u), ROW64(f, 128u), ROW64(f, 192u)
-
-/* A byte shuffle: the k-th byte goes to the k-th lane of the mask, other lanes get zero. */
-#define EXPAND(m, l) ((BIT(m, l) ? ONES((m) & ((1u << (l)) - 1)) : 0x80) << 8 * (l))
-static const uint64_t expand8[256] = {MASKS(EXPAND)};
-/* The reverse, flush with the end: the last lane of the mask goes to byte 7, the one before it to byte 6, and so on. */
-#define COMPRESS(m, l) (BIT(m, l) ? (uint64_t)(l) << 8 * (8 - ONES((m) >> (l))) : 0)
-static const uint64_t compress8[256] = {MASKS(COMPRESS)};
+#include "lanes8.h"
 
 INLINE __m128i expand_8_lanes(const uint8_t *p, uint32_t mask) {
-    return _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)&expand8[mask]));
+    return _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)&wp_expand8[mask]));
 }
 
 /* The next bytes of a stream, one for each bit of the mask, in its lane. */
@@ -246,7 +234,7 @@ INLINE V pull(const uint8_t **stream, uint32_t mask) {
 }
 
 INLINE void compress_8_lanes(uint8_t *end, __m128i v, uint32_t mask) {
-    _mm_storel_epi64((__m128i *)(end - 8), _mm_shuffle_epi8(v, _mm_loadl_epi64((const __m128i *)&compress8[mask])));
+    _mm_storel_epi64((__m128i *)(end - 8), _mm_shuffle_epi8(v, _mm_loadl_epi64((const __m128i *)&wp_compress8[mask])));
 }
 
 /* Writes the bytes that the mask selects below *stream, in lane order: from the last lanes down, so that each covers the rubbish before it. */

@@ -41,6 +41,7 @@ INLINE V v_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE void v_store(uint8_t *p, V v) { _mm512_storeu_si512(p, v); }
 INLINE V v_with_bits(V v, const uint8_t *p, uint8_t c) { return _mm512_mask_mov_epi8(v, wp_load64(p), v_or(v, v_set(c))); }
 INLINE void v_to_bits(uint8_t *p, V v, unsigned bit) { wp_store64(p, _mm512_test_epi8_mask(v, v_set((uint8_t)(1u << bit)))); }
+INLINE unsigned first_one(uint64_t word) { return (unsigned)_tzcnt_u64(word); }
 INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
     V any = v_or(v_load(p), v_load(p + 64));
     for (size_t i = 128; i < n; i += 64) any = v_or(any, v_load(p + i));

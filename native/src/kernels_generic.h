@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. merge and split of every layout (FORMAT.md section 7) and the histogram, written once over vectors of V_LANES bytes; kernels_avx2.c
- * and kernels_avx512.c include it after they have defined:
+ * READ ME FIRST. merge and split of every layout (FORMAT.md section 7) and the histogram, written once over vectors of V_LANES bytes; kernels_avx2.c,
+ * kernels_avx512.c and kernels_neon.c include it after they have defined:
  *   V, V_LANES                       a vector and its count of bytes, a divisor of 128
- *   V_SHL(v, n), V_SHR(v, n)         shift 16-bit words by a constant: what crosses a byte's border is garbage, and every use masks it away
+ *   V_SHL(v, n), V_SHR(v, n)         shift bytes or 16-bit words by a constant: what crosses a byte's border is garbage, and every use masks it away
  *   v_set(c), v_or, v_and            c in each byte; bitwise
  *   v_select(m, a, b)                a where the bit of m is 1, else b
  *   v_load, v_store                  unaligned
@@ -13,6 +13,7 @@
  *   v_or_words(p, n)                 OR of the n bytes at p as 64-bit words; n is a multiple of 128
  *   v_count_window(p, n, first, counts)  count n bytes at p, exactly, rounded down to whole vectors, and return how many; fast where most of them are
  *                                    first to first + 15
+ *   first_one(word)                  the place of the lowest 1 of a 64-bit word that has one
  * The trick: elements are taken apart into byte k of every element first, so that a vector has one byte of V_LANES consecutive elements. All masking
  * then works on bytes, and planes are loaded and stored as they are. Each byte is the OR of its fields, as in kernels_scalar.c, also where a hostile
  * symbol is wider than its field.
@@ -30,7 +31,7 @@ static inline uint8_t width_of(uint64_t any, unsigned bytes, unsigned exp, unsig
     if (bytes < 4) any |= any >> 16;
     if (bytes < 2) any |= any >> 8;
     uint64_t raw = (any >> (man + exp) & 1) << man | (any & (((uint64_t)1 << man) - 1));
-    return raw ? (uint8_t)(man + 1 - (unsigned)_tzcnt_u64(raw)) : 0;
+    return raw ? (uint8_t)(man + 1 - first_one(raw)) : 0;
 }
 
 /* ---- bytes ---- */

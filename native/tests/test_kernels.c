@@ -6,16 +6,13 @@
  *     gcc -std=c11 -O2 -g -fsanitize=address,undefined -Inative/include -Inative/src native/tests/test_kernels.c native/src/?*.c -o test_kernels
  */
 #define _GNU_SOURCE
+#include "fenced.h"
 #include "kernels.h"
 #include "mem.h"
 
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-/* ---- counting, random numbers, fenced buffers ---- */
+/* ---- counting ---- */
 
 static unsigned n_passed, n_failed, line_checks, line_failures;
 static char line_name[64];
@@ -40,32 +37,6 @@ static void on_crash(int signal_number) {
     if (write(1, line_name, strlen(line_name)) < 0 || write(1, text, sizeof text - 1) < 0) _exit(2);
     _exit(1);
 }
-
-static uint64_t seed = 0x9E3779B97F4A7C15u;
-static uint64_t next_random(void) { /* xorshift64* */
-    seed ^= seed >> 12; seed ^= seed << 25; seed ^= seed >> 27;
-    return seed * 0x2545F4914F6CDD1Du;
-}
-static uint32_t below(uint32_t n) { return (uint32_t)((next_random() >> 32) * n >> 32); }
-static void fill_random(uint8_t *p, size_t n) { for (size_t i = 0; i < n; i++) p[i] = (uint8_t)(next_random() >> 40); }
-
-/* n bytes that end (or begin) where an unmapped page begins (or ends); the rest of the map is the slack on the other side. */
-typedef struct { uint8_t *p, *map; size_t map_bytes; } buffer;
-
-static buffer take(size_t n, int at_end) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (n + page - 1) / page * page;
-    buffer b = {NULL, NULL, inside + 2 * page};
-    b.map = mmap(NULL, b.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (b.map == MAP_FAILED || (inside && mprotect(b.map + page, inside, PROT_READ | PROT_WRITE))) { perror("mmap"); exit(2); }
-    b.p = b.map + page + (at_end ? inside - n : 0);
-    return b;
-}
-static buffer take_copy(const uint8_t *p, size_t n, int at_end) {
-    buffer b = take(n, at_end);
-    if (n) memcpy(b.p, p, n);
-    return b;
-}
-static void give(buffer b) { munmap(b.map, b.map_bytes); }
 
 static int same(const uint8_t *a, const uint8_t *b, size_t n) { return n == 0 || memcmp(a, b, n) == 0; }
 

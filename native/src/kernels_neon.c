@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * READ ME FIRST. The kernels for AArch64: Advanced SIMD, and the CRC32 instructions of ARMv8.1 (optional before it).
+ * rANS keeps 16 states as two vectors of bytes in lane order, as kernels_avx2.c does: `hi` has the high byte of each state, `lo` the low one. Bytes
+ * multiply into words here (UMULL), so nothing has to be taken apart for the product. The rank of a slot comes out of a binary search over the 16 starts.
+ * Half a group, 64 lanes, goes through together: their comparisons become one 64-bit mask, and one multiplication gives the places of all eight
+ * runs of 8 lanes in the stream.
+ * Over-read: the decoder loads 8 bytes at both pointers for each 8 lanes and uses those that it needs; wp_rans_guard vouches for the rest. The
+ * encoder stores 8 bytes that end where the stream begins: up to 8 bytes of rubbish stand below its pointers, inside the 64 that kernels.h grants.
+ */
+#include "kernels.h"
+#include "mem.h"
+#ifdef WP_AARCH64
+#include <arm_acle.h>
+#include <arm_neon.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("crc"))), apply_to = function)
+#else
+#pragma GCC target("+crc")
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- vectors of 16 bytes, for kernels_generic.h ---- */
+
+typedef uint8x16_t V;
+enum { V_LANES = 16 };
+#define V_SHL(v, n) vshlq_n_u8(v, n)
+#define V_SHR(v, n) vshrq_n_u8(v, n)
+INLINE V v_set(uint8_t c) { return vdupq_n_u8(c); }
+INLINE V v_or(V a, V b) { return vorrq_u8(a, b); }
+INLINE V v_and(V a, V b) { return vandq_u8(a, b); }
+INLINE V v_select(V m, V a, V b) { return vbslq_u8(m, a, b); }
+INLINE V v_load(const uint8_t *p) { return vld1q_u8(p); }
+INLINE void v_store(uint8_t *p, V v) { vst1q_u8(p, v); }
+INLINE V bit_of_lane(void) { return vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u)); }
+INLINE V v_with_bits(V v, const uint8_t *p, uint8_t c) {
+    V bits = vcombine_u8(vdup_n_u8(p[0]), vdup_n_u8(p[1]));
+    return v_or(v, v_and(vtstq_u8(bits, bit_of_lane()), v_set(c)));
+}
+INLINE void v_to_bits(uint8_t *p, V v, int bit) {
+    V bits = v_and(vtstq_u8(v, v_set((uint8_t)(1 << bit))), bit_of_lane());
+    p[0] = vaddv_u8(vget_low_u8(bits));
+    p[1] = vaddv_u8(vget_high_u8(bits));
+}
+INLINE uint64_t v_or_words(const uint8_t *p, size_t n) {
+    V any = v_or(v_load(p), v_load(p + 16));
+    for (size_t i = 32; i < n; i += 16) any = v_or(any, v_load(p + i));
+    uint64x2_t words = vreinterpretq_u64_u8(any);
+    return vgetq_lane_u64(words, 0) | vgetq_lane_u64(words, 1);
+}
+INLINE unsigned first_one(uint64_t word) { return (unsigned)__builtin_ctzll(word); }
+/* Compares with each value; a comparison's -1 is subtracted from its counter. */
+INLINE size_t v_count_window(const uint8_t *p, size_t n, uint8_t first, uint32_t *counts) {
+    const size_t n_vectors = n / V_LANES;
+    for (size_t i = 0, end; i < n_vectors; i = end) {
+        end = n_vectors - i < 255 ? n_vectors : i + 255; /* a counter has 8 bits */
+        V counters[16];
+        for (unsigned k = 0; k < 16; k++) counters[k] = v_set(0);
+        for (size_t j = i; j < end; j++) {
+            V place = vsubq_u8(v_load(p + j * V_LANES), v_set(first));
+            for (unsigned k = 0; k < 16; k++) counters[k] = vsubq_u8(counters[k], vceqq_u8(place, v_set((uint8_t)k)));
+            if (vmaxvq_u8(place) < 16) continue;
+            for (unsigned l = 0; l < V_LANES; l++) {
+                uint8_t symbol = p[j * V_LANES + l];
+                counts[symbol] += (uint8_t)(symbol - first) >= 16;
+            }
+        }
+        for (unsigned k = 0; k < 16; k++) counts[first + k] += vaddlvq_u8(counters[k]);
+    }
+    return n_vectors * V_LANES;
+}
+
+INLINE void v_store2(uint8_t *p, const V *v) { vst2q_u8(p, (uint8x16x2_t){{v[0], v[1]}}); }
+INLINE void v_load2(const uint8_t *p, V *v) {
+    uint8x16x2_t x = vld2q_u8(p);
+    v[0] = x.val[0]; v[1] = x.val[1];
+}
+INLINE void v_store4(uint8_t *p, const V *v) { vst4q_u8(p, (uint8x16x4_t){{v[0], v[1], v[2], v[3]}}); }
+INLINE void v_load4(const uint8_t *p, V *v) {
+    uint8x16x4_t x = vld4q_u8(p);
+    for (int k = 0; k < 4; k++) v[k] = x.val[k];
+}
+/* Bytes k and k + 4 alternate in a vector, so that interleaving four of them interleaves eight bytes. */
+INLINE void v_store8(uint8_t *p, const V *v) {
+    V low[4], high[4];
+    for (int k = 0; k < 4; k++) { low[k] = vzip1q_u8(v[k], v[k + 4]); high[k] = vzip2q_u8(v[k], v[k + 4]); }
+    v_store4(p, low);
+    v_store4(p + 64, high);
+}
+INLINE void v_load8(const uint8_t *p, V *v) {
+    V low[4], high[4];
+    v_load4(p, low);
+    v_load4(p + 64, high);
+    for (int k = 0; k < 4; k++) { v[k] = vuzp1q_u8(low[k], high[k]); v[k + 4] = vuzp2q_u8(low[k], high[k]); }
+}
+
+#include "kernels_generic.h"
+
+/* ---- CRC-32C: three runs at once, since an instruction takes one cycle but its result two or three ---- */
+
+/* The register `crc` after N zero bytes: the product with x^(8 N), here `power`, modulo the polynomial; all bits reversed. PMULL would do it at once, but small
+ * cores lack it, and once in 4 KiB this is no matter. */
+INLINE uint32_t shifted(uint32_t crc, uint32_t power) {
+    uint32_t product = 0;
+    for (int i = 31; i >= 0; i--) {
+        product ^= power & -(crc >> i & 1);
+        power = power >> 1 ^ (0x82f63b78 & -(power & 1));
+    }
+    return product;
+}
+/* A batch of 4096 bf16 is two LONGs and little more. The powers are x^(8 RUN) and x^(16 RUN). */
+enum { RUN = 1360, LONG = 3 * RUN };
+#define POWER_RUN 0xd6a79573
+#define POWER_2_RUN 0x4672c7f2
+
+static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
+    uint32_t c = ~crc;
+    for (; n >= LONG; p += LONG, n -= LONG) {
+        uint32_t a = c, b = 0;
+        c = 0;
+        for (const uint8_t *q = p; q != p + RUN; q += 8) {
+            a = __crc32cd(a, wp_load64(q));
+            b = __crc32cd(b, wp_load64(q + RUN));
+            c = __crc32cd(c, wp_load64(q + 2 * RUN));
+        }
+        c ^= shifted(a, POWER_2_RUN) ^ shifted(b, POWER_RUN);
+    }
+    for (; n >= 8; n -= 8, p += 8) c = __crc32cd(c, wp_load64(p));
+    for (; n; n--, p++) c = __crc32cb(c, *p);
+    return ~c;
+}
+
+/* ---- moving bytes of 8 lanes by a mask of 8 bits, 64 lanes at a time ---- */
+
+#include "lanes8.h"
+
+/* Bit l: lane l of 64 is 0xff, not 0. */
+INLINE uint64_t mask_of(const V *lanes) {
+    V bits[4];
+    for (int i = 0; i < 4; i++) bits[i] = v_and(lanes[i], bit_of_lane());
+    V sums = vpaddq_u8(vpaddq_u8(bits[0], bits[1]), vpaddq_u8(bits[2], bits[3]));
+    return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(sums, sums)), 0);
+}
+/* Byte k: the ones in the mask's bytes 0 to k. At most 64, so no byte carries into the next. */
+INLINE uint64_t ones_up_to(uint64_t mask) { return vget_lane_u64(vreinterpret_u64_u8(vcnt_u8(vcreate_u8(mask))), 0) * 0x0101010101010101u; }
+
+/* The next bytes of a stream, one for each bit of the mask, in its lane. */
+INLINE void pull(const uint8_t **stream, uint64_t mask, V *lanes) {
+    const uint8_t *p = *stream;
+    uint64_t ones = ones_up_to(mask), before = ones << 8;
+    uint8x8_t eight[8];
+    for (int k = 0; k < 8; k++) eight[k] = vtbl1_u8(vld1_u8(p + (before >> 8 * k & 255)), vcreate_u8(wp_expand8[mask >> 8 * k & 255]));
+    for (int k = 0; k < 4; k++) lanes[k] = vcombine_u8(eight[2 * k], eight[2 * k + 1]);
+    *stream = p + (ones >> 56);
+}
+
+/* Writes the bytes that the mask selects below *stream, in lane order: from the last lanes down, so that each covers the rubbish before it. */
+INLINE void push(uint8_t **stream, uint64_t mask, const V *lanes) {
+    uint64_t ones = ones_up_to(mask);
+    uint8_t *begin = *stream - (ones >> 56);
+    for (int k = 7; k >= 0; k--) {
+        uint8x8_t eight = k & 1 ? vget_high_u8(lanes[k / 2]) : vget_low_u8(lanes[k / 2]);
+        vst1_u8(begin + (ones >> 8 * k & 255) - 8, vtbl1_u8(eight, vcreate_u8(wp_compress8[mask >> 8 * k & 255])));
+    }
+    *stream = begin;
+}
+
+/* ---- rANS ---- */
+
+INLINE V look_up(V table, V index) { return vqtbl1q_u8(table, index); }
+
+/* 64 states; memory has them as little-endian words, which is byte 0 and byte 1 of 64 elements. */
+typedef struct { V lo[4], hi[4]; } states;
+
+INLINE void load_states(states *s, const uint16_t *x) {
+    for (int i = 0; i < 4; i++) { uint8x16x2_t v = vld2q_u8((const uint8_t *)(x + 16 * i)); s->lo[i] = v.val[0]; s->hi[i] = v.val[1]; }
+}
+INLINE void store_states(uint16_t *x, const states *s) {
+    for (int i = 0; i < 4; i++) vst2q_u8((uint8_t *)(x + 16 * i), (uint8x16x2_t){{s->lo[i], s->hi[i]}});
+}
+
+/* threshold_s finds, for a rank that is a multiple of 2 s, whether the slot's is at least s more. */
+typedef struct { V threshold_8, threshold_4, threshold_2, threshold_1, freqs, starts, symbols, escape; } decoder_tables;
+
+INLINE decoder_tables load_decoder_tables(const wp_rans_decoder *d) {
+    const unsigned n_ranks = d->n_symbols + (d->has_escape ? 1u : 0u);
+    uint8_t t[4][16];
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned r = 0; r < 16; r++) {
+            unsigned above = r + (1u << i);
+            t[i][r] = above < 16 && above < n_ranks ? (uint8_t)(d->start[above] - 1) : 0xff; /* 0xff: no slot is greater */
+        }
+    return (decoder_tables){v_set(t[3][0]), v_load(t[2]), v_load(t[1]), v_load(t[0]), v_load(d->freq), v_load(d->start), v_load(d->symbol),
+                            v_set(d->n_symbols)};
+}
+
+/* One symbol for each of 64 lanes. */
+INLINE void decode_half(states *s, const decoder_tables *t, const uint8_t **renorm, const uint8_t **literals, uint8_t *out) {
+    V need[4], escaped[4], pulled[4];
+    for (int i = 0; i < 4; i++) {
+        V slot = s->lo[i], hi = s->hi[i], rank = v_and(vcgtq_u8(slot, t->threshold_8), v_set(8));
+        rank = v_or(rank, v_and(vcgtq_u8(slot, look_up(t->threshold_4, rank)), v_set(4)));
+        rank = v_or(rank, v_and(vcgtq_u8(slot, look_up(t->threshold_2, rank)), v_set(2)));
+        rank = v_or(rank, v_and(vcgtq_u8(slot, look_up(t->threshold_1, rank)), v_set(1)));
+        v_store(out + 16 * i, look_up(t->symbols, rank));
+        escaped[i] = vceqq_u8(rank, t->escape);
+        V freq = look_up(t->freqs, rank), bias = vsubq_u8(slot, look_up(t->starts, rank));
+        uint8x16_t low = vreinterpretq_u8_u16(vaddw_u8(vmull_u8(vget_low_u8(freq), vget_low_u8(hi)), vget_low_u8(bias)));
+        uint8x16_t high = vreinterpretq_u8_u16(vaddw_high_u8(vmull_high_u8(freq, hi), bias));
+        s->lo[i] = vuzp1q_u8(low, high);
+        s->hi[i] = vuzp2q_u8(low, high);
+        need[i] = vceqzq_u8(s->hi[i]);
+    }
+    pull(renorm, mask_of(need), pulled);
+    for (int i = 0; i < 4; i++) {
+        s->hi[i] = v_select(need[i], s->lo[i], s->hi[i]);
+        s->lo[i] = v_select(need[i], pulled[i], s->lo[i]);
+    }
+    uint64_t mask = mask_of(escaped);
+    if (!mask) return;
+    pull(literals, mask, pulled);
+    for (int i = 0; i < 4; i++) v_store(out + 16 * i, v_select(escaped[i], pulled[i], v_load(out + 16 * i)));
+}
+
+INLINE int overran(const wp_rans_decoder *d) {
+    return (d->renorm_in_tail && d->renorm > d->renorm_end) || (d->literals_in_tail && d->literals > d->literals_end);
+}
+
+static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
+    const decoder_tables t = load_decoder_tables(d);
+    const uint8_t *renorm = d->renorm, *literals = d->literals, *renorm_check = renorm, *literals_check = literals;
+    states first, second;
+    load_states(&first, d->x);
+    load_states(&second, d->x + 64);
+    for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
+        /* One comparison a pointer says both "time for the guard" and, on a tail copy, "beyond the end". */
+        if (g == 0 || renorm > renorm_check || literals > literals_check) {
+            d->renorm = renorm; d->literals = literals;
+            if (overran(d)) return WP_TRUNCATED;
+            wp_rans_guard(d);
+            renorm = d->renorm; literals = d->literals;
+            renorm_check = d->renorm_in_tail ? d->renorm_end : d->renorm_end - WP_TAIL;
+            literals_check = d->literals_in_tail ? d->literals_end : d->literals_end - WP_TAIL;
+        }
+        decode_half(&first, &t, &renorm, &literals, out);
+        decode_half(&second, &t, &renorm, &literals, out + 64);
+    }
+    store_states(d->x, &first);
+    store_states(d->x + 64, &second);
+    d->renorm = renorm; d->literals = literals;
+    return overran(d) ? WP_TRUNCATED : WP_OK;
+}
+
+/* Ranks of symbols: one 16-entry table for each high nibble that a coded symbol has (two or three for the exponents of a tensor). Entries are
+ * rank ^ K, so that 0, which a look-up beyond the table gives too, means "not coded" in every table, and the tables' answers can be ORed. */
+typedef struct { unsigned n; V base[16], ranks[16]; V freqs, starts, reciprocals_low, reciprocals_high, escape; } encoder_tables;
+
+INLINE V rank_of(const encoder_tables *t, V symbol) {
+    V rank = v_set(0);
+    for (unsigned i = 0; i < t->n; i++) rank = v_or(rank, look_up(t->ranks[i], veorq_u8(symbol, t->base[i])));
+    return veorq_u8(rank, t->escape);
+}
+
+/* The next state of 8 lanes. `reciprocal` is floor(65536 / freq), at most 65535, so that the quotient is right or one too small. */
+INLINE uint16x8_t encode_words(uint16x8_t x, uint16x8_t freq, uint16x8_t start, uint16x8_t reciprocal) {
+    uint32x4_t low = vmull_u16(vget_low_u16(x), vget_low_u16(reciprocal)), high = vmull_high_u16(x, reciprocal);
+    uint16x8_t q = vuzp2q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high)), rest = vmlsq_u16(x, q, freq);
+    uint16x8_t more = vandq_u16(vcgeq_u16(rest, freq), vsubq_u16(vdupq_n_u16(256), freq));
+    return vaddq_u16(vaddq_u16(vaddq_u16(rest, start), vshlq_n_u16(q, 8)), more);
+}
+
+/* 8 lanes of two vectors of bytes as words. */
+INLINE uint16x8_t low_words(V lo, V hi) { return vreinterpretq_u16_u8(vzip1q_u8(lo, hi)); }
+INLINE uint16x8_t high_words(V lo, V hi) { return vreinterpretq_u16_u8(vzip2q_u8(lo, hi)); }
+
+INLINE void encode_half(states *s, const uint8_t *symbols, const encoder_tables *t, uint8_t **renorm, uint8_t **literals) {
+    V symbol[4], rank[4], escaped[4], freq[4], full[4];
+    for (int i = 0; i < 4; i++) {
+        symbol[i] = v_load(symbols + 16 * i);
+        rank[i] = rank_of(t, symbol[i]);
+        escaped[i] = vceqq_u8(rank[i], t->escape);
+        freq[i] = look_up(t->freqs, rank[i]);
+        full[i] = vcgeq_u8(s->hi[i], freq[i]);
+    }
+    uint64_t mask = mask_of(escaped);
+    if (mask) push(literals, mask, symbol);
+    push(renorm, mask_of(full), s->lo);
+    for (int i = 0; i < 4; i++) {
+        const V zero = v_set(0), start = look_up(t->starts, rank[i]);
+        V lo = v_select(full[i], s->hi[i], s->lo[i]), hi = vbicq_u8(s->hi[i], full[i]);
+        V reciprocal_low = look_up(t->reciprocals_low, rank[i]), reciprocal_high = look_up(t->reciprocals_high, rank[i]);
+        V first = vreinterpretq_u8_u16(encode_words(low_words(lo, hi), low_words(freq[i], zero), low_words(start, zero),
+                                                    low_words(reciprocal_low, reciprocal_high)));
+        V second = vreinterpretq_u8_u16(encode_words(high_words(lo, hi), high_words(freq[i], zero), high_words(start, zero),
+                                                     high_words(reciprocal_low, reciprocal_high)));
+        s->lo[i] = vuzp1q_u8(first, second);
+        s->hi[i] = vuzp2q_u8(first, second);
+    }
+}
+
+static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
+    /* 16 entries are enough: rank 16 is an escape that a book of 16 symbols does not have. */
+    uint8_t freqs[16], starts[16], reciprocals_low[16], reciprocals_high[16];
+    for (int r = 0; r < 16; r++) {
+        uint32_t f = e->freq[r], reciprocal = f > 1 ? 65536 / f : 65535;
+        freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
+        reciprocals_low[r] = (uint8_t)reciprocal; reciprocals_high[r] = (uint8_t)(reciprocal >> 8);
+    }
+    encoder_tables t;
+    t.n = 0;
+    for (unsigned nibble = 0; nibble < 16; nibble++) {
+        uint8_t ranks[16], any = 0;
+        for (unsigned i = 0; i < 16; i++) any |= ranks[i] = e->rank_of_symbol[16 * nibble + i] ^ e->n_symbols;
+        if (any) { t.base[t.n] = v_set((uint8_t)(16 * nibble)); t.ranks[t.n++] = v_load(ranks); }
+    }
+    t.freqs = v_load(freqs); t.starts = v_load(starts);
+    t.reciprocals_low = v_load(reciprocals_low); t.reciprocals_high = v_load(reciprocals_high);
+    t.escape = v_set(e->n_symbols);
+    uint8_t *renorm = e->renorm, *literals = e->literals;
+    states first, second;
+    load_states(&first, e->x);
+    load_states(&second, e->x + 64);
+    for (const uint8_t *p = symbols + n_groups * WP_BLOCK; p != symbols;) {
+        p -= WP_BLOCK;
+        encode_half(&second, p + 64, &t, &renorm, &literals);
+        encode_half(&first, p, &t, &renorm, &literals);
+    }
+    store_states(e->x, &first);
+    store_states(e->x + 64, &second);
+    e->renorm = renorm; e->literals = literals;
+}
+
+const wp_kernels wp_kernels_neon = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
