@@ -318,7 +318,10 @@ def test_tensor_parallel_on_two_ranks(tmp_path):
     tiny_models.make("llama", tmp_path / "m")
     (tmp_path / "run.py").write_text(PARALLEL)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", tmp_path / "run.py", tmp_path / "m", packed(tmp_path / "m")],
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", tmp_path / "run.py",
+            tmp_path / "m", packed(tmp_path / "m"),
+        ],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
