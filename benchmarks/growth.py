@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What time and memory cost as checkpoints grow: pack, unpack and load_file from 1 MB to several GB, each in a process of its own.
+"""What time and memory cost as checkpoints grow: pack, unpack and load_file from 1 MB to several GB, each run in a process of its own.
 
     .venv-bench/bin/python benchmarks/growth.py              # results in benchmarks/results/growth.{json,md,png}; after scripts/bench has set up .venv-bench
     .venv-bench/bin/python benchmarks/growth.py --largest 64 --out /tmp/results
@@ -28,9 +28,11 @@ import report
 from corpora import build
 from suite import machine
 
+import weightpack
+
 SIZES = [1, 4, 16, 64, 256, 1024, 4096]  # MB
 TENSOR_ELEMS = 8 << 20
-OPERATIONS = ["copy", "pack", "pack unverified", "unpack", "load_file", "plain load_file"]
+OPERATIONS = ["copy", "pack", "pack unverified", "unpack", "load_file", "plain load_file and clone"]
 
 
 class PeakAnonymous(threading.Thread):
@@ -62,37 +64,33 @@ class PeakAnonymous(threading.Thread):
         return max(0, self.peak - self.base)
 
 
-def operate(operation: str, folder: Path, repeats: int) -> dict[str, float]:
-    """Run one operation: once to warm up, `repeats` times for the clock, once for memory."""
-    import weightpack
+def operate(operation: str, folder: Path) -> dict[str, float]:
+    """Run one operation, after a small one that warms up what is imported at first use."""
 
-    source, packed, restored = folder / "source.safetensors", folder / "packed.safetensors", folder / "restored.safetensors"
-    if operation == "copy":
-        work = lambda: shutil.copyfile(source, restored)  # noqa: E731
-    elif operation.startswith("pack"):
-        work = lambda: weightpack.pack(source, packed, overwrite=True, verify=operation == "pack")  # noqa: E731
-    elif operation == "unpack":
-        work = lambda: weightpack.unpack(packed, restored, overwrite=True)  # noqa: E731
-    elif operation == "load_file":
-        import weightpack.torch
+    def work(source: Path, packed: Path, restored: Path) -> object:
+        if operation == "copy":
+            return shutil.copyfile(source, restored)
+        if operation.startswith("pack"):
+            return weightpack.pack(source, packed, overwrite=True, verify=operation == "pack")
+        if operation == "unpack":
+            return weightpack.unpack(packed, restored, overwrite=True)
+        if operation == "load_file":
+            from weightpack.torch import load_file
 
-        work = lambda: weightpack.torch.load_file(packed)  # noqa: E731
-    else:
+            return load_file(packed)
         import safetensors.torch
 
-        def work() -> None:  # a plain load is a mapping: every page must be touched to compare
-            for tensor in safetensors.torch.load_file(source).values():
-                tensor.clone()
+        # A plain load is a mapping: to compare, the tensors must be in memory of their own.
+        return [tensor.clone() for tensor in safetensors.torch.load_file(source).values()]
 
-    times = []
-    work()
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
+    small = [folder / f"small-{name}.safetensors" for name in ("source", "packed", "restored")]
+    work(*small)
     with PeakAnonymous() as memory:
-        work()
-    return {"seconds": statistics.median(times), "anonymous_bytes": memory.grown}
+        start = time.perf_counter()
+        result = work(*(folder / f"{name}.safetensors" for name in ("source", "packed", "restored")))
+        seconds = time.perf_counter() - start
+    del result
+    return {"seconds": seconds, "anonymous_bytes": memory.grown}
 
 
 def make(path: Path, n_bytes: int, pool: np.ndarray) -> None:
@@ -159,20 +157,24 @@ def main() -> None:
     parser.add_argument("--operate", nargs=2, metavar=("OPERATION", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.operate:
-        print(json.dumps(operate(arguments.operate[0], Path(arguments.operate[1]), arguments.repeats)))
+        print(json.dumps(operate(arguments.operate[0], Path(arguments.operate[1]))))
         return
     rows = []
     with tempfile.TemporaryDirectory(prefix="weightpack-growth-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder = Path(name)
         real = np.fromfile(build("MiniLM bf16", folder).elements, np.uint16)
         pool = np.concatenate([real, real])
+        make(folder / "small-source.safetensors", 1_000_000, pool)
+        weightpack.pack(folder / "small-source.safetensors", folder / "small-packed.safetensors")
         for size in [s for s in SIZES if s <= arguments.largest]:
             make(folder / "source.safetensors", size * 1_000_000, pool)
             row: dict = {"n_bytes": (folder / "source.safetensors").stat().st_size, "operations": {}}
             for operation in OPERATIONS:
-                command = [sys.executable, __file__, "--operate", operation, name, "--repeats", str(arguments.repeats)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                row["operations"][operation] = json.loads(done.stdout.splitlines()[-1])
+                runs = []
+                for _ in range(arguments.repeats):
+                    done = subprocess.run([sys.executable, __file__, "--operate", operation, name], capture_output=True, text=True, check=True)
+                    runs.append(json.loads(done.stdout.splitlines()[-1]))
+                row["operations"][operation] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
                 print(f"{size} MB, {operation}: {row['operations'][operation]}", flush=True)
             (folder / "restored.safetensors").unlink()
             row["packed_bytes"] = (folder / "packed.safetensors").stat().st_size

@@ -51,7 +51,7 @@ class Request:
 
 
 class Hub:
-    """State of the server. `drop_uploads`: that many LFS uploads are cut off before one is answered."""
+    """State of the server. `drop_uploads`: that many LFS uploads are cut off before one is answered; `refuse_commits`: the status that commits get."""
 
     def __init__(self):
         self.repos: dict[str, Repo] = {}
@@ -59,6 +59,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.drop_uploads = 0
+        self.refuse_commits = 0
         self.lock = threading.Lock()
         self.url = ""
 
@@ -254,6 +255,8 @@ def _handler(hub: Hub):
             return self.reply(200, described + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders])
 
         def commit(self, repo, repo_id, revision, sha, body, query):
+            if hub.refuse_commits:
+                return self.error(hub.refuse_commits, "", "not now")
             tree = dict(repo.commits[sha])
             for line in body.splitlines():
                 item = json.loads(line)

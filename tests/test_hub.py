@@ -189,6 +189,26 @@ def test_push_refused(client, tmp_path, token, word):
     assert not token or token not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "word"), [(409, 2, "someone else"), (412, 2, "committed meanwhile"), (400, 2, "not accepted"), (500, 3, "run it again")]
+)
+def test_commit_refused(client, tmp_path, status, code, word):
+    source = sharded(tmp_path / "tiny")
+    client.hub.refuse_commits = status
+    done = client("push", source, REPO)
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr
+    assert client.hub.paths(REPO) == {".gitattributes"}
+
+
+def test_flag(client, tmp_path):
+    source = sharded(tmp_path / "tiny")
+    client.ok("push", source, REPO, "--hf-flag")
+    assert json.loads(client.hub.file(REPO, "config.json"))["quantization_config"]["quant_method"] == "weightpack"
+    client.ok("pull", REPO, "restored", "--unpack")
+    assert same_folder(source, tmp_path / "restored")
+
+
 def test_what_is_not_there(client, tmp_path):
     source = sharded(tmp_path / "tiny")
     client.hub.add("org/tiny", source)

@@ -93,6 +93,9 @@ _profile = click.option("--profile", default="fast", show_default=True, help="A 
 _codec = click.option(
     "--codec", type=click.Choice(["auto", "rans", "huffman", "zstd", "raw"]), default="auto", show_default=True, help="Use this codec alone."
 )
+_hf_flag = click.option(
+    "--hf-flag", is_flag=True, help="Let config.json say that the model is packed, so that transformers without weightpack names it when it fails."
+)
 _revision = click.option("--revision", help="Branch, tag or commit of a Hub repo.")
 _token = click.option("--token", help="Access token for the Hub. [default: the one of `hf auth login`]")
 
@@ -133,7 +136,7 @@ def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool)
 @_threads
 @_force
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare the result before it gets its name.")
-@click.option("--hf-flag", is_flag=True, help="Let config.json say that the model is packed, so that transformers without weightpack names it when it fails.")
+@_hf_flag
 @_revision
 @_token
 @click.option("--cache-dir", help="Where the Hub client keeps its files.")
@@ -270,11 +273,12 @@ def estimate(src: str, profile: str, codec: str, revision: str | None, token: st
 @_codec
 @_threads
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was packed before it is uploaded.")
+@_hf_flag
 @_as_json
 @_quiet
 def push(
     src: str, repo: str, base_model: str | None, private: bool | None, revision: str | None, create_pr: bool, commit_message: str | None, token: str | None,
-    profile: str, codec: str, threads: int | None, no_verify: bool, as_json: bool, quiet: bool,
+    profile: str, codec: str, threads: int | None, no_verify: bool, hf_flag: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Pack SRC, a model directory (or a Hub repo), and push it to REPO. An interrupted push goes on where it stopped when it is run again."""
     from weightpack import hub
@@ -282,8 +286,8 @@ def push(
     _quiet_hub(quiet or as_json)
     with _Bar("packing", quiet) as progress:
         result = hub.push(
-            src, repo, options=_options(profile, codec), threads=threads, verify=not no_verify, base_model=base_model, private=private, revision=revision,
-            create_pr=create_pr, commit_message=commit_message, token=token, progress=progress,
+            src, repo, options=_options(profile, codec), threads=threads, verify=not no_verify, base_model=base_model, hf_flag=hf_flag, private=private,
+            revision=revision, create_pr=create_pr, commit_message=commit_message, token=token, progress=progress,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps(asdict(result)))

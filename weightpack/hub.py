@@ -43,8 +43,8 @@ class PushResult:
 
 def push(
     src: api.PathLike, repo_id: str, *, options: PackOptions | None = None, threads: int | None = None, verify: bool = True, base_model: str | None = None,
-    private: bool | None = None, revision: str | None = None, create_pr: bool = False, commit_message: str | None = None, token: str | None = None,
-    progress: api.FileProgress | None = None,
+    hf_flag: bool = False, private: bool | None = None, revision: str | None = None, create_pr: bool = False, commit_message: str | None = None,
+    token: str | None = None, progress: api.FileProgress | None = None,
 ) -> PushResult:  # fmt: skip
     """Pack a model and commit it to a Hub repo, which is made if there is none.
 
@@ -61,6 +61,8 @@ def push(
         Decode each packed file and compare it with its source before it is uploaded.
     base_model
         The original's repo id, for the model card. An existing card is kept, and gets tags and a section on how to load it.
+    hf_flag
+        As in `weightpack.pack`; for a plain directory.
     private, revision, create_pr, commit_message, token
         As in `hf upload`.
 
@@ -85,7 +87,7 @@ def push(
         repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision and not create_pr:
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
-    job = _Push(hub, repo_id, revision, create_pr)
+    job = _Push(hub, repo_id, revision, create_pr, hf_flag)
     with hub_errors(repo_id, revision):
         manifest = (job.add_packed if (folder / MANIFEST).exists() else job.add_plain)(folder, options or load_profile(), threads, verify, progress)
         source_bytes, packed_bytes = (sum(int(entry[key]) for entry in manifest.packed.values()) for key in ("source_bytes", "packed_bytes"))
@@ -106,8 +108,8 @@ def push(
 class _Push:
     """The operations of one commit; what is large is uploaded as it is added."""
 
-    def __init__(self, hub: Any, repo_id: str, revision: str | None, create_pr: bool) -> None:
-        self.hub, self.repo_id, self.revision, self.create_pr = hub, repo_id, revision, create_pr
+    def __init__(self, hub: Any, repo_id: str, revision: str | None, create_pr: bool, hf_flag: bool) -> None:
+        self.hub, self.repo_id, self.revision, self.create_pr, self.hf_flag = hub, repo_id, revision, create_pr, hf_flag
         self.operations: list[CommitOperationAdd] = []
 
     def add_bytes(self, name: str, data: bytes) -> None:
@@ -140,7 +142,7 @@ class _Push:
                 self.add_file(str(weight), target)
                 target.unlink()
         manifest = Manifest(packed, {})
-        config = packed_config(files)
+        config = packed_config(files, flag=self.hf_flag)
         for other in files.others:
             if str(other) == "config.json" and config is not None:
                 manifest.originals["config.json"] = (folder / other).read_bytes()
