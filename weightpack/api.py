@@ -4,61 +4,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from weightpack.checkpoint import MANIFEST, Manifest, carry_over, model_files, new_folder, packed_config
-from weightpack.errors import ChecksumError, OptionError, TruncatedError, located
+from weightpack.checkpoint import Manifest, model_files
+from weightpack.errors import ChecksumError, OptionError, located
 from weightpack.fetch import fetch_repo, is_repo_id, published_weights
-from weightpack.files import AtomicFile, LocalFile, RandomReader
+from weightpack.files import LocalFile, RandomReader
+from weightpack.jobs import (
+    FileProgress,
+    Job,
+    JobResult,
+    open_packed,
+    pack_directory,
+    pack_in_place,
+    pack_one,
+    refuse_missing,
+    refuse_unproven,
+    unpack_directory,
+    unpack_in_place,
+    unpack_one,
+)
+from weightpack.jobs import delete_source as remove_source
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
-from weightpack.packer import PackResult, Progress, pack_file
 from weightpack.parallel import thread_count
 from weightpack.reader import PackedFile, is_packed, read_header
 from weightpack.remote import RemoteFile, is_url
 from weightpack.report import EstimateReport, FileReport, estimate_file, inspect_file
-from weightpack.unpacker import VerifyResult, unpack_file, verify_file
+from weightpack.unpacker import VerifyResult, verify_file
 
 PathLike = str | os.PathLike[str]
-FileProgress = Callable[[str, int, int], None]
-"""Called with (path, bytes done, bytes in all) while a file is worked on."""
-
 PACKED_SUFFIX = ".wp.safetensors"
 _REMOTE_SAMPLE_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class FileResult:
-    """One file of a job: where it came from and went, and its lengths in bytes."""
-
-    source: str
-    target: str
-    source_bytes: int
-    packed_bytes: int
-    source_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """A finished `pack` or `unpack`: the target, and each weights file in it."""
-
-    target: str
-    files: tuple[FileResult, ...]
-
-    @property
-    def source_bytes(self) -> int:
-        return sum(file.source_bytes for file in self.files)
-
-    @property
-    def packed_bytes(self) -> int:
-        return sum(file.packed_bytes for file in self.files)
-
-    @property
-    def ratio(self) -> float:
-        """Packed bytes / source bytes: smaller is better."""
-        return self.packed_bytes / self.source_bytes if self.source_bytes else 1.0
 
 
 def pack(
@@ -69,6 +47,8 @@ def pack(
     threads: int | None = None,
     verify: bool = True,
     overwrite: bool = False,
+    in_place: bool = False,
+    delete_source: bool = False,
     hf_flag: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -91,6 +71,10 @@ def pack(
         Decode what was written and compare it with the source before the target appears.
     overwrite
         Replace an existing target.
+    in_place
+        Replace the source: a file by its packed form, under its own name; a directory's weights one after the other, so that scratch space is one shard.
+    delete_source
+        Delete the source when the target is complete and was compared with it.
     hf_flag
         Of a directory: let config.json say that it is packed (as a quantisation method), so that transformers without weightpack names it when it fails.
         Unpacking restores the old config.json.
@@ -106,70 +90,37 @@ def pack(
     LosslessError
         The source changed meanwhile, or the result does not decode to it. No target is written.
     """
-    options, n_threads = options or load_profile(), thread_count(threads)
+    job = Job(thread_count(threads), overwrite, progress, options or load_profile(), verify, hf_flag)
     path = Path(src)
     if not path.exists():
         if not is_repo_id(os.fspath(src)):
             raise OptionError("no such file or directory", path=os.fspath(src))
+        if in_place or delete_source:
+            raise OptionError("only files and directories of this machine are packed in place or deleted", path=os.fspath(src))
         path = fetch_repo(os.fspath(src), revision=revision, token=token, cache_dir=cache_dir)
         dst = Path(dst) if dst is not None else Path(f"{os.fspath(src).rsplit('/')[-1]}-wp")
+    if in_place:
+        _refuse_target(dst, delete_source)
+        return pack_in_place(path, job)
+    if delete_source:
+        refuse_unproven(path, job)
     if path.is_dir():
         target = Path(dst) if dst is not None else path.resolve().with_name(f"{path.resolve().name}-wp")
-        return _pack_directory(path, target, options, n_threads, verify, overwrite, hf_flag, progress)
-    target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix('.safetensors')}{PACKED_SUFFIX}")
-    if target.is_dir():
-        target = target / path.name
-    _refuse_same(path, target)
-    result = _pack_one(path, target, options, n_threads, verify, overwrite, progress)
-    return JobResult(str(target), (result,))
-
-
-def _pack_one(path: Path, target: Path, options: PackOptions, threads: int, verify: bool, overwrite: bool, progress: FileProgress | None) -> FileResult:
-    with LocalFile(path) as source, AtomicFile(target, overwrite=overwrite) as file:
-        result: PackResult = pack_file(source, file, options, threads=threads, verify=verify, progress=_bind(progress, path))
-        file.commit()
-    return FileResult(str(path), str(target), result.source_bytes, result.packed_bytes, result.source_sha256)
-
-
-def _pack_directory(
-    folder: Path, target: Path, options: PackOptions, threads: int, verify: bool, overwrite: bool, hf_flag: bool, progress: FileProgress | None
-) -> JobResult:
-    _refuse_same(folder, target)
-    if (folder / MANIFEST).exists():
-        raise OptionError("the directory is packed already", path=str(folder))
-    files = model_files(folder)
-    config = packed_config(files, flag=hf_flag)
-    results: list[FileResult] = []
-    with new_folder(target, overwrite=overwrite) as work:
-        for weight in files.weights:
-            (work / weight).parent.mkdir(parents=True, exist_ok=True)
-            results.append(_pack_one(folder / weight, work / weight, options, threads, verify, False, progress))
-        originals = {}
-        for other in files.others:
-            changed = config if other == PurePosixPath("config.json") else None
-            if changed is not None:
-                originals[str(other)] = (folder / other).read_bytes()
-            carry_over(folder / other, work / other, changed)
-        manifest = Manifest(
-            {
-                str(weight): {"source_bytes": r.source_bytes, "packed_bytes": r.packed_bytes, "source_sha256": r.source_sha256}
-                for weight, r in zip(files.weights, results, strict=True)
-            },
-            originals,
-        )
-        carry_over(folder, work / MANIFEST, manifest.to_bytes())
-    return JobResult(str(target), tuple(_moved(result, work, target) for result in results))
-
-
-def _moved(result: FileResult, work: Path, target: Path) -> FileResult:
-    return FileResult(
-        result.source, str(target / Path(result.target).relative_to(work)), result.source_bytes, result.packed_bytes, result.source_sha256
-    )
+        _refuse_same(path, target)
+        result = pack_directory(path, target, job)
+    else:
+        target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix('.safetensors')}{PACKED_SUFFIX}")
+        target = target / path.name if target.is_dir() else target
+        _refuse_same(path, target)
+        result = JobResult(str(target), (pack_one(path, target, job),))
+    if delete_source:
+        remove_source(path, result, packed=True)
+    return result
 
 
 def unpack(
-    src: PathLike, dst: PathLike | None = None, *, threads: int | None = None, overwrite: bool = False, limits: Limits = DEFAULT_LIMITS,
-    progress: FileProgress | None = None,
+    src: PathLike, dst: PathLike | None = None, *, threads: int | None = None, overwrite: bool = False, in_place: bool = False, delete_source: bool = False,
+    limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
 ) -> JobResult:  # fmt: skip
     """Restore the source of a packed file or directory, byte for byte; each chunk's checksum is checked on the way.
 
@@ -177,55 +128,42 @@ def unpack(
     ----------
     dst
         Default: `model.safetensors` for `model.wp.safetensors`; `name` for a directory `name-wp`.
+    in_place, delete_source
+        As in `pack`; what is restored is read again and its SHA-256 compared with the index first.
 
     Raises
     ------
     FormatError, LimitError
         The packed file is damaged or claims too much. No target is written.
     """
-    path, n_threads = Path(src), thread_count(threads)
+    path, job = Path(src), Job(thread_count(threads), overwrite, progress, limits=limits)
     if not path.exists():
         raise OptionError("no such file or directory", path=os.fspath(src))
+    if in_place:
+        _refuse_target(dst, delete_source)
+        return unpack_in_place(path, job)
+    if delete_source:
+        refuse_unproven(path, job)
     if path.is_dir():
         name = path.resolve().name
         target = Path(dst) if dst is not None else path.resolve().with_name(name.removesuffix("-wp") if name.endswith("-wp") else f"{name}-unpacked")
-        return _unpack_directory(path, target, n_threads, overwrite, limits, progress)
-    if dst is None and not path.name.endswith(PACKED_SUFFIX):
-        raise OptionError(f"name the target with -o (dst=): only for files named *{PACKED_SUFFIX} it follows from the name", path=str(path))
-    target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix(PACKED_SUFFIX)}.safetensors")
-    if target.is_dir():
-        target = target / path.name.replace(PACKED_SUFFIX, ".safetensors")
-    _refuse_same(path, target)
-    return JobResult(str(target), (_unpack_one(path, target, n_threads, overwrite, limits, progress),))
+        _refuse_same(path, target)
+        result = unpack_directory(path, target, job)
+    else:
+        if dst is None and not path.name.endswith(PACKED_SUFFIX):
+            raise OptionError(f"name the target with -o (dst=): only for files named *{PACKED_SUFFIX} it follows from the name", path=str(path))
+        target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix(PACKED_SUFFIX)}.safetensors")
+        target = target / path.name.replace(PACKED_SUFFIX, ".safetensors") if target.is_dir() else target
+        _refuse_same(path, target)
+        result = JobResult(str(target), (unpack_one(path, target, job, prove=delete_source),))
+    if delete_source:
+        remove_source(path, result, packed=False)
+    return result
 
 
-def _unpack_one(path: Path, target: Path, threads: int, overwrite: bool, limits: Limits, progress: FileProgress | None) -> FileResult:
-    with open_packed(path, limits) as packed, AtomicFile(target, overwrite=overwrite) as file:
-        unpack_file(packed, file, threads=threads, progress=_bind(progress, path))
-        file.commit()
-        return FileResult(str(path), str(target), packed.index.source_bytes, packed.file.size, packed.index.source_sha256)
-
-
-def _unpack_directory(folder: Path, target: Path, threads: int, overwrite: bool, limits: Limits, progress: FileProgress | None) -> JobResult:
-    _refuse_same(folder, target)
-    manifest = Manifest.read(folder)
-    files = model_files(folder)
-    _refuse_missing(folder, manifest)
-    results: list[FileResult] = []
-    with new_folder(target, overwrite=overwrite) as work:
-        for path in (*files.weights, *files.others):
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            if str(path) in manifest.packed:
-                results.append(_unpack_one(folder / path, work / path, threads, False, limits, progress))
-            elif str(path) != MANIFEST:
-                carry_over(folder / path, work / path, manifest.originals.get(str(path)))
-    return JobResult(str(target), tuple(_moved(result, work, target) for result in results))
-
-
-def _refuse_missing(folder: Path, manifest: Manifest) -> None:
-    for name in manifest.packed:
-        if not (folder / name).is_file():
-            raise TruncatedError(f"the packed file {name!r} that {MANIFEST} names is missing", path=str(folder))
+def _refuse_target(dst: PathLike | None, delete_source: bool) -> None:
+    if dst is not None or delete_source:
+        raise OptionError("in place there is no other target, and no source to delete")
 
 
 def verify(
@@ -267,7 +205,7 @@ def verify(
         path = fetch_repo(text, revision=revision, token=token)
     if path.is_dir():
         manifest = Manifest.read(path)
-        _refuse_missing(path, manifest)
+        refuse_missing(path, manifest)
         model_files(path)
         names = sorted(manifest.packed)
         pairs = [(path / name, None if against is None or published is not None else Path(against) / name) for name in names]
@@ -279,7 +217,7 @@ def verify(
         with ExitStack() as stack:
             packed = stack.enter_context(open_packed(packed_path, limits))
             original = None if original_path is None else stack.enter_context(LocalFile(original_path))
-            results.append(verify_file(packed, against=original, threads=n_threads, progress=_bind(progress, packed_path)))
+            results.append(verify_file(packed, against=original, threads=n_threads, progress=Job(progress=progress).bind(packed_path)))
     if published is not None:
         _compare_published(list(zip(names, results, strict=True)), published, os.fspath(against or ""))
     return results
@@ -363,17 +301,6 @@ def open_weights(src: PathLike, *, revision: str | None = None, token: str | Non
         yield [stack.enter_context(closing(RemoteFile(url, token=token))) for url in urls]
 
 
-@contextmanager
-def open_packed(path: PathLike, limits: Limits = DEFAULT_LIMITS) -> Iterator[PackedFile]:
-    """Open a packed file and close it behind the block."""
-    with LocalFile(path) as file:
-        yield PackedFile(file, limits)
-
-
 def _refuse_same(source: Path, target: Path) -> None:
     if target.exists() and os.path.samefile(source, target):
         raise OptionError("source and target are the same", path=str(target))
-
-
-def _bind(progress: FileProgress | None, path: Path) -> Progress | None:
-    return None if progress is None else lambda done, total: progress(str(path), done, total)

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weightpack.errors import CorruptionError, FormatError, OptionError, TruncatedError
-from weightpack.files import LocalFile, sync_folder
+from weightpack.files import LocalFile
 from weightpack.segments import segment
 
 MANIFEST = "weightpack.json"
@@ -146,30 +143,6 @@ def _commonest_dtype(files: ModelFiles) -> str | None:
                     if tensor.dtype in _CONFIG_DTYPES:
                         n_bytes[tensor.dtype] = n_bytes.get(tensor.dtype, 0) + tensor.n_bytes
     return _CONFIG_DTYPES[max(sorted(n_bytes), key=lambda dtype: n_bytes[dtype])] if n_bytes else None
-
-
-@contextlib.contextmanager
-def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a folder beside `target` to fill; it takes the target's name when the block ends, and vanishes if it fails."""
-    if target.exists() and not overwrite:
-        raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{secrets.token_hex(8)}.wp-partial")
-    try:
-        work.mkdir()
-        yield work
-        for folder in [work, *(path for path in work.rglob("*") if path.is_dir())]:
-            sync_folder(folder)
-        old = None
-        if target.exists():
-            old = target.with_name(f".{target.name}.{secrets.token_hex(8)}.wp-old")
-            os.replace(target, old)
-        os.replace(work, target)
-        sync_folder(target.parent)
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def carry_over(source: Path, target: Path, data: bytes | None = None) -> None:

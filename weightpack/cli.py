@@ -22,7 +22,7 @@ from weightpack._version import __version__
 from weightpack.humane import human_bytes, percent, table
 
 if TYPE_CHECKING:
-    from weightpack.api import FileProgress, JobResult
+    from weightpack.jobs import FileProgress, JobResult
     from weightpack.options import PackOptions
 
 _BAD_DATA, _BAD_CALL, _IO = 1, 2, 3
@@ -93,6 +93,8 @@ _profile = click.option("--profile", default="fast", show_default=True, help="A 
 _codec = click.option(
     "--codec", type=click.Choice(["auto", "rans", "huffman", "zstd", "raw"]), default="auto", show_default=True, help="Use this codec alone."
 )
+_in_place = click.option("--in-place", is_flag=True, help="Replace SRC itself, once the result was proven; a directory's files one after the other.")
+_delete_source = click.option("--delete-source", is_flag=True, help="Delete SRC once the result was proven.")
 _hf_flag = click.option(
     "--hf-flag", is_flag=True, help="Let config.json say that the model is packed, so that transformers without weightpack names it when it fails."
 )
@@ -136,6 +138,8 @@ def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool)
 @_threads
 @_force
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare the result before it gets its name.")
+@_in_place
+@_delete_source
 @_hf_flag
 @_revision
 @_token
@@ -143,8 +147,8 @@ def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool)
 @_as_json
 @_quiet
 def pack(
-    src: str, dst: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, hf_flag: bool, revision: str | None,
-    token: str | None, cache_dir: str | None, as_json: bool, quiet: bool,
+    src: str, dst: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, in_place: bool,
+    delete_source: bool, hf_flag: bool, revision: str | None, token: str | None, cache_dir: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Pack SRC: a .safetensors file, a model directory, or a Hub repo id such as bert-base-uncased."""
     from weightpack import api
@@ -152,8 +156,8 @@ def pack(
     start = time.perf_counter()
     with _Bar("packing", quiet) as progress:
         job = api.pack(
-            src, dst, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, hf_flag=hf_flag, revision=revision,
-            token=token, cache_dir=cache_dir, progress=progress,
+            src, dst, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, in_place=in_place,
+            delete_source=delete_source, hf_flag=hf_flag, revision=revision, token=token, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
     _report_job(job, time.perf_counter() - start, as_json, packing=True)
 
@@ -161,17 +165,21 @@ def pack(
 @cli.command()
 @click.argument("src")
 @click.option("-o", "--output", "dst", help="Target. [default: the name without .wp, or without -wp]")
+@_in_place
+@_delete_source
 @_threads
 @_force
 @_as_json
 @_quiet
-def unpack(src: str, dst: str | None, threads: int | None, force: bool, as_json: bool, quiet: bool) -> None:
+def unpack(
+    src: str, dst: str | None, in_place: bool, delete_source: bool, threads: int | None, force: bool, as_json: bool, quiet: bool
+) -> None:
     """Restore the original of SRC, a packed file or directory, byte for byte."""
     from weightpack import api
 
     start = time.perf_counter()
     with _Bar("unpacking", quiet) as progress:
-        job = api.unpack(src, dst, threads=threads, overwrite=force, progress=progress)
+        job = api.unpack(src, dst, threads=threads, overwrite=force, in_place=in_place, delete_source=delete_source, progress=progress)
     _report_job(job, time.perf_counter() - start, as_json, packing=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from weightpack.errors import OptionError, TruncatedError
+from weightpack.leftovers import PARTIAL, is_at, leftovers, lock, remove, working_name
 from weightpack.parallel import Scratch
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ class LocalFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
         self._fd: int | None = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        stat = os.fstat(self._fd)
-        self.size = stat.st_size
-        self._state = (stat.st_size, stat.st_mtime_ns)
+        state = os.fstat(self._fd)
+        self.size = state.st_size
+        self._state = (state.st_size, state.st_mtime_ns)
         self._seek_lock = threading.Lock()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -95,8 +96,8 @@ class LocalFile:
     def changed(self) -> bool:
         """Has the file been written to since it was opened?"""
         assert self._fd is not None
-        stat = os.fstat(self._fd)
-        return (stat.st_size, stat.st_mtime_ns) != self._state
+        state = os.fstat(self._fd)
+        return (state.st_size, state.st_mtime_ns) != self._state
 
     def close(self) -> None:
         if self._fd is not None:
@@ -145,14 +146,17 @@ class MemoryFile:
 
 
 class AtomicFile:
-    """A file that is written beside its target and replaces it in `commit`, synced; without `commit` nothing of it stays."""
+    """A file that is written beside its target and replaces it in `commit`, synced; without `commit` nothing of it stays.
+
+    What killed processes have left of the same target is removed first.
+    """
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.target = Path(target)
         self._overwrite = overwrite
         if not overwrite and self.target.exists():
             raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(self.target))
-        self.path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(8)}.wp-partial")
+        self.path = working_name(self.target, PARTIAL)
         self.fd = -1
 
     def write_at(self, offset: int, data: Buffer) -> None:
@@ -165,16 +169,41 @@ class AtomicFile:
     def commit(self) -> None:
         """Sync the file, give it its name, and sync the folder."""
         os.fsync(self.fd)
+        if self._overwrite:
+            os.replace(self.path, self.target)
+        else:
+            self._take_free_name()
         os.close(self.fd)
         self.fd = -1
-        if not self._overwrite and self.target.exists():
-            raise OptionError("the target appeared meanwhile: use --force (overwrite=True) to replace it", path=str(self.target))
-        os.replace(self.path, self.target)
         sync_folder(self.target.parent)
 
+    def _take_free_name(self) -> None:
+        """Rename without replacing what another process may have written meanwhile."""
+        try:
+            os.link(self.path, self.target)
+            self.path.unlink()
+            return
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without hard links
+            if not self.target.exists():
+                os.replace(self.path, self.target)
+                return
+        raise OptionError("the target appeared meanwhile: use --force (overwrite=True) to replace it", path=str(self.target))
+
     def __enter__(self) -> AtomicFile:
+        for path, _ in leftovers(self.target, PARTIAL):
+            if path.is_file():
+                remove(path)
         try:  # an interrupt may come between any two lines
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+            while self.fd < 0:
+                self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+                if lock(self.fd, wait=True) and not is_at(self.fd, self.path):  # taken for a leftover before it was locked
+                    os.close(self.fd)
+                    self.fd = -1
+            if self._overwrite and hasattr(os, "fchmod"):
+                with contextlib.suppress(OSError):  # the permissions of what is replaced
+                    os.fchmod(self.fd, stat.S_IMODE(self.target.stat().st_mode))
             return self
         except BaseException:
             self._clean_up()
@@ -184,11 +213,18 @@ class AtomicFile:
         self._clean_up()
 
     def _clean_up(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file, whole and synced or not at all."""
+    with AtomicFile(path, overwrite=True) as file:
+        file.write_at(0, data)
+        file.commit()
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,9 +19,12 @@ from weightpack.errors import OptionError
 from weightpack.fetch import fetch_repo, hub_errors, is_repo_id
 from weightpack.humane import human_bytes, percent
 from weightpack.options import PackOptions, load_profile
+from weightpack.workfolder import scratch_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
+
+    from weightpack.jobs import FileProgress
 
 CARD = "README.md"
 TAGS = ("weightpack", "lossless-compression")
@@ -44,7 +48,7 @@ class PushResult:
 def push(
     src: api.PathLike, repo_id: str, *, options: PackOptions | None = None, threads: int | None = None, verify: bool = True, base_model: str | None = None,
     hf_flag: bool = False, private: bool | None = None, revision: str | None = None, create_pr: bool = False, commit_message: str | None = None,
-    token: str | None = None, progress: api.FileProgress | None = None,
+    token: str | None = None, progress: FileProgress | None = None,
 ) -> PushResult:  # fmt: skip
     """Pack a model and commit it to a Hub repo, which is made if there is none.
 
@@ -129,12 +133,13 @@ class _Push:
         self.hub.preupload_lfs_files(self.repo_id, [operation], revision=self.revision, create_pr=self.create_pr)
         self.operations.append(operation)
 
-    def add_plain(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: api.FileProgress | None) -> Manifest:
+    def add_plain(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None) -> Manifest:
         """Pack the weights, one after the other, and add everything but card and manifest."""
         files, packed = model_files(folder), {}
-        with tempfile.TemporaryDirectory(prefix="weightpack-push-") as scratch:
+        job = hashlib.sha256(f"{folder.resolve()}\0{self.repo_id}\0{os.getuid() if hasattr(os, 'getuid') else ''}".encode()).hexdigest()[:16]
+        with scratch_folder(Path(tempfile.gettempdir(), f"weightpack-push-{job}")) as scratch:
             for weight in files.weights:
-                target = Path(scratch, "packed.safetensors")
+                target = scratch / "packed.safetensors"
                 (result,) = api.pack(folder / weight, target, options=options, threads=threads, verify=verify, progress=progress).files
                 packed[str(weight)] = {
                     "source_bytes": result.source_bytes, "packed_bytes": result.packed_bytes, "source_sha256": result.source_sha256,
@@ -151,7 +156,7 @@ class _Push:
                 self.add_file(str(other), folder / other)
         return manifest
 
-    def add_packed(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: api.FileProgress | None) -> Manifest:
+    def add_packed(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None) -> Manifest:
         """Add a directory that is packed already, but for card and manifest."""
         manifest = Manifest.read(folder)
         if verify:
@@ -208,7 +213,7 @@ def _how_to_load(folder: Path, repo_id: str) -> str:
 
 def pull(
     repo_id: str, target: api.PathLike | None = None, *, unpack: bool = False, revision: str | None = None, include: Sequence[str] | None = None,
-    token: str | None = None, threads: int | None = None, overwrite: bool = False, progress: api.FileProgress | None = None,
+    token: str | None = None, threads: int | None = None, overwrite: bool = False, progress: FileProgress | None = None,
 ) -> Path:  # fmt: skip
     """Download a repo into a directory, and unpack it if that is wanted; an interrupted download goes on where it stopped.
 
