@@ -18,6 +18,7 @@ from typing import Any
 
 from weightpack.errors import CorruptionError, FormatError, OptionError, TruncatedError
 from weightpack.files import LocalFile
+from weightpack.leftovers import is_working_name
 from weightpack.segments import segment
 
 MANIFEST = "weightpack.json"
@@ -49,7 +50,7 @@ def model_files(folder: Path) -> ModelFiles:
     found = sorted(
         PurePosixPath(path.relative_to(folder).as_posix())
         for path in folder.rglob("*")
-        if path.is_file() and not _SKIPPED.intersection(path.relative_to(folder).parts)
+        if path.is_file() and not _SKIPPED.intersection(path.relative_to(folder).parts) and not is_working_name(path.name)
     )
     weights = tuple(path for path in found if path.suffix == ".safetensors")
     if not weights:

@@ -22,6 +22,11 @@ def working_name(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(8)}.{kind}")
 
 
+def is_working_name(name: str) -> bool:
+    """Is this the name of somebody's working file?"""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{16}}\.({PARTIAL}|{OLD})", name) is not None
+
+
 def lock(fd: int, *, wait: bool = False) -> bool:
     """Lock an open file or folder until it is closed; False if another process holds it, or there are no locks here."""
     try:
