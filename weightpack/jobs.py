@@ -214,9 +214,9 @@ def pack_in_place(path: Path, job: Job) -> JobResult:
         return JobResult(str(path), (pack_one(path, path, one),))
     files = model_files(path)
     done = {weight for weight in files.weights if is_packed_weight(path / weight)}
-    if (path / MANIFEST).exists() and len(done) == len(files.weights):
-        raise OptionError("the directory is packed already", path=str(path))
     manifest = Manifest.read(path) if (path / MANIFEST).exists() else Manifest({}, {})
+    if len(done) == len(files.weights) and all(str(weight) in manifest.packed for weight in done):
+        raise OptionError("the directory is packed already", path=str(path))
     config = None if done else packed_config(files, flag=job.hf_flag)  # what it says of dtypes is seen in plain weights only
     if config is not None and str(_CONFIG) not in manifest.originals:
         manifest.originals[str(_CONFIG)] = (path / _CONFIG).read_bytes()
