@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -282,3 +284,21 @@ def test_local_file_shorter_than_read_is_truncated(tmp_path):
         path.write_bytes(b"1234")
         with pytest.raises(TruncatedError):
             file.read_into(0, memoryview(bytearray(8)))
+
+
+@pytest.mark.parametrize("filling", [b"[]", b"{}", b'""', b"1"])
+def test_json_that_would_fill_the_memory_is_refused_before_it_is_parsed(tmp_path, filling):
+    """Up to 40 bytes of Python for each of JSON: 99 MB of it in a child that may have 700 MB."""
+    n = 99_000_000 // (len(filling) + 1)
+    header = b'{"__metadata__":[' + filling + (b"," + filling) * (n - 1) + b"]}"
+    path = tmp_path / "bomb.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    program = (
+        "import resource, sys, weightpack\n"
+        "from weightpack.tensors import safe_open\n"
+        "from weightpack.errors import LimitError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))\n"
+        "try:\n    safe_open(sys.argv[1])\nexcept LimitError as error:\n    assert 'max_json_memory' in str(error)\nelse:\n    sys.exit('accepted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

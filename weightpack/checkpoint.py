@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from weightpack.errors import CorruptionError, FormatError, OptionError, TruncatedError
+from weightpack.errors import CorruptionError, FormatError, LimitError, OptionError, TruncatedError, located
 from weightpack.files import LocalFile
+from weightpack.format.constants import MAX_HEADER_BYTES
+from weightpack.format.safetensors import parse_json
 from weightpack.leftovers import is_working_name
 from weightpack.segments import segment
 
@@ -57,17 +59,26 @@ def model_files(folder: Path) -> ModelFiles:
         raise OptionError("no .safetensors file in this directory", path=str(folder))
     for path in found:
         if path.name.endswith(".safetensors.index.json"):
-            for shard in sorted(_shards(folder / path)):
+            with located(path=str(folder / path)):
+                shards = sorted(_shards(folder / path))
+            for shard in shards:
                 if not (folder / path.parent / shard).is_file():
                     raise TruncatedError(f"the shard {shard!r} that {path} names is missing: fetch the model again", path=str(folder / path))
     return ModelFiles(folder, weights, tuple(path for path in found if path not in weights))
 
 
+def _small_file(path: Path) -> bytes:
+    """Read a file of a checkpoint that is JSON; those of hundreds of thousands of tensors have some tens of megabytes."""
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise LimitError(f"the file is larger than the {MAX_HEADER_BYTES} bytes that such files have", path=str(path))
+    return path.read_bytes()
+
+
 def _shards(path: Path) -> set[str]:
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = parse_json(_small_file(path))["weight_map"]
         shards = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CorruptionError(f"not an index of shards: {error}", path=str(path)) from None
     for shard in shards:
         if not isinstance(shard, str) or "\\" in shard or PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
@@ -96,7 +107,7 @@ class Manifest:
         """Read and check the manifest of a packed directory."""
         path = folder / MANIFEST
         try:
-            root = json.loads(path.read_bytes())
+            root = parse_json(_small_file(path))
             if root["weightpack_manifest"] != _MANIFEST_VERSION:
                 raise CorruptionError("a manifest of another version: upgrade weightpack", path=str(path))
             packed = {str(name): dict(entry) for name, entry in root["packed"].items()}

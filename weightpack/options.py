@@ -64,11 +64,14 @@ class Limits:
         Length of the restored file.
     max_gap_bytes
         Bytes of the source outside its tensors, all together; they are held in memory.
+    max_json_memory
+        Memory that a header's objects may take, estimated before it is parsed.
     """
 
     max_tensors: int = 10_000_000
     max_source_bytes: int = 1 << 44
     max_gap_bytes: int = 256 << 20
+    max_json_memory: int = 1 << 30
 
 
 DEFAULT_LIMITS = Limits()

@@ -73,10 +73,10 @@ def is_packed(header: Header) -> bool:
     return header.metadata is not None and INDEX_KEY in header.metadata
 
 
-def read_header(file: RandomReader) -> Header:
+def read_header(file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> Header:
     """Read and check the safetensors header of a file, packed or plain."""
     n = header_bytes(bytes(read_at(file, 0, min(8, file.size))), file.size)
-    return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n)
+    return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n, max_memory=limits.max_json_memory)
 
 
 class PackedFile:
@@ -105,7 +105,7 @@ class PackedFile:
 
     def _open(self, limits: Limits) -> None:
         file = self.file
-        header = read_header(file)
+        header = read_header(file, limits)
         if header.metadata is None or not is_packed(header):
             raise NotPackedError("not a packed file: it has no weightpack index")
         check_tiles(header, file.size - header.data_begin)
@@ -115,11 +115,11 @@ class PackedFile:
         crc = _kernels().crc32c(text.encode("utf-8"))
         if header.metadata.get(INDEX_CRC_KEY) != f"{crc:08x}":
             raise ChecksumError("the index does not match its checksum: the file is damaged")
-        index = self.index = Index.parse(text, limits.max_gap_bytes)
+        index = self.index = Index.parse(text, limits.max_gap_bytes, limits.max_json_memory)
         if index.source_bytes > limits.max_source_bytes:
             raise LimitError(f"the source has {index.source_bytes} bytes, the limit is {limits.max_source_bytes}")
 
-        source = self._source_header(index)
+        source = self._source_header(index, limits)
         self.metadata = source.metadata
         segments = segments_of(source, index.source_bytes)
         if segments.gaps != tuple((gap.offset, gap.n_bytes) for gap in index.gaps):
@@ -132,7 +132,7 @@ class PackedFile:
         self._scratch = Scratch()
         self._lock = threading.Lock()
 
-    def _source_header(self, index: Index) -> Header:
+    def _source_header(self, index: Index, limits: Limits) -> Header:
         """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
         if not index.gaps or index.gaps[0].offset != 0 or not 8 <= index.gaps[0].n_bytes <= index.source_bytes:
             raise CorruptionError("the index does not hold the source's header")
@@ -140,7 +140,7 @@ class PackedFile:
         n = int.from_bytes(first[:8], "little")
         if n > MAX_HEADER_BYTES or n > len(first) - 8:
             raise CorruptionError("the index does not hold the whole header of the source")
-        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True)
+        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True, max_memory=limits.max_json_memory)
 
     def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index) -> dict[str, StoredTensor]:
         if len(index.kept_crc32c) % 4:

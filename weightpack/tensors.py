@@ -32,7 +32,7 @@ class TensorReader:
     def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> None:
         self.file = file
         with located(path=file.name):
-            header = read_header(file)
+            header = read_header(file, limits)
             self._packed = PackedFile(file, limits) if is_packed(header) else None
             if self._packed:
                 self.tensors = {name: stored.tensor for name, stored in self._packed.tensors.items()}

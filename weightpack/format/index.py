@@ -87,9 +87,9 @@ class Index:
         return json.dumps(root, separators=(",", ":"))
 
     @classmethod
-    def parse(cls, text: str, max_gap_bytes: int) -> Index:
+    def parse(cls, text: str, max_gap_bytes: int, max_memory: int = 1 << 30) -> Index:
         """Parse and check the fields one by one; what they say about the file is checked by the reader."""
-        root = parse_json(text.encode("utf-8", "surrogatepass"))
+        root = parse_json(text.encode("utf-8", "surrogatepass"), max_memory)
         if not isinstance(root, dict):
             raise CorruptionError("the index is not a JSON object")
         version = root.get("version")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightpack.dtypes import DTYPE_BITS, tensor_bytes
-from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
+from weightpack.errors import CorruptionError, LimitError, TruncatedError, UnsupportedError
 from weightpack.format.constants import MAX_HEADER_BYTES
 
 # numpy and torch count dimensions in a byte or less; more is nobody's tensor.
@@ -55,8 +55,21 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_json(text: bytes) -> Any:
-    """Parse JSON from an untrusted file: duplicate keys, bad UTF-8 and deep nesting are corruption."""
+def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
+    """Parse JSON from an untrusted file: duplicate keys, bad UTF-8 and deep nesting are corruption.
+
+    What its objects may take in memory is estimated, generously, before it is parsed: a few bytes of JSON can make a hundred of Python's.
+
+    Raises
+    ------
+    CorruptionError
+    LimitError
+        It would take more than `max_memory`.
+    """
+    memory = len(text) * (2 if text.isascii() else 9)
+    memory += sum(n_bytes * text.count(sign) for sign, n_bytes in ((b"{", 72), (b"[", 64), (b",", 48), (b":", 120)))
+    if memory > max_memory:
+        raise LimitError(f"the header may take {memory} bytes of memory, the limit is {max_memory}: raise Limits.max_json_memory if you trust the file")
     try:
         root = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
         if b"\\ud" in text.lower():  # half a surrogate pair is a str to Python, but has no UTF-8
@@ -73,16 +86,16 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def parse_header(text: bytes, data_bytes: int, *, unknown_dtypes: bool = False) -> Header:
+def parse_header(text: bytes, data_bytes: int, *, unknown_dtypes: bool = False, max_memory: int = 1 << 30) -> Header:
     """Parse a JSON header and check every entry; `data_bytes` is the length of what follows the header.
 
     Entries may leave holes; callers that forbid them use `check_tiles`. A source's header may have `unknown_dtypes` (FORMAT 7.6).
 
     Raises
     ------
-    CorruptionError, TruncatedError, UnsupportedError
+    CorruptionError, TruncatedError, UnsupportedError, LimitError
     """
-    root = parse_json(text)
+    root = parse_json(text, max_memory)
     if not isinstance(root, dict):
         raise CorruptionError("the header is not a JSON object")
     metadata = root.pop("__metadata__", None)
