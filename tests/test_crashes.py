@@ -22,7 +22,7 @@ from weightpack.errors import LosslessError, OptionError
 from weightpack.files import AtomicFile
 from weightpack.leftovers import PARTIAL, leftovers, working_name
 
-KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))  # of each kind; scripts/soak takes many more
+KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))  # of each kind
 
 
 def command(*arguments):

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +23,7 @@ import weightpack
 
 ROOT = Path(__file__).resolve().parents[1]
 REPO = "me/tiny-wp"
+KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "4"))
 
 
 class Client:
@@ -174,6 +178,30 @@ def test_resume_after_kill(client, tmp_path):
     assert not sent & {line.rsplit("/")[-1] for line in client.hub.log() if line.startswith("PUT")}
     client.ok("pull", REPO, "restored", "--unpack")
     assert same_folder(source, tmp_path / "restored")
+
+
+def test_push_and_pull_killed_at_random_moments(client, tmp_path):
+    source = large(tmp_path / "large", mebibytes=8)
+    rng = random.Random(2)
+    seconds = {}
+    for what in ("push", "pull"):
+        for attempt in range(1 + KILLS):
+            arguments = ("push", source, f"me/{what}{attempt}") if what == "push" else ("pull", "me/push0", f"pulled{attempt}", "--unpack")
+            start = time.perf_counter()
+            process = subprocess.Popen(client.command(*arguments), cwd=tmp_path, env=client.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds[what] * rng.uniform(0.3, 1) if attempt else None)
+            process.kill()
+            process.wait()
+            seconds.setdefault(what, time.perf_counter() - start)
+            if what == "push" or not (tmp_path / f"pulled{attempt}").exists():
+                client.ok(*arguments)
+        if what == "push":
+            assert len({client.hub.file(f"me/push{i}", "part1.safetensors") for i in range(1 + KILLS)}) == 1
+        else:
+            assert all(same_folder(source, tmp_path / f"pulled{i}") for i in range(1 + KILLS))
+    assert not list(tmp_path.glob(".pulled*"))
+    assert not list(Path(tempfile.gettempdir()).glob("weightpack-push-*/*"))
 
 
 @pytest.mark.parametrize(

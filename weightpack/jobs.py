@@ -275,8 +275,10 @@ def delete_source(path: Path, result: JobResult, *, packed: bool) -> None:
     manifest = Manifest.read(target if packed else path)
     others = [name for name in model_files(path).others if str(name) != MANIFEST]
     for name in others:
-        same = filecmp.cmp(path / name, target / name, shallow=False) if str(name) not in manifest.originals else (
-            (path if packed else target) / name).read_bytes() == manifest.originals[str(name)]  # fmt: skip
+        changed = manifest.originals.get(str(name))  # what stands for it on the packed side is another file
+        same = (
+            filecmp.cmp(path / name, target / name, shallow=False) if changed is None else ((path if packed else target) / name).read_bytes() == changed
+        )
         if not same:
             raise LosslessError("the file is no longer what was copied: the source stays", path=str(path / name))
     for deleted in [*(Path(file.source) for file in result.files), *(path / name for name in others), path / MANIFEST]:
