@@ -16,6 +16,7 @@ import json
 import random
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         yield "damaged", bytes([number, 0]) + (8 + n).to_bytes(3, "little") + b"\xff"
         yield "damaged", bytes([number, 4]) + (8 + n + 100).to_bytes(3, "little") + b"\xff"
         source_begin = 8 + int.from_bytes(source[:8], "little")
-        if len(file) <= 3 * MOST_SEED_BYTES:
+        if len(file) <= MOST_SEED_BYTES:
             yield "packed", file
             yield "header", b"\0" + struct.pack("<H", min(65535, len(file) - 8 - n)) + file[8 : 8 + n]
             yield "header", b"\xff" + struct.pack("<H", min(65535, len(source) - source_begin)) + source[8 : source_begin]
@@ -66,9 +67,27 @@ def seeds() -> Iterator[tuple[str, bytes]]:
                 yield "frame", encode_bytes(np.frombuffer(data, np.uint8), tensor.dtype, tensor.shape)
             if stored.storage == "p":
                 yield from _record_seeds(packed, stored, file, data)
+    for file in small_files():
+        yield "packed", file
     yield "manifest", b'{"weightpack_manifest": 1, "packed": {"a.safetensors": {"source_bytes": 1, "packed_bytes": 2, "sha256": "00"}}, "originals": {"config.json": "e30K"}}'
     yield "shards", b'{"metadata": {"total_size": 1}, "weight_map": {"a": "a.safetensors", "b": "sub/b.safetensors"}}'
     yield "shards", b'{"weight_map": {"a": "a.safetensors"}}'
+
+
+def small_files() -> Iterator[bytes]:
+    """Yield packed files of about 1 kB, each codec and each kind of storage in one of them: the golden ones that have all are ten times as long."""
+    import samples
+
+    import weightpack
+
+    bf16, f32 = ("BF16", (400,), samples.weights(400, "BF16")), ("F32", (90,), samples.weights(90, "F32"))
+    tensors = {"a": bf16, "b": f32, "c": f32, "d": ("F16", (300,), bytes(600)), "e": ("U8", (40,), bytes(range(40)))}
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source", Path(folder) / "packed"
+        source.write_bytes(samples.safetensors_file(tensors, {"format": "pt"}))
+        for codec in weightpack.options.CODEC_CHOICES:
+            weightpack.pack(source, target, options=weightpack.PackOptions(codecs=(codec,), chunk_elems=256, exhaustive=True), overwrite=True)
+            yield target.read_bytes()
 
 
 def _record_seeds(packed: Any, stored: Any, file: bytes, data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -82,10 +101,10 @@ def _record_seeds(packed: Any, stored: Any, file: bytes, data: bytes) -> Iterato
     if len(data) < MOST_TENSOR_BYTES:
         yield "tensor", struct.pack("<H", len(data)) + record
     sample = data[:1500]
-    yield "encode", struct.pack("<BBHB", layout.id - 1, 0, min(8999, len(data) // elem_bytes), 10) + sample
-    yield "huffman", struct.pack("<BBBBHH", 0, 40, sample[0], 1, min(5999, len(data)), 0) + bytes(range(40)) + sample
+    yield "encode", struct.pack("<BBHB", layout.id - 1, 0, min(4399, len(data) // elem_bytes), 10) + sample
+    yield "huffman", struct.pack("<BBBBHH", 0, 40, sample[0], 1, min(2599, len(data)), 0) + bytes(range(40)) + sample
     for flags in (0, 3, 4):
-        yield "rans", struct.pack("<BHH", flags, min(5999, len(data)), 300) + sample
+        yield "rans", struct.pack("<BHH", flags, min(2599, len(data)), 300) + sample
     if head.chunk_elems > 9000:
         return
     n_chunks = min(8, head.n_chunks)
@@ -239,7 +258,7 @@ def mutate_packed(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: 
             text = json.dumps(index)
         file = _sealed(header, text, section)
         return _with_sha256(header, text, section) or file if rng.random() < 0.8 else file
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error, zstandard.ZstdError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, MemoryError, struct.error, zstandard.ZstdError):
         return mutate(data, max_size)  # it was no packed file before
 
 
@@ -280,7 +299,7 @@ def _change_source(index: Any, mutate: Callable[[bytes, int], bytes], rng: rando
     n = int.from_bytes(first[:8], "little")
     text = mutate_json(first[8 : 8 + n], mutate, n + 64, rng)
     if rng.random() < 0.8:  # as long as before, if white space can do it
-        text = text.ljust(n)
+        text = text.ljust(min(n, len(first)))
     new = struct.pack("<Q", len(text)) + text + first[8 + n :]
     index["gaps"][0] = [offset, len(new), base64.b64encode(zstandard.ZstdCompressor().compress(new)).decode()]
     index["source"]["bytes"] += len(new) - n_bytes

@@ -162,7 +162,7 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """5.3 length of a tensor."""
     if dtype not in DTYPE_BITS:
         raise UnsupportedError(f"dtype {dtype!r}")
-    count = 1
+    count = 0 if 0 in shape else 1
     for dim in shape:
         count *= dim
         need(count < 1 << 64, "shape: more than 2^64 - 1 elements")

@@ -47,7 +47,7 @@ static inline unsigned next_layout(input *in) { return next8(in) % (WP_N_LAYOUTS
 /* `n` bytes out of what is left, again and again from its begin: long inputs out of short ones. */
 static inline uint8_t *take_cycled(input in, size_t n) {
     uint8_t *p = take(n, 0);
-    for (size_t i = 0; in.n && i < n; i++) p[i] = in.p[i % in.n];
+    for (size_t i = 0; in.n && i < n; i += in.n) memcpy(p + i, in.p, n - i < in.n ? n - i : in.n);
     return p;
 }
 

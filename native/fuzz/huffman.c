@@ -2,7 +2,7 @@
 /* wp_huffman_encode, and back. Input: flags, u8 count of splits, u8 first symbol, u8 stride, u16 count of symbols, u16 capacity, splits, symbols. */
 #include "fuzz.h"
 
-enum { ANY_LENGTHS = 1, ANY_SYMBOLS = 2, SMALL = 4, MOST_SYMBOLS = 6000 };
+enum { ANY_LENGTHS = 1, ANY_SYMBOLS = 2, SMALL = 4, MOST_SYMBOLS = 2600 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     input in = {data, n_bytes};

@@ -2,7 +2,7 @@
 /* wp_rans_choose and wp_rans_encode, and back. Input: flags, u16 count of symbols, u16 capacity, codebook (34 bytes, if the flags say so), symbols. */
 #include "fuzz.h"
 
-enum { GIVEN_BOOK = 1, MENDED = 2, SMALL = 4, MOST_SYMBOLS = 6000 };
+enum { GIVEN_BOOK = 1, MENDED = 2, SMALL = 4, MOST_SYMBOLS = 2600 };
 
 static void next_book(input *in, int mended, wp_rans_book *book) {
     uint8_t *to = (uint8_t *)book;
