@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpack.errors import MissingExtraError, OptionError
+from weightpack.errors import LimitError, MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _NUMPY = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16", "I32": "int32", "U32": "uint32",
@@ -40,6 +44,23 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
         found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
         return found
     raise OptionError(f"numpy has no {dtype}: read the tensor with weightpack.torch")
+
+
+def shaped(data: NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+    """View a tensor's bytes as an array.
+
+    Raises
+    ------
+    MissingExtraError, OptionError
+        As `numpy_dtype`.
+    LimitError
+        numpy has no such shape: a size of 0 lets a file name others that no array has.
+    """
+    flat = data.view(numpy_dtype(dtype))
+    try:
+        return flat.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        raise LimitError(f"numpy has no array of shape {list(shape)}: {error}") from None
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpack.arrays import dtype_name, numpy_dtype
+from weightpack.arrays import dtype_name, shaped
 from weightpack.chunk_decoder import decode_chunks
 from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
 from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
@@ -132,10 +132,10 @@ def decode(frame: bytes | bytearray | memoryview, *, threads: int | None = 1, ma
     FormatError
         The frame is damaged.
     LimitError
-        It claims more than `max_bytes`.
+        It claims more than `max_bytes`, or a shape that numpy has not.
     """
     data, dtype, shape = decode_bytes(frame, threads=threads, max_bytes=max_bytes)
-    return data.view(numpy_dtype(dtype)).reshape(shape)
+    return shaped(data, dtype, shape)
 
 
 def decode_bytes(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from weightpack.arrays import numpy_dtype
+from weightpack.arrays import numpy_dtype, shaped
 from weightpack.dtypes import tensor_bytes
-from weightpack.errors import MissingExtraError, OptionError
+from weightpack.errors import LimitError, MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +39,9 @@ class NumpyFramework:
     """Makes numpy arrays of bytes."""
 
     def empty(self, dtype: str, shape: Sequence[int]) -> tuple[Any, Bytes]:
+        numpy_dtype(dtype)  # refuses those whose size nobody knows
         memory = np.empty(tensor_bytes(dtype, tuple(shape)) or 0, np.uint8)
-        return memory.view(numpy_dtype(dtype)).reshape(shape), memory
+        return shaped(memory, dtype, shape), memory
 
     def finish(self, tensor: Any) -> Any:
         return tensor
@@ -63,7 +64,11 @@ class TorchFramework:
         memory = self._torch.empty(tensor_bytes(dtype, tuple(shape)) or 0, dtype=self._torch.uint8)
         if dtype == "F4":  # two elements a byte: safetensors gives the packed shape
             shape = (*shape[:-1], shape[-1] // 2)
-        return memory.view(getattr(self._torch, TORCH_NAMES[dtype])).reshape(tuple(shape)), memory.numpy()
+        flat = memory.view(getattr(self._torch, TORCH_NAMES[dtype]))
+        try:
+            return flat.reshape(tuple(shape)), memory.numpy()
+        except (RuntimeError, OverflowError) as error:
+            raise LimitError(f"torch has no {dtype} tensor of shape {list(shape)}: {error}") from None
 
     def finish(self, tensor: Any) -> Any:
         return tensor if self._device.type == "cpu" else tensor.to(self._device)

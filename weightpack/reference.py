@@ -130,9 +130,7 @@ class Entry:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """4.2 an object whose keys differ and are Unicode text."""
-    for key, _ in pairs:
-        key.encode()  # a lone surrogate is a ValueError
+    """4.2 an object whose keys differ."""
     if len({key for key, _ in pairs}) != len(pairs):
         raise ValueError("duplicate keys")
     return dict(pairs)
@@ -147,6 +145,8 @@ def read_json(text: bytes, what: str) -> dict[str, Any]:
     """4.1 a JSON object."""
     try:
         value: Any = json.loads(text.decode(), object_pairs_hook=unique_keys, parse_constant=no_constant)
+        if b"\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # 1.9 a lone surrogate is a ValueError
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: {error}") from None
     need(isinstance(value, dict), f"{what}: not an object")
@@ -154,15 +154,15 @@ def read_json(text: bytes, what: str) -> dict[str, Any]:
 
 
 def is_uints(value: object) -> bool:
-    """1.2 a list of integers that fit a u64 (JSON's true is not one)."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
+    """1.9 a list of integers below 2^63 (JSON's true is not one)."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """5.3 length of a tensor."""
     if dtype not in DTYPE_BITS:
         raise UnsupportedError(f"dtype {dtype!r}")
-    count = 1
+    count = 0 if 0 in shape else 1
     for dim in shape:
         count *= dim
         need(count < 1 << 64, "shape: more than 2^64 - 1 elements")
@@ -177,7 +177,8 @@ def read_header(data: Buffer, what: str) -> tuple[int, dict[str, str], dict[str,
     need(n_bytes <= MAX_HEADER, f"{what}: {n_bytes} bytes, above the limit")
     text = bytes(take(data, 8, n_bytes, what))
     tensors = read_json(text, what)
-    metadata = tensors.pop("__metadata__", {})
+    metadata = tensors.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     need(isinstance(metadata, dict) and all(isinstance(item, str) for item in metadata.values()), f"{what}: bad __metadata__")
     return 8 + n_bytes, metadata, tensors
 

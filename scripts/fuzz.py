@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `scripts/fuzz` needs beside a compiler: seeds for all targets, and the drive for the Python ones.
+
+    python scripts/fuzz.py seeds FOLDER              one folder of inputs for each target, out of tests/golden
+    python scripts/fuzz.py run TARGET LIBFUZZER...   a target of tests/fuzz_targets.py, under atheris
+
+Mutated files die at the first checksum. So the mutators repair some: those of the index, of chunks and kept pieces, of the frame's head, and the source's SHA-256. Then
+the damage reaches the decoders.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+MOST_SEED_BYTES = 4096  # a seed that is longer makes every execution slow
+ODD_VALUES = [0, 1, -1, 2, 127, 255, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400, 1e999, 0.5, True, None, "", "p", "k", "t", "U8", "F4", "\ud800", [], {}, [0], [[]]]
+
+
+# ---- seeds ----
+
+
+def write_seeds(folder: Path) -> None:
+    """Write FOLDER/TARGET/... for each target, native and Python."""
+    for name, data in seeds():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / hashlib.sha1(data).hexdigest()).write_bytes(data)
+
+
+def seeds() -> Iterator[tuple[str, bytes]]:
+    """Yield (target, input): the golden files, and what they are made of."""
+    from fuzz_targets import golden_files
+
+    from weightpack.files import MemoryFile
+    from weightpack.frame import encode_bytes
+    from weightpack.reader import PackedFile
+
+    for number, (file, source) in enumerate(golden_files()):
+        packed = PackedFile(MemoryFile([file]))
+        n = int.from_bytes(file[:8], "little")
+        yield "damaged", bytes([number])
+        yield "damaged", bytes([number, 0]) + (8 + n).to_bytes(3, "little") + b"\xff"
+        yield "damaged", bytes([number, 4]) + (8 + n + 100).to_bytes(3, "little") + b"\xff"
+        source_begin = 8 + int.from_bytes(source[:8], "little")
+        if len(file) <= MOST_SEED_BYTES:
+            yield "packed", file
+            yield "header", b"\0" + struct.pack("<H", min(65535, len(file) - 8 - n)) + file[8 : 8 + n]
+            yield "header", b"\xff" + struct.pack("<H", min(65535, len(source) - source_begin)) + source[8 : source_begin]
+            yield "index", json.loads(file[8 : 8 + n])["__metadata__"]["weightpack"].encode()
+        for stored in packed.tensors.values():
+            tensor = stored.tensor
+            data = source[tensor.offset : tensor.offset + tensor.n_bytes]
+            if tensor.n_bytes and tensor.n_bytes <= MOST_SEED_BYTES and tensor.dtype in ("BF16", "F16", "F32", "F64", "U8", "I64", "F4", "F8_E4M3"):
+                yield "frame", encode_bytes(np.frombuffer(data, np.uint8), tensor.dtype, tensor.shape)
+            if stored.storage == "p":
+                yield from _record_seeds(packed, stored, file, data)
+    for file in small_files():
+        yield "packed", file
+    yield "manifest", b'{"weightpack_manifest": 1, "packed": {"a.safetensors": {"source_bytes": 1, "packed_bytes": 2, "sha256": "00"}}, "originals": {"config.json": "e30K"}}'
+    yield "shards", b'{"metadata": {"total_size": 1}, "weight_map": {"a": "a.safetensors", "b": "sub/b.safetensors"}}'
+    yield "shards", b'{"weight_map": {"a": "a.safetensors"}}'
+
+
+def small_files() -> Iterator[bytes]:
+    """Yield packed files of about 1 kB, each codec and each kind of storage in one of them: the golden ones that have all are ten times as long."""
+    import samples
+
+    import weightpack
+
+    bf16, f32 = ("BF16", (400,), samples.weights(400, "BF16")), ("F32", (90,), samples.weights(90, "F32"))
+    tensors = {"a": bf16, "b": f32, "c": f32, "d": ("F16", (300,), bytes(600)), "e": ("U8", (40,), bytes(range(40)))}
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source", Path(folder) / "packed"
+        source.write_bytes(samples.safetensors_file(tensors, {"format": "pt"}))
+        for codec in weightpack.options.CODEC_CHOICES:
+            weightpack.pack(source, target, options=weightpack.PackOptions(codecs=(codec,), chunk_elems=256, exhaustive=True), overwrite=True)
+            yield target.read_bytes()
+
+
+def _record_seeds(packed: Any, stored: Any, file: bytes, data: bytes) -> Iterator[tuple[str, bytes]]:
+    from fuzz_targets import MOST_TENSOR_BYTES
+
+    from weightpack.format.record import parse_chunk
+
+    head = packed.record_head(stored)
+    layout, elem_bytes = head.layout, head.layout.elem_bytes
+    record = file[stored.begin : stored.end]
+    if len(data) < MOST_TENSOR_BYTES:
+        yield "tensor", struct.pack("<H", len(data)) + record
+    sample = data[:1500]
+    yield "encode", struct.pack("<BBHB", layout.id - 1, 0, min(4399, len(data) // elem_bytes), 10) + sample
+    yield "huffman", struct.pack("<BBBBHH", 0, 40, sample[0], 1, min(2599, len(data)), 0) + bytes(range(40)) + sample
+    for flags in (0, 3, 4):
+        yield "rans", struct.pack("<BHH", flags, min(2599, len(data)), 300) + sample
+    if head.chunk_elems > 9000:
+        return
+    n_chunks = min(8, head.n_chunks)
+    offsets = head.offsets[: n_chunks + 1] - head.offsets[0]
+    body = record[int(head.offsets[0]) : int(head.offsets[n_chunks])]
+    for flags in (0, 1):
+        start = struct.pack("<BBBBH", layout.id, flags, n_chunks, head.chunk_elems // 128 - 1, min(head.n_elems, n_chunks * head.chunk_elems))
+        yield "record", start + (offsets // 16).astype("<u2").tobytes() + body
+    for i in range(n_chunks):
+        chunk = record[int(head.offsets[i]) : int(head.offsets[i + 1])]
+        yield "chunk", struct.pack("<BH", layout.id, head.elems_of(i)) + chunk
+        parsed = parse_chunk(chunk, layout)
+        for plane, (codec, stream) in enumerate(parsed.streams):
+            yield "stream", struct.pack("<BBBH", 0 if parsed.mode else layout.id - 1, plane, codec, head.elems_of(i)) + bytes(stream)
+
+
+# ---- mutators ----
+
+
+def repair_record(record: bytes, n_bytes: int) -> bytes:
+    """Put the right CRC in the table for each chunk that can be decoded."""
+    from weightpack import reference
+    from weightpack.errors import WeightpackError
+    from weightpack.format.record import parse_record_head
+
+    fixed = bytearray(record)
+    try:
+        head = parse_record_head(record, n_bytes, len(record))
+        layout = reference.LAYOUTS[int(head.layout.id)]
+        for i in range(head.n_chunks):
+            chunk, _ = reference.decode_chunk(record, int(head.offsets[i]), layout, head.elems_of(i))
+            struct.pack_into("<I", fixed, 8 + 8 * i + 4, reference.numbered_crc(i, chunk))
+    except (WeightpackError, reference.FormatError):
+        pass  # the rest stays as it is
+    return bytes(fixed)
+
+
+def mutate_tensor(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: int, rng: random.Random) -> bytes:
+    """The record's size field follows its length in half of the cases, and the CRCs in most."""
+    from fuzz_targets import MOST_TENSOR_BYTES
+
+    changed = mutate(data, max_size)
+    if len(changed) < 10:
+        return changed
+    if rng.random() < 0.5:
+        changed = changed[: 2 + (len(changed) - 2) // 16 * 16]
+        changed = changed[:6] + struct.pack("<I", (len(changed) - 2) // 16) + changed[10:]
+    return changed[:2] + repair_record(changed[2:], int.from_bytes(changed[:2], "little") % MOST_TENSOR_BYTES) if rng.random() < 0.8 else changed
+
+
+def mutate_frame(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: int, rng: random.Random) -> bytes:
+    """Mutate head or body; then the head's CRC, and those of the body."""
+    from weightpack import reference
+
+    changed = bytearray(mutate(data, max_size))
+    if len(changed) < 12 or rng.random() < 0.1:
+        return bytes(changed)
+    head = 8 + changed[6] + 8 * changed[7]
+    if len(changed) < head + 4:
+        return bytes(changed)
+    changed[head : head + 4] = struct.pack("<I", reference.crc32c(bytes(changed[:head])))
+    body = bytes(changed[head + 4 :])
+    try:
+        shape = struct.unpack_from(f"<{changed[7]}Q", changed, 8 + changed[6])
+        n_bytes = reference.tensor_bytes(bytes(changed[8 : 8 + changed[6]]).decode("latin-1"), shape)
+    except reference.FormatError:
+        return bytes(changed)
+    if changed[5] == 1:
+        body = repair_record(body, n_bytes)
+    elif len(body) > 4:
+        body = struct.pack("<I", reference.numbered_crc(0, body[4:])) + body[4:]
+    return bytes(changed[: head + 4]) + body
+
+
+def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (container, key) of every value in a JSON tree."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in list(pairs):
+        yield value, key
+        yield from _nodes(child)
+
+
+def _change_node(tree: Any, rng: random.Random) -> None:
+    nodes = list(_nodes(tree))
+    if not nodes:
+        return
+    where, key = rng.choice(nodes)
+    old, roll = where[key], rng.random()
+    if roll < 0.3 and type(old) is int:
+        where[key] = old + rng.choice([-1, 1, 8, -8, 16, 128, 1 << 20])
+    elif roll < 0.5 and isinstance(old, str) and old:
+        i = rng.randrange(len(old))
+        where[key] = old[:i] + rng.choice(["", old[i] * 2, "\0", "=", "p", "k", "t", "\u00fc"]) + old[i + 1 :]
+    elif roll < 0.6 and isinstance(old, list):
+        rng.shuffle(old)
+    elif roll < 0.7:
+        del where[key]
+    elif roll < 0.8:
+        other, other_key = rng.choice(nodes)
+        where[key] = other.get(other_key) if isinstance(other, dict) else old
+    elif isinstance(where, dict) and roll < 0.85:
+        where[str(key) + "2"] = where[key]
+    else:
+        where[key] = rng.choice(ODD_VALUES)
+
+
+def mutate_json(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: int, rng: random.Random) -> bytes:
+    """Change a value of the tree, or bytes of the text."""
+    try:
+        tree = json.loads(data)
+        if rng.random() < 0.6:
+            for _ in range(rng.randint(1, 3)):
+                _change_node(tree, rng)
+            return json.dumps(tree, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        pass
+    return mutate(data, max_size)
+
+
+def mutate_header(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: int, rng: random.Random) -> bytes:
+    """Leave the first three bytes alone, mostly."""
+    return data[:3].ljust(3, b"\0") + mutate_json(data[3:], mutate, max_size - 3, rng) if rng.random() < 0.9 else mutate(data, max_size)
+
+
+def mutate_packed(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: int, rng: random.Random) -> bytes:
+    """Mutate one part of the file, and mend what stands before it."""
+    try:
+        n = int.from_bytes(data[:8], "little")
+        header, section = json.loads(data[8 : 8 + n]), data[8 + n :]
+        text = header["__metadata__"]["weightpack"]
+        index = json.loads(text)
+        part = rng.choice(["any", "header", "header", "index text", "index", "index", "source", "source", "section", "section", "section"])
+        if part == "any":
+            return mutate(data, max_size)
+        if part == "header":
+            changed = mutate_json(data[8 : 8 + n], mutate, n + 64, rng)
+            return struct.pack("<Q", len(changed)) + changed + section
+        if part == "index text":
+            text = mutate(text.encode(), len(text) + 64).decode("utf-8", "surrogateescape")
+        elif part == "index":
+            _change_node(index, rng)
+            text = json.dumps(index)
+        elif part == "source":
+            text = json.dumps(_change_source(index, mutate, rng))
+        else:
+            entries = [entry for key, entry in header.items() if key != "__metadata__"]
+            begin, end = rng.choice(entries)["data_offsets"]
+            changed = mutate(section[begin:end], end - begin)[: end - begin]
+            section = section[:begin] + changed.ljust(end - begin, b"\0") + section[end:]
+            section = _repair_section(header, index, section)
+            text = json.dumps(index)
+        file = _sealed(header, text, section)
+        return _with_sha256(header, text, section) or file if rng.random() < 0.8 else file
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, MemoryError, struct.error, zstandard.ZstdError):
+        return mutate(data, max_size)  # it was no packed file before
+
+
+def _sealed(header: Any, text: str, section: bytes) -> bytes:
+    from weightpack import reference
+
+    header["__metadata__"] |= {"weightpack": text, "weightpack.crc32c": f"{reference.crc32c(text.encode('utf-8', 'surrogatepass')):08x}"}
+    new = json.dumps(header).encode()
+    return struct.pack("<Q", len(new)) + new + section
+
+
+def _with_sha256(header: Any, text: str, section: bytes) -> bytes | None:
+    """Set the source's SHA-256 to that of what the file restores to; None if it restores to nothing."""
+    from fuzz_targets import LIMITS
+
+    from weightpack.errors import WeightpackError
+    from weightpack.files import MemoryFile
+    from weightpack.reader import PackedFile
+    from weightpack.restore import restored_pieces
+
+    try:
+        packed = PackedFile(MemoryFile([_sealed(header, text, section)]), LIMITS)
+        digest = hashlib.sha256()
+        for piece in restored_pieces(packed, 1, lambda _, part: part.tobytes()):
+            digest.update(piece.result)
+    except WeightpackError:
+        return None
+    return _sealed(header, text.replace(packed.index.source_sha256, digest.hexdigest()), section)
+
+
+def _change_source(index: Any, mutate: Callable[[bytes, int], bytes], rng: random.Random) -> Any:
+    """Mutate the source's header in the first gap; the sizes follow."""
+    offset, n_bytes, frame = index["gaps"][0]
+    if rng.random() < 0.2:  # the frame itself
+        index["gaps"][0][2] = base64.b64encode(mutate(base64.b64decode(frame), len(frame) + 32)).decode()
+        return index
+    first = zstandard.ZstdDecompressor().decompress(base64.b64decode(frame), max_output_size=1 << 20)
+    n = int.from_bytes(first[:8], "little")
+    text = mutate_json(first[8 : 8 + n], mutate, n + 64, rng)
+    if rng.random() < 0.8:  # as long as before, if white space can do it
+        text = text.ljust(min(n, len(first)))
+    new = struct.pack("<Q", len(text)) + text + first[8 + n :]
+    index["gaps"][0] = [offset, len(new), base64.b64encode(zstandard.ZstdCompressor().compress(new)).decode()]
+    index["source"]["bytes"] += len(new) - n_bytes
+    return index
+
+
+def _repair_section(header: Any, index: Any, section: bytes) -> bytes:
+    """Repair the CRCs of records and kept tensors (of one piece) in the data section; those of kept ones are in the index."""
+    from weightpack import reference
+
+    first = zstandard.ZstdDecompressor().decompress(base64.b64decode(index["gaps"][0][2]), max_output_size=1 << 20)
+    source = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])
+    kept = b""
+    for name, kind in zip(sorted(key for key in header if key != "__metadata__"), index["storage"], strict=True):
+        begin, end = header[name]["data_offsets"]
+        source_begin, source_end = source[name]["data_offsets"]
+        if kind == "p":
+            section = section[:begin] + repair_record(section[begin:end], source_end - source_begin) + section[end:]
+        elif kind == "k" and end > begin:
+            kept += struct.pack("<I", reference.numbered_crc(0, section[begin:end]))
+    index["kept_crc32c"] = base64.b64encode(kept).decode()
+    return section
+
+
+MUTATORS = {
+    "header": mutate_header, "index": mutate_json, "manifest": mutate_json, "shards": mutate_json, "tensor": mutate_tensor, "frame": mutate_frame,
+    "packed": mutate_packed,
+}  # fmt: skip
+
+
+def run(target: str, arguments: list[str]) -> None:
+    """Fuzz one target; does not return."""
+    import atheris
+
+    with atheris.instrument_imports(include=["weightpack"]):
+        from fuzz_targets import TARGETS
+
+        from weightpack import kernels, reference
+    # The reference's own CRC, byte by byte, takes most of the time; that it is right is tested elsewhere.
+    crc32c = kernels.active().crc32c
+    reference.crc32c = lambda data, crc=0: crc32c(bytes(data), crc)
+    mutator = MUTATORS.get(target)
+
+    def custom_mutator(data: bytes, max_size: int, seed: int) -> bytes:
+        assert mutator is not None
+        # A size out of a damaged file may be anything; libFuzzer allocates what it is told.
+        return mutator(data, lambda part, size: atheris.Mutate(part, max(len(part), min(size, max_size))), max_size, random.Random(seed))[:max_size]
+
+    atheris.Setup([target, *arguments], TARGETS[target], **({"custom_mutator": custom_mutator} if mutator else {}))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "seeds":
+        write_seeds(Path(sys.argv[2]))
+    else:
+        run(sys.argv[2], sys.argv[3:])

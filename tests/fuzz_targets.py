@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuzz targets of the Python side: functions that take any bytes and raise where the package breaks its promise.
+
+The promise: one of our own exceptions, or what the reference decoder gives too. Anything else that is raised here (an AssertionError, a KeyError, a MemoryError) is a
+finding. `scripts/fuzz` feeds them by coverage, `test_fuzz_corpus.py` with what it found before. The native targets are in `native/fuzz/`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import weightpack.numpy
+from weightpack import reference
+from weightpack.checkpoint import MANIFEST, Manifest, model_files
+from weightpack.errors import LimitError, MissingExtraError, OptionError, WeightpackError
+from weightpack.files import MemoryFile
+from weightpack.format.index import Index
+from weightpack.format.safetensors import parse_header
+from weightpack.frame import decode, decode_bytes, decode_record
+from weightpack.options import Limits
+from weightpack.reader import PackedFile
+from weightpack.restore import restored_pieces
+
+GOLDEN = Path(__file__).parent / "golden" / "1.0"
+MAX_BYTES = 1 << 20  # of what is decoded, so that honest claims stay quick
+MOST_TENSOR_BYTES = 1600  # of a record alone: the reference decoder takes its time
+LIMITS = Limits(max_tensors=1000, max_source_bytes=MAX_BYTES, max_gap_bytes=MAX_BYTES)
+
+
+def refused_alike(product: Callable[[], object], oracle: Callable[[], object]) -> None:
+    """Both refuse, or both accept and give the same. Our own limits are no matter of the format: what they stop is not compared."""
+    try:
+        ours = product()
+    except LimitError:
+        return
+    except WeightpackError as error:
+        ours = error
+    try:
+        theirs = oracle()
+    except reference.FormatError as error:
+        theirs = error
+    refused = isinstance(ours, WeightpackError), isinstance(theirs, reference.FormatError)
+    assert refused[0] == refused[1], f"product: {ours!r:.200}\nreference: {theirs!r:.200}"
+    assert refused[0] or ours == theirs, "product and reference give different results"
+
+
+def header(data: bytes) -> None:
+    """A safetensors header. Input: flags (1: of a source), u16 bytes of the data section, JSON."""
+    of_source, data_bytes, text = bool(data[:1] > b"\x7f"), int.from_bytes(data[1:3], "little"), data[3:]
+
+    def product() -> object:
+        parsed = parse_header(text, data_bytes, unknown_dtypes=of_source)
+        return parsed.metadata or {}, {e.name: (e.dtype, e.shape, e.begin, e.end) for e in parsed.entries.values()}
+
+    def oracle() -> object:
+        _, metadata, tensors = reference.read_header(len(text).to_bytes(8, "little") + text, "header")
+        entries = reference.read_entries(tensors, of_source)
+        reference.need(all(entry.end <= data_bytes for entry in entries.values()), "beyond the data section")
+        return metadata, {name: (e.dtype, e.shape, e.begin, e.end) for name, e in entries.items()}
+
+    refused_alike(product, oracle)
+
+
+def index(data: bytes) -> None:
+    """The index, and its gaps. Input: its text; not all of it is UTF-8."""
+    try:
+        parsed = Index.parse(data.decode("utf-8", "surrogateescape"), MAX_BYTES)
+        for gap in parsed.gaps:
+            assert len(gap.decode()) == gap.n_bytes
+    except WeightpackError:
+        return
+    assert Index.parse(parsed.to_json(), MAX_BYTES) == parsed
+
+
+def tensor(data: bytes) -> None:
+    """A record. Input: u16 bytes of the tensor, record."""
+    n_bytes, record = int.from_bytes(data[:2], "little") % MOST_TENSOR_BYTES, data[2:]
+
+    def product() -> bytes:
+        out = np.empty(n_bytes, np.uint8)
+        decode_record(memoryview(record), out)
+        return out.tobytes()
+
+    refused_alike(product, lambda: reference.decode_record(record, n_bytes))
+
+
+def frame(data: bytes) -> None:
+    """A tensor frame."""
+
+    def product() -> reference.Decoded:
+        decoded, dtype, shape = decode_bytes(data, max_bytes=MAX_BYTES)
+        with contextlib.suppress(LimitError, MissingExtraError, OptionError):  # numpy has not every dtype and shape
+            assert decode(data, max_bytes=MAX_BYTES).tobytes() == decoded.tobytes()
+        return dtype, shape, decoded.tobytes()
+
+    refused_alike(product, lambda: reference.decode_frame(data, MAX_BYTES))
+
+
+def restore(data: bytes) -> bytes:
+    """Return the source of a packed file by the product's road, its SHA-256 checked as `weightpack verify` does; each tensor alone must give the same."""
+    packed = PackedFile(MemoryFile([data]), LIMITS)
+    source = b"".join(piece.result for piece in restored_pieces(packed, 1, lambda _, part: part.tobytes()))
+    for stored in packed.tensors.values():
+        parts = []
+        for piece in packed.pieces(stored):
+            parts.append(np.empty(piece.n_bytes, np.uint8))
+            packed.decode_piece(stored, piece, parts[-1])
+        assert b"".join(part.tobytes() for part in parts) == source[stored.tensor.offset : stored.tensor.offset + stored.tensor.n_bytes]
+    assert len(source) == packed.index.source_bytes
+    if hashlib.sha256(source).hexdigest() != packed.index.source_sha256:
+        raise WeightpackError("the SHA-256 differs")
+    with contextlib.suppress(LimitError, MissingExtraError, OptionError):  # numpy has not every dtype and shape
+        weightpack.numpy.load(data, threads=1)
+    return source
+
+
+def packed(data: bytes) -> None:
+    """A packed file, beside the reference decoder."""
+    refused_alike(lambda: restore(data), lambda: reference.decode_file(data, MAX_BYTES))
+
+
+@cache
+def golden_files() -> list[tuple[bytes, bytes]]:
+    """Return (packed file, source) of each golden file, by name."""
+    files = [path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))]
+    return [(file, reference.decode_file(file)) for file in files]
+
+
+def damaged(data: bytes) -> None:
+    """A golden file with damage that nobody repaired: our error, or the source's very bytes.
+
+    Input: u8 which file, then edits of 5 bytes: u8 kind, u24 place, u8 value.
+    """
+    file, source = golden_files()[data[0] % len(golden_files())] if data else golden_files()[0]
+    changed = bytearray(file)
+    for i in range(1, len(data) - 4, 5):
+        kind, place, value = data[i] % 5, int.from_bytes(data[i + 1 : i + 4], "little") % (len(changed) + 1), data[i + 4]
+        if kind == 0:
+            changed[place : place + 1] = bytes([value])
+        elif kind == 1:
+            del changed[place : place + 1 + value]
+        elif kind == 2:
+            changed[place:place] = bytes(value)
+        elif kind == 3:
+            changed[place : place + 8] = changed[place + 8 : place + 16]
+        else:
+            del changed[place:]
+    try:
+        restored = restore(bytes(changed))
+    except WeightpackError:
+        return
+    assert restored == source, "damage gives other bytes, unnoticed"
+
+
+@cache
+def _folder(name: str) -> Path:
+    """Return a folder in memory, if there is one, for parsers that take paths."""
+    memory = Path("/dev/shm")
+    folder = tempfile.TemporaryDirectory(prefix=f"weightpack-fuzz-{name}-", dir=memory if memory.is_dir() else None)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def manifest(data: bytes) -> None:
+    """The manifest of a packed directory."""
+    folder = _folder("manifest")
+    (folder / MANIFEST).write_bytes(data)
+    try:
+        parsed = Manifest.read(folder)
+    except WeightpackError:
+        return
+    for name in (*parsed.packed, *parsed.originals):
+        assert (folder / name).is_relative_to(folder) and ".." not in Path(name).parts, f"{name!r} leaves the directory"
+    (folder / MANIFEST).write_bytes(parsed.to_bytes())
+    assert Manifest.read(folder).originals == parsed.originals
+
+
+def shards(data: bytes) -> None:
+    """The index of a checkpoint's shards."""
+    folder = _folder("shards")
+    (folder / "a.safetensors").touch()
+    (folder / "model.safetensors.index.json").write_bytes(data)
+    try:
+        found = model_files(folder)
+    except WeightpackError:
+        return
+    assert [str(path) for path in found.weights] == ["a.safetensors"]
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (header, index, tensor, frame, packed, damaged, manifest, shards)
+}
