@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from weightpack.dtypes import DTYPE_BITS, tensor_bytes
 from weightpack.errors import CorruptionError, LimitError, TruncatedError, UnsupportedError
@@ -55,8 +55,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _no_constant(text: str) -> NoReturn:
+    raise CorruptionError(f"not JSON: {text}")
+
+
 def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
-    """Parse JSON from an untrusted file: duplicate keys, bad UTF-8 and deep nesting are corruption.
+    """Parse JSON from an untrusted file: duplicate keys, NaN, bad UTF-8 and deep nesting are corruption (FORMAT 1.9).
 
     What its objects may take in memory is estimated, generously, before it is parsed: a few bytes of JSON can make a hundred of Python's.
 
@@ -71,7 +75,7 @@ def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
     if memory > max_memory:
         raise LimitError(f"the header may take {memory} bytes of memory, the limit is {max_memory}: raise Limits.max_json_memory if you trust the file")
     try:
-        root = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        root = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if b"\\ud" in text.lower():  # half a surrogate pair is a str to Python, but has no UTF-8
             json.dumps(root, ensure_ascii=False).encode("utf-8")
         return root
