@@ -188,6 +188,12 @@ class PackedFile:
                 self._heads[stored.tensor.name] = head
         return head
 
+    def check_records(self) -> None:
+        """Refuse records that can't hold as much as the header claims, before room for it is asked for."""
+        for stored in self.tensors.values():
+            if stored.storage == "p":
+                self.record_head(stored)
+
     def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int | None = None) -> list[Piece]:
         """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default), each of about `piece_bytes` (default: the file's).
 

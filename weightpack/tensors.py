@@ -48,6 +48,13 @@ class TensorReader:
             raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name)
         return self.tensors[name]
 
+    def check(self, name: str) -> None:
+        """Refuse a tensor whose record can't hold as much as the header claims, before memory for it is asked for."""
+        if self._packed is not None:
+            holder = self._packed.stored(self._packed.stored(name).holder)
+            if holder.storage == "p":
+                self._packed.record_head(holder)
+
     def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
         """Fill buffers: for each (name, begin, out), `len(out)` bytes of the tensor from byte `begin`. Of packed tensors only the chunks that hold them are
         decoded; all chunks of all tensors are one queue for the threads."""
@@ -160,6 +167,7 @@ class SafeOpen:
         made = []
         for tensor, _, shape in wanted:
             with located(path=self._open().file.name, tensor=tensor.name):
+                self._open().check(tensor.name)
                 made.append(self._framework.empty(tensor.dtype, shape))
         self._open().read([(tensor.name, begin, memory) for (tensor, begin, _), (_, memory) in zip(wanted, made, strict=True)], self._threads)
         return [self._framework.finish(result) for result, _ in made]
