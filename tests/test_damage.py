@@ -177,7 +177,10 @@ def test_enlarged_padding_is_refused(twins, change):
         lambda r, p: r.chunks.__setitem__(2, Record(p.bodies["short"], 2).chunks[1]),
         lambda r, p: p.bodies["short"],
     ],
-    ids=["doubled", "doubled, one more", "one more at the end", "one less", "reversed", "of another tensor", "of another tensor and number", "shorter", "whole record"],
+    ids=[
+        "doubled", "doubled, one more", "one more at the end", "one less", "reversed", "of another tensor", "of another tensor and number", "shorter",
+        "whole record",
+    ],
 )  # fmt: skip
 def test_doubled_and_spliced_chunks_are_refused(twins, change):
     packed, source = twins
@@ -219,7 +222,7 @@ def test_what_only_the_sha256_can_tell_is_refused_by_verify(twins, tmp_path):
 @pytest.mark.parametrize("tied", [[0, 0, 0], [1, 2, 3], [2, 1, 0], [1, 1, 1], [0, 1, 2], [3, 3, 3], [0, 0, 3]])
 def test_ties_that_loop_are_refused(tmp_path, tied):
     data = samples.weights(300, "BF16")
-    source = samples.safetensors_file({name: ("BF16", (300,), data) for name in "abcd"})
+    source = samples.safetensors_file(dict.fromkeys("abcd", ("BF16", (300,), data)))
     parts = Parts(pack(tmp_path, source))
     assert (parts.index["storage"], parts.index["tied"]) == ("pttt", [0, 0, 0])
     parts.index["tied"] = tied

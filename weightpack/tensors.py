@@ -118,12 +118,24 @@ class TensorSlice:
 
 
 class SafeOpen:
-    """Context manager with the methods of `safetensors.safe_open`, for packed and plain files."""
+    """Context manager with the methods of `safetensors.safe_open`, for packed and plain files.
+
+    Safe to use from many threads, and in a child after a fork. Pickled, it is the path or URL: whoever unpickles it opens the file anew, which must be there.
+    """
 
     def __init__(self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         self._reader: TensorReader | None = TensorReader(file, limits)
         self._framework = framework
         self._threads = thread_count(threads)
+        self._again = (framework, threads, limits)  # of another process: it may have other CPUs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = self._open().file
+        if isinstance(file, LocalFile):
+            return _opened, (os.path.abspath(file.name), *self._again)
+        if isinstance(file, RemoteFile):
+            return _opened, (file.name, *self._again)
+        raise OptionError("a file opened from bytes can't be pickled: pickle the bytes, or write them to a file and open that", path=file.name)
 
     def _open(self) -> TensorReader:
         if self._reader is None:
@@ -214,9 +226,13 @@ def safe_open(
         chosen = TorchFramework(device)
     else:
         raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
+    return _opened(filename, chosen, threads, limits)
+
+
+def _opened(filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits) -> SafeOpen:
     file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
     try:
-        return SafeOpen(file, chosen, threads=threads, limits=limits)
+        return SafeOpen(file, framework, threads=threads, limits=limits)
     except BaseException:
         file.close()
         raise
