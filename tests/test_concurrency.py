@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,8 @@ def path(tensors, tmp_path_factory):
     """A packed file with every kind of storage, tensors of one chunk and of several, and chunks with zstd streams."""
     path = tmp_path_factory.mktemp("concurrency") / "model.safetensors"
     weightpack.torch.save_file(tensors, path, options=weightpack.PackOptions(chunk_elems=1 << 15))
+    codecs = " ".join(tensor.codec for tensor in weightpack.inspect(path, codecs=True)[0].tensors)
+    assert all(name in codecs for name in ("kept", "tied", "constant", "rans128x8", "huffman", "zstd"))
     return path
 
 
@@ -248,7 +251,7 @@ def state_of_process():
     mask = os.umask(0o22)
     os.umask(mask)
     return {
-        "folder": os.getcwd(), "environment": dict(os.environ), "umask": mask, "threads": {thread.name for thread in threading.enumerate()},
+        "folder": Path.cwd(), "environment": dict(os.environ), "umask": mask, "threads": {thread.name for thread in threading.enumerate()},
         "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, "numpy errors": np.geterr(),
         "warnings": list(warnings.filters), "locale": locale.setlocale(locale.LC_ALL), "recursion": sys.getrecursionlimit(),
         "digits": sys.get_int_max_str_digits(), "switch": sys.getswitchinterval(), "torch threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class SafeOpen:
     def __reduce__(self) -> tuple[Any, ...]:
         file = self._open().file
         if isinstance(file, LocalFile):
-            return _opened, (os.path.abspath(file.name), *self._again)
+            return _opened, (Path(file.name).absolute(), *self._again)
         if isinstance(file, RemoteFile):
             return _opened, (file.name, *self._again)
         raise OptionError("a file opened from bytes can't be pickled: pickle the bytes, or write them to a file and open that", path=file.name)
