@@ -38,6 +38,7 @@ def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
     for codec in ("rans", "huffman", "zstd"):
         result[f"weights-{codec}"] = (samples.safetensors_file(weights, {"format": "pt"}), options(codecs=(codec,), exhaustive=True))
     result["weights-raw"] = (samples.safetensors_file(weights), options(codecs=()))
+    result["specimen"] = (samples.specimen_file(), options(codecs=("rans", "huffman"), exhaustive=True))
     for name, source in samples.foreign_files().items():
         result[f"foreign-{name.replace(' ', '-')}"] = (source, weightpack.load_profile())
     return result

@@ -136,6 +136,23 @@ def foreign_files() -> dict[str, bytes]:
     }
 
 
+def specimen_file() -> bytes:
+    """The file that docs/FORMAT.md dumps when packed: small, a tensor of each kind of storage, planes of each codec but zstd (which its gap has)."""
+    r = np.random.default_rng(7)
+    mask = np.zeros(2560, np.uint8)
+    mask[r.choice(2560, 30, replace=False)] = 1
+    mask[[900, 2000]] = 7, 9
+    w = bf16(r.standard_normal(132).astype("<f4") * np.float32(0.04)) & 0xFFE0  # two bits of mantissa
+    w[128:] &= 0x7F80  # neither sign nor mantissa
+    return safetensors_file(
+        {
+            "bias": ("F32", (2,), np.array([0.5, -2], "<f4").tobytes()), "mask": ("U8", (2560,), mask.tobytes()), "w": ("BF16", (33, 4), w.tobytes()),
+            "w.tied": ("BF16", (4, 33), w.tobytes()), "zeros": ("F16", (64,), bytes(128)),
+        },
+        {"format": "pt"},
+    )  # fmt: skip
+
+
 def encode_one(data, layout, options, number=0):
     """Return one chunk that holds all of `data`."""
     from weightpack.chunk_encoder import encode_chunks

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
+import samples
+
+import weightpack
 from weightpack import reference
 from weightpack.dtypes import DTYPE_BITS, LAYOUTS, layout_of
 from weightpack.format import constants
@@ -46,8 +50,72 @@ def test_version():
     assert re.search(rf"^\| {constants.VERSION[0]}\.{constants.VERSION[1]} \| weightpack", SPEC, re.M)
 
 
+def sections():
+    """Return every number that the text gives: 8, 8.3, and the items of lists, 5.5 and 8.3.2."""
+    found, heading = set(), ""
+    for line in SPEC.splitlines():
+        if match := re.match(r"#+ (\d+(?:\.\d+)?) ", line):
+            heading = match[1]
+            found.add(heading)
+        elif heading and (match := re.match(r"(\d+)\. ", line)):
+            found.add(f"{heading}.{match[1]}")
+    return found
+
+
+NUMBERS = r"\d+(?:\.\d+)*(?:(?:, | and | to )\d+(?:\.\d+)*)*"
+
+
 def test_sections_that_code_names_exist():
-    sections = set(re.findall(r"^#+ (\d+(?:\.\d+)?) ", SPEC, re.M))
-    for path in [*(ROOT / "weightpack").rglob("*.py"), *(ROOT / "native").rglob("*.[ch]")]:
-        for number in re.findall(r"FORMAT (?:section )?(\d+)(?:\.\d+)?", path.read_text()):
-            assert number in sections, (path, number)
+    known, named = sections(), 0
+    assert {"1.9", "5.5", "8.3", "8.3.4", "13"} <= known
+    for path in [*(ROOT / "weightpack").rglob("*.py"), *(ROOT / "native").rglob("*.[ch]"), *(ROOT / "tests").glob("*.py")]:
+        for numbers in re.findall(rf"(?:FORMAT|[Ss]ections?)(?: sections?)? ({NUMBERS})", path.read_text()):
+            for number in re.findall(r"\d+(?:\.\d+)*", numbers):
+                named += 1
+                assert number in known, (path, number)
+    assert named > 40
+
+
+def test_reference_decoder_says_for_each_step_where_it_stands():
+    tree, known, cited = ast.parse(Path(reference.__file__).read_text()), sections(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name not in ("error", "restore", "main"):
+            number = re.match(r"(\d+(?:\.\d+)*)[. ]", ast.get_docstring(node) or "")
+            assert number, f"{node.name} does not say what it is written from"
+            cited.add(number[1])
+    cited |= set(re.findall(r"# (\d\.\d)$", ast.unparse(tree), re.M)) | set(re.findall(r"  # (\d+(?:\.\d+)+)", Path(reference.__file__).read_text()))
+    assert cited <= known, cited - known
+    assert {number.split(".")[0] for number in cited} >= {"1", "4", "5", "6", "7", "8", "9"}
+
+
+def specimen():
+    """Return the bytes that the document dumps, and its lines as (offset, bytes, section)."""
+    dump = re.search(r"```hexdump\n(.*?)```", SPEC, re.S)[1]
+    lines = [re.fullmatch(r"([0-9a-f]{4})  ((?:[0-9a-f]{2} ?)+) *(?:  (\d+\.\d+|\d+)?  .*)?", line) for line in dump.splitlines() if line]
+    return b"".join(bytes.fromhex(line[2]) for line in lines), [(int(line[1], 16), bytes.fromhex(line[2]), line[3]) for line in lines]
+
+
+def test_dump_in_the_document_is_the_golden_file(tmp_path):
+    data, lines = specimen()
+    assert data == (ROOT / "tests" / "golden" / "1.0" / "specimen.safetensors").read_bytes()
+    at = 0
+    for offset, part, section in lines:
+        assert offset == at
+        assert section is None or section in sections()
+        at += len(part)
+    source = samples.specimen_file()
+    assert reference.decode_file(data) == source
+    (tmp_path / "dumped.safetensors").write_bytes(data)
+    weightpack.unpack(tmp_path / "dumped.safetensors", tmp_path / "source.safetensors")
+    assert (tmp_path / "source.safetensors").read_bytes() == source
+
+
+def test_what_the_dump_says_of_the_header_is_the_header():
+    """The notes beside the JSON are its text; those beside records name the offsets of their chunks."""
+    dump = re.search(r"```hexdump\n(.*?)```", SPEC, re.S)[1]
+    data, _ = specimen()
+    end = 8 + int.from_bytes(data[:8], "little")
+    notes = "".join(line[61:] for line in dump.splitlines()[1:] if line and int(line[:4], 16) < end)
+    assert notes.replace("·", " ") == data[8:end].decode()
+    starts = re.findall(r"chunk 0 starts at ([0-9a-f]{4})\n(?:.*\n)\1  ", dump)
+    assert len(starts) == 3

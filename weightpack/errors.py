@@ -5,7 +5,7 @@
 
     WeightpackError
     ├── FormatError (ValueError)       the bytes are not what the format allows: retrying won't help
-    │   ├── NotPackedError             a file without a weightpack index
+    │   ├── NotPackedError             a file without a weightpack index, bytes that are no tensor frame
     │   ├── TruncatedError             the data ends early: fetch it again
     │   ├── CorruptionError            a field or a stream contradicts another
     │   │   └── ChecksumError          decoded, and the checksum differs
@@ -45,7 +45,7 @@ class FormatError(WeightpackError, ValueError):
 
 
 class NotPackedError(FormatError):
-    """The file has no weightpack index."""
+    """The file has no weightpack index, or the bytes are no tensor frame."""
 
 
 class TruncatedError(FormatError):

@@ -12,7 +12,7 @@ from weightpack.arrays import dtype_name, shaped
 from weightpack.chunk_decoder import decode_chunks
 from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
 from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
-from weightpack.errors import ChecksumError, CorruptionError, LimitError, OptionError, TruncatedError, UnsupportedError
+from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, OptionError, TruncatedError, UnsupportedError
 from weightpack.files import pieces
 from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES
 from weightpack.format.record import RecordHead, chunk_bound, parse_record_head, record_bound, table_bytes, table_end
@@ -147,18 +147,21 @@ def decode_bytes(
         raise TruncatedError("the frame ends inside its header")
     magic, version, storage, dtype_bytes, n_dims = _HEAD.unpack_from(view)
     if magic != MAGIC:
-        raise CorruptionError("not a tensor frame: wrong magic")
-    if version != _VERSION or storage not in (_KEPT, _PACKED):
+        raise NotPackedError("not a tensor frame: wrong magic")
+    if version != _VERSION:
         raise UnsupportedError("a tensor frame of a newer version: upgrade weightpack")
     end = _HEAD.size + dtype_bytes + 8 * n_dims
     if len(view) < end + 4:
         raise TruncatedError("the frame ends inside its header")
     if active().crc32c(bytes(view[:end])) != int.from_bytes(view[end : end + 4], "little"):
         raise ChecksumError("the frame's header does not match its checksum")
-    dtype = bytes(view[_HEAD.size : _HEAD.size + dtype_bytes]).decode("ascii", "replace")
+    if storage not in (_KEPT, _PACKED):
+        raise UnsupportedError("a tensor frame with a storage that this version does not know: upgrade weightpack")
+    name = bytes(view[_HEAD.size : _HEAD.size + dtype_bytes])
     shape = struct.unpack_from(f"<{n_dims}Q", view, _HEAD.size + dtype_bytes)
-    if n_dims > 64 or not dtype_bytes <= 32:
+    if n_dims > 64 or not 1 <= dtype_bytes <= 32 or not name.isascii():
         raise CorruptionError("the frame's header is damaged")
+    dtype = name.decode()
     if dtype not in DTYPE_BITS:
         raise UnsupportedError(f"unknown dtype {dtype!r}")
     n_bytes = tensor_bytes(dtype, shape)

@@ -58,6 +58,9 @@ class TorchFramework:
         self._torch = torch
         self._device = torch.device(device)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TorchFramework, (self._device,)
+
     def empty(self, dtype: str, shape: Sequence[int]) -> tuple[Any, Bytes]:
         if dtype not in TORCH_NAMES or not hasattr(self._torch, TORCH_NAMES[dtype]):
             raise OptionError(f"this torch has no dtype for {dtype}")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -130,7 +129,6 @@ class PackedFile:
         self.tensors = self._stored(segments.tensors, header, index)
         self._heads: dict[str, RecordHead] = {}
         self._scratch = Scratch()
-        self._lock = threading.Lock()
 
     def _source_header(self, index: Index, limits: Limits) -> Header:
         """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
@@ -184,9 +182,14 @@ class PackedFile:
                 n = table_bytes(first, stored.tensor.n_bytes, stored.packed_bytes)
                 table = first if n <= len(first) else read_at(self.file, stored.begin, n)
                 head = parse_record_head(table, stored.tensor.n_bytes, stored.packed_bytes)
-            with self._lock:
-                self._heads[stored.tensor.name] = head
+            self._heads[stored.tensor.name] = head  # no lock: two threads may both read it, and a fork can't leave one held
         return head
+
+    def check_records(self) -> None:
+        """Refuse records that can't hold as much as the header claims, before room for it is asked for."""
+        for stored in self.tensors.values():
+            if stored.storage == "p":
+                self.record_head(stored)
 
     def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int | None = None) -> list[Piece]:
         """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default), each of about `piece_bytes` (default: the file's).

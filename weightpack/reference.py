@@ -130,23 +130,23 @@ class Entry:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """4.2 an object whose keys differ."""
+    """1.9 an object whose keys differ."""
     if len({key for key, _ in pairs}) != len(pairs):
         raise ValueError("duplicate keys")
     return dict(pairs)
 
 
 def no_constant(text: str) -> NoReturn:
-    """4.1 NaN and Infinity are not JSON."""
+    """1.9 NaN and Infinity are not JSON."""
     raise ValueError(f"{text} is not JSON")
 
 
 def read_json(text: bytes, what: str) -> dict[str, Any]:
-    """4.1 a JSON object."""
+    """1.9 a JSON object."""
     try:
         value: Any = json.loads(text.decode(), object_pairs_hook=unique_keys, parse_constant=no_constant)
-        if b"\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # 1.9 a lone surrogate is a ValueError
+        if b"\\ud" in text.lower():  # half a surrogate pair is a str to Python, but no Unicode text
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: {error}") from None
     need(isinstance(value, dict), f"{what}: not an object")
@@ -154,18 +154,17 @@ def read_json(text: bytes, what: str) -> dict[str, Any]:
 
 
 def is_uints(value: object) -> bool:
-    """1.9 a list of integers below 2^63 (JSON's true is not one)."""
+    """1.9 a list of integers that JSON may hold (its true is not one)."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """5.3 length of a tensor."""
+    """7.6 length of a tensor."""
     if dtype not in DTYPE_BITS:
         raise UnsupportedError(f"dtype {dtype!r}")
     count = 0 if 0 in shape else 1
     for dim in shape:
         count *= dim
-        need(count < 1 << 64, "shape: more than 2^64 - 1 elements")
     bits = count * DTYPE_BITS[dtype]
     need(bits % 8 == 0, "shape: not a whole number of bytes")
     return bits // 8
@@ -178,7 +177,7 @@ def read_header(data: Buffer, what: str) -> tuple[int, dict[str, str], dict[str,
     text = bytes(take(data, 8, n_bytes, what))
     tensors = read_json(text, what)
     metadata = tensors.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata
+    metadata = {} if metadata is None else metadata  # 4.3
     need(isinstance(metadata, dict) and all(isinstance(item, str) for item in metadata.values()), f"{what}: bad __metadata__")
     return 8 + n_bytes, metadata, tensors
 
@@ -189,7 +188,7 @@ def read_entries(tensors: dict[str, Any], of_source: bool = False) -> dict[str, 
     for name, fields in sorted(tensors.items()):
         need(isinstance(fields, dict), f"tensor {name!r}: not an object")
         dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-        need(isinstance(dtype, str) and is_uints(shape), f"tensor {name!r}: bad dtype or shape")
+        need(isinstance(dtype, str) and is_uints(shape) and len(shape) <= 64, f"tensor {name!r}: bad dtype or shape")
         need(is_uints(offsets) and len(offsets) == 2, f"tensor {name!r}: bad data_offsets")
         entries[name] = entry = Entry(dtype, tuple(shape), *offsets)
         need(entry.begin <= entry.end, f"tensor {name!r}: ends before it begins")
@@ -211,10 +210,7 @@ def read_container(data: Buffer) -> tuple[dict[str, Entry], memoryview, dict[str
         end = entry_end
     take(section, 0, end, "data section")
     need(len(section) == end, "data section: bytes after the last tensor")
-    try:
-        index = metadata["weightpack"].encode()
-    except UnicodeEncodeError:
-        raise CorruptError("index: not Unicode text") from None
+    index = metadata["weightpack"].encode()
     need(metadata.get("weightpack.crc32c") == f"{crc32c(index):08x}", "index: CRC mismatch")
     return entries, section, read_json(index, "index")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,13 @@ class TensorReader:
         if name not in self.tensors:
             raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name)
         return self.tensors[name]
+
+    def check(self, name: str) -> None:
+        """Refuse a tensor whose record can't hold as much as the header claims, before memory for it is asked for."""
+        if self._packed is not None:
+            holder = self._packed.stored(self._packed.stored(name).holder)
+            if holder.storage == "p":
+                self._packed.record_head(holder)
 
     def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
         """Fill buffers: for each (name, begin, out), `len(out)` bytes of the tensor from byte `begin`. Of packed tensors only the chunks that hold them are
@@ -111,12 +119,24 @@ class TensorSlice:
 
 
 class SafeOpen:
-    """Context manager with the methods of `safetensors.safe_open`, for packed and plain files."""
+    """Context manager with the methods of `safetensors.safe_open`, for packed and plain files.
+
+    Safe to use from many threads, and in a child after a fork. Pickled, it is the path or URL: whoever unpickles it opens the file anew, which must be there.
+    """
 
     def __init__(self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         self._reader: TensorReader | None = TensorReader(file, limits)
         self._framework = framework
         self._threads = thread_count(threads)
+        self._again = (framework, threads, limits)  # of another process: it may have other CPUs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = self._open().file
+        if isinstance(file, LocalFile):
+            return _opened, (Path(file.name).absolute(), *self._again)
+        if isinstance(file, RemoteFile):
+            return _opened, (file.name, *self._again)
+        raise OptionError("a file opened from bytes can't be pickled: pickle the bytes, or write them to a file and open that", path=file.name)
 
     def _open(self) -> TensorReader:
         if self._reader is None:
@@ -160,6 +180,7 @@ class SafeOpen:
         made = []
         for tensor, _, shape in wanted:
             with located(path=self._open().file.name, tensor=tensor.name):
+                self._open().check(tensor.name)
                 made.append(self._framework.empty(tensor.dtype, shape))
         self._open().read([(tensor.name, begin, memory) for (tensor, begin, _), (_, memory) in zip(wanted, made, strict=True)], self._threads)
         return [self._framework.finish(result) for result, _ in made]
@@ -206,9 +227,13 @@ def safe_open(
         chosen = TorchFramework(device)
     else:
         raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
+    return _opened(filename, chosen, threads, limits)
+
+
+def _opened(filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits) -> SafeOpen:
     file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
     try:
-        return SafeOpen(file, chosen, threads=threads, limits=limits)
+        return SafeOpen(file, framework, threads=threads, limits=limits)
     except BaseException:
         file.close()
         raise

@@ -33,6 +33,7 @@ class VerifyResult:
 def unpack_file(packed: PackedFile, target: AtomicFile, *, threads: int = 1, progress: Progress | None = None) -> int:
     """Restore the source into `target`, which the caller commits; every chunk's checksum is checked. Returns its length."""
     total = packed.index.source_bytes
+    packed.check_records()
     _allocate(target.fd, total)
     done = 0
     for piece in restored_pieces(packed, threads, lambda offset, data: target.write_at(offset, memoryview(data))):

@@ -56,11 +56,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise CorruptionError(f"{text} is not JSON")
+    raise CorruptionError(f"not JSON: {text}")
 
 
 def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
-    """Parse JSON from an untrusted file: duplicate keys, NaN and Infinity, bad UTF-8 and deep nesting are corruption.
+    """Parse JSON from an untrusted file: duplicate keys, NaN, bad UTF-8 and deep nesting are corruption (FORMAT 1.9).
 
     What its objects may take in memory is estimated, generously, before it is parsed: a few bytes of JSON can make a hundred of Python's.
 
@@ -117,10 +117,8 @@ def _parse_entry(name: str, value: object, data_bytes: int, unknown_dtypes: bool
         raise CorruptionError("the entry has no dtype", tensor=name)
     if dtype not in DTYPE_BITS and not unknown_dtypes:
         raise UnsupportedError(f"unknown dtype {dtype!r}", tensor=name)
-    if not (isinstance(shape, list) and all(map(is_count, shape))):
+    if not (isinstance(shape, list) and len(shape) <= _MAX_DIMS and all(map(is_count, shape))):
         raise CorruptionError("the entry's shape is not a list of sizes", tensor=name)
-    if len(shape) > _MAX_DIMS:
-        raise LimitError(f"the tensor has {len(shape)} dimensions, the limit is {_MAX_DIMS}", tensor=name)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(is_count, offsets))):
         raise CorruptionError("the entry's data_offsets are not two sizes", tensor=name)
     begin, end = offsets
