@@ -3,6 +3,7 @@
 
     python scripts/fuzz.py seeds FOLDER              one folder of inputs for each target, out of tests/golden
     python scripts/fuzz.py run TARGET LIBFUZZER...   a target of tests/fuzz_targets.py, under atheris
+    python scripts/fuzz.py keep                      what reached new code in the last run, into tests/fuzz_corpus: a few dozen inputs for each target
 
 Mutated files die at the first checksum. So the mutators repair some: those of the index, of chunks and kept pieces, of the frame's head, and the source's SHA-256. Then
 the damage reaches the decoders.
@@ -119,6 +120,16 @@ def _record_seeds(packed: Any, stored: Any, file: bytes, data: bytes) -> Iterato
         parsed = parse_chunk(chunk, layout)
         for plane, (codec, stream) in enumerate(parsed.streams):
             yield "stream", struct.pack("<BBBH", 0 if parsed.mode else layout.id - 1, plane, codec, head.elems_of(i)) + bytes(stream)
+
+
+def keep_corpus(found: Path, corpus: Path, n_kept: int = 40) -> None:
+    """Copy inputs of every length out of what a run found worth keeping; regression files that are there already stay."""
+    for folder in sorted(found.iterdir()):
+        inputs = sorted((path for path in folder.iterdir() if path.stat().st_size <= MOST_SEED_BYTES), key=lambda path: (path.stat().st_size, path.name))
+        step = max(1, len(inputs) // n_kept)
+        (corpus / folder.name).mkdir(parents=True, exist_ok=True)
+        for path in inputs[::step][:n_kept]:
+            (corpus / folder.name / path.name).write_bytes(path.read_bytes())
 
 
 # ---- mutators ----
@@ -252,6 +263,7 @@ def mutate_packed(data: bytes, mutate: Callable[[bytes, int], bytes], max_size: 
         else:
             entries = [entry for key, entry in header.items() if key != "__metadata__"]
             begin, end = rng.choice(entries)["data_offsets"]
+            begin, end = min(begin, len(section)), min(end, len(section))  # a damaged file may claim any size
             changed = mutate(section[begin:end], end - begin)[: end - begin]
             section = section[:begin] + changed.ljust(end - begin, b"\0") + section[end:]
             section = _repair_section(header, index, section)
@@ -355,5 +367,7 @@ def run(target: str, arguments: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "seeds":
         write_seeds(Path(sys.argv[2]))
+    elif sys.argv[1] == "keep":
+        keep_corpus(ROOT / "build" / "fuzz" / "corpus", ROOT / "tests" / "fuzz_corpus")
     else:
         run(sys.argv[2], sys.argv[3:])
