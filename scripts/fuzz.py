@@ -5,8 +5,8 @@
     python scripts/fuzz.py run TARGET LIBFUZZER...   a target of tests/fuzz_targets.py, under atheris
     python scripts/fuzz.py keep                      what reached new code in the last run, into tests/fuzz_corpus: a few dozen inputs for each target
 
-Mutated files die at the first checksum. So the mutators repair some: those of the index, of chunks and kept pieces, of the frame's head, and the source's SHA-256. Then
-the damage reaches the decoders.
+Mutated files die at the first checksum. So the mutators repair some: those of the index, of chunks and kept pieces, of the frame's head, and the source's
+SHA-256. Then the damage reaches the decoders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import zstandard
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 MOST_SEED_BYTES = 4096  # a seed that is longer makes every execution slow
-ODD_VALUES = [0, 1, -1, 2, 127, 255, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400, 1e999, 0.5, True, None, "", "p", "k", "t", "U8", "F4", "\ud800", [], {}, [0], [[]]]
+ODD_NUMBERS = [0, 1, -1, 2, 127, 255, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400, 1e999, 0.5]
+ODD_VALUES = [*ODD_NUMBERS, True, None, "", "p", "k", "t", "U8", "F4", "\ud800", [], {}, [0], [[]]]
 
 
 # ---- seeds ----
@@ -70,7 +71,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
                 yield from _record_seeds(packed, stored, file, data)
     for file in small_files():
         yield "packed", file
-    yield "manifest", b'{"weightpack_manifest": 1, "packed": {"a.safetensors": {"source_bytes": 1, "packed_bytes": 2, "sha256": "00"}}, "originals": {"config.json": "e30K"}}'
+    packed_file = b'{"a.safetensors": {"source_bytes": 1, "packed_bytes": 2, "sha256": "00"}}'
+    yield "manifest", b'{"weightpack_manifest": 1, "packed": ' + packed_file + b', "originals": {"config.json": "e30K"}}'
     yield "shards", b'{"metadata": {"total_size": 1}, "weight_map": {"a": "a.safetensors", "b": "sub/b.safetensors"}}'
     yield "shards", b'{"weight_map": {"a": "a.safetensors"}}'
 

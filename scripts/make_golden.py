@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import samples  # noqa: E402
 
-FOLDER = ROOT / "tests" / "golden" / f"{VERSION[0]}.{VERSION[1]}"
+GOLDEN = ROOT / "tests" / "golden"
+FOLDER = GOLDEN / f"{VERSION[0]}.{VERSION[1]}"
 
 
 def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
@@ -39,6 +40,8 @@ def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
         result[f"weights-{codec}"] = (samples.safetensors_file(weights, {"format": "pt"}), options(codecs=(codec,), exhaustive=True))
     result["weights-raw"] = (samples.safetensors_file(weights), options(codecs=()))
     result["specimen"] = (samples.specimen_file(), options(codecs=("rans", "huffman"), exhaustive=True))
+    lead = {dtype: (dtype, (1 << 15,), samples.weights(1 << 15, dtype)) for dtype in ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")}
+    result["weights-lead"] = (samples.safetensors_file(lead), weightpack.load_profile("dense"))
     for name, source in samples.foreign_files().items():
         result[f"foreign-{name.replace(' ', '-')}"] = (source, weightpack.load_profile())
     return result
@@ -48,8 +51,9 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else {}
+    written = {name for other in GOLDEN.glob("*/manifest.json") for name in json.loads(other.read_text())}
     for name, (source, options) in cases().items():
-        if name in manifest:
+        if name in written:
             continue
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "source").write_bytes(source)

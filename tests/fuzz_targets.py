@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fuzz targets of the Python side: functions that take any bytes and raise where the package breaks its promise.
 
-The promise: one of our own exceptions, or what the reference decoder gives too. Anything else that is raised here (an AssertionError, a KeyError, a MemoryError) is a
-finding. `scripts/fuzz` feeds them by coverage, `test_fuzz_corpus.py` with what it found before. The native targets are in `native/fuzz/`.
+The promise: one of our own exceptions, or what the reference decoder gives too. Anything else that is raised here (an AssertionError, a KeyError, a
+MemoryError) is a finding. `scripts/fuzz` feeds them by coverage, `test_fuzz_corpus.py` with what it found before. The native targets are in `native/fuzz/`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from weightpack import kernels
+from weightpack.dtypes import LAYOUTS
 
 PROGRAM = r"""
 import ctypes, sys
@@ -78,4 +79,4 @@ def test_kernels_stay_inside_their_buffers(isa, request):
         [sys.executable, "-c", PROGRAM, isa, str(request.path.parent)], capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, f"exit {result.returncode}: {result.stderr[-2000:]}"
-    assert int(result.stdout) == 10 * 3 * 11 * 2 * 3
+    assert int(result.stdout) == len(LAYOUTS) * 3 * 11 * 2 * 3

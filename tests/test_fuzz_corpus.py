@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fuzzing found or reached before, and the golden files, go through the fuzz targets again. The native targets' inputs are replayed by `scripts/sanitize`."""
+"""What fuzzing found or reached before, and the golden files, go through the fuzz targets again; `scripts/sanitize` replays the inputs of native targets."""
 
 from __future__ import annotations
 

@@ -30,11 +30,19 @@ class LayoutId(IntEnum):
     F64 = 8
     F8_E4M3 = 9
     F8_E5M2 = 10
+    BF16_LEAD = 11
+    F16_LEAD = 12
+    F32_LEAD = 13
+    F8_E4M3_LEAD = 14
+    F8_E5M2_LEAD = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`plane_bits`: width of each symbol plane. `mantissa_bits`: of a float layout, whose raw word is sign and mantissa; None for integers."""
+    """`plane_bits`: width of each symbol plane, the lowest bits first.
+
+    `mantissa_bits` are those below them, which make the raw word with the sign; None for integers.
+    """
 
     id: LayoutId
     elem_bytes: int
@@ -51,6 +59,15 @@ class Layout:
         """Streams of a split chunk."""
         return len(self.plane_bits) + (2 if self.raw_bits else 0)
 
+    @property
+    def minor_version(self) -> int:
+        """Of the format, that brought it."""
+        return int(self.id >= LayoutId.BF16_LEAD)
+
+    def has_context(self, plane: int) -> bool:
+        """May the codec `context` code this plane (FORMAT 8.6)?"""
+        return plane + 1 < len(self.plane_bits) and self.plane_bits[plane] <= 2
+
 
 LAYOUTS = {
     layout.id: layout
@@ -65,6 +82,11 @@ LAYOUTS = {
         Layout(LayoutId.F64, 8, (8, 3), 52),
         Layout(LayoutId.F8_E4M3, 1, (4,), 3),
         Layout(LayoutId.F8_E5M2, 1, (5,), 2),
+        Layout(LayoutId.BF16_LEAD, 2, (2, 8), 5),
+        Layout(LayoutId.F16_LEAD, 2, (2, 5), 8),
+        Layout(LayoutId.F32_LEAD, 4, (2, 8), 21),
+        Layout(LayoutId.F8_E4M3_LEAD, 1, (2, 4), 1),
+        Layout(LayoutId.F8_E5M2_LEAD, 1, (2, 5), 0),
     )
 }
 
@@ -75,9 +97,16 @@ _LAYOUT_OF_DTYPE = {
 }  # fmt: skip
 
 
-def layout_of(dtype: str) -> Layout:
-    """Return the layout that writers use for a dtype; bytes for what has no better one."""
-    return LAYOUTS[_LAYOUT_OF_DTYPE.get(dtype, LayoutId.BYTES1)]
+_LEAD = {
+    LayoutId.BF16: LayoutId.BF16_LEAD, LayoutId.F16: LayoutId.F16_LEAD, LayoutId.F32: LayoutId.F32_LEAD, LayoutId.F8_E4M3: LayoutId.F8_E4M3_LEAD,
+    LayoutId.F8_E5M2: LayoutId.F8_E5M2_LEAD,
+}  # fmt: skip
+
+
+def layout_of(dtype: str, *, lead: bool = False) -> Layout:
+    """Return the layout that writers use for a dtype, bytes for what has no better one; `lead`: the one with a plane of the leading mantissa bits."""
+    layout_id = _LAYOUT_OF_DTYPE.get(dtype, LayoutId.BYTES1)
+    return LAYOUTS[_LEAD.get(layout_id, layout_id) if lead else layout_id]
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 from weightpack.arrays import dtype_name, shaped
 from weightpack.chunk_decoder import decode_chunks
 from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
-from weightpack.dtypes import DTYPE_BITS, layout_of, tensor_bytes
+from weightpack.dtypes import DTYPE_BITS, tensor_bytes
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, OptionError, TruncatedError, UnsupportedError
 from weightpack.files import pieces
 from weightpack.format.constants import KEPT_PIECE_BYTES, MAX_CHUNK_BYTES
@@ -112,8 +112,9 @@ def encode_bytes(
     """Encode a tensor's bytes, (n_bytes,) uint8, as a frame; `dtype` in safetensors' spelling."""
     if dtype not in DTYPE_BITS or tensor_bytes(dtype, shape) != data.size:
         raise OptionError(f"{data.size} bytes do not hold {dtype} of shape {list(shape)}")
-    layout = layout_of(dtype)
-    record = encode_record(data, layout, options or load_profile(), thread_count(threads)) if data.size and data.size % layout.elem_bytes == 0 else None
+    options = options or load_profile()
+    layout = options.layout(dtype, data.size)
+    record = encode_record(data, layout, options, thread_count(threads)) if data.size and data.size % layout.elem_bytes == 0 else None
     packed = record is not None and len(record) < data.size
     head = _HEAD.pack(MAGIC, _VERSION, _PACKED if packed else _KEPT, len(dtype), len(shape)) + dtype.encode() + struct.pack(f"<{len(shape)}Q", *shape)
     head += active().crc32c(head).to_bytes(4, "little")

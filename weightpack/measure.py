@@ -118,7 +118,8 @@ def measure_memory(dtype: str, data: Bytes, *, threads: int | None = None, profi
 
 
 def _measure_codec(dtype: str, data: Bytes, out: Bytes, isa: str, codec: str, threads: int, profile: str) -> MemorySpeed:
-    layout, options = layout_of(dtype), load_profile(profile, codec=codec)
+    options = load_profile(profile, codec=codec)
+    layout = options.layout(dtype, data.size)
     room = np.zeros(_room(dtype, data, options), np.uint8)
     with kernels.use_isa(isa):
         record = encode_record(data, layout, options, threads, room)
@@ -132,7 +133,7 @@ def _measure_codec(dtype: str, data: Bytes, out: Bytes, isa: str, codec: str, th
 
 
 def _room(dtype: str, data: Bytes, options: PackOptions) -> int:
-    layout = layout_of(dtype)
+    layout = options.layout(dtype, data.size)
     chunk_elems = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES) // layout.elem_bytes
     return record_bound(layout, data.size // layout.elem_bytes, chunk_elems)
 

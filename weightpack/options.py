@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightpack.dtypes import BLOCK_ELEMS
+from weightpack.dtypes import BLOCK_ELEMS, Layout, layout_of
 from weightpack.errors import OptionError
 from weightpack.format.constants import MAX_CHUNK_BLOCKS
 
 CODEC_CHOICES = ("rans", "huffman", "zstd")
 DEFAULT_PROFILE = "fast"
+_LEAD_ELEMS = 1 << 15  # from here on the codec `context` gains more than its 305 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,20 @@ class PackOptions:
         Where zstd is used.
     exhaustive
         Try every codec on every plane, instead of those that its statistics suggest.
+    lead
+        Code the two leading mantissa bits of floats as well, in the context of the exponent: smaller, and slower to pack and unpack.
     """
 
     codecs: tuple[str, ...] = CODEC_CHOICES
     chunk_elems: int = 1 << 18
     zstd_level: int = 9
     exhaustive: bool = False
+    lead: bool = False
+
+    def layout(self, dtype: str, n_bytes: int) -> Layout:
+        """Return the layout for a tensor of `n_bytes`."""
+        layout = layout_of(dtype)
+        return layout_of(dtype, lead=True) if self.lead and n_bytes >= _LEAD_ELEMS * layout.elem_bytes else layout
 
     def __post_init__(self) -> None:
         unknown = set(self.codecs) - set(CODEC_CHOICES)

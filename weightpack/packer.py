@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
-from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
+from weightpack.dtypes import DTYPE_BITS, Layout
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
 from weightpack.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at
 from weightpack.format.constants import (
@@ -159,6 +159,7 @@ class _Packer:
 
     def __init__(self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, threads: int, meter: _Meter) -> None:
         self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
+        self._minor_version = 0  # the least that knows all that was written
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         self.stored = _Stored()
         self.data_begin = self._header_bound()
@@ -193,7 +194,7 @@ class _Packer:
 
     def _runs(self, tensors: list[Tensor]) -> Iterator[_Run]:
         for tensor in tensors:
-            layout = layout_of(tensor.dtype)
+            layout = self._layout(tensor)
             if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes or tensor.n_bytes > MAX_RECORD_BYTES:
                 continue
             chunk_bytes = self._chunk_bytes(layout)
@@ -201,11 +202,14 @@ class _Packer:
             for i, (offset, n) in enumerate(pieces(tensor.n_bytes, per_run * chunk_bytes)):
                 yield _Run(tensor, i * per_run, tensor.offset + offset, n, offset + n == tensor.n_bytes)
 
+    def _layout(self, tensor: Tensor) -> Layout:
+        return self.options.layout(tensor.dtype, tensor.n_bytes)
+
     def _chunk_bytes(self, layout: Layout) -> int:
         return min(self.options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
 
     def _encode(self, run: _Run) -> _EncodedRun:
-        layout = layout_of(run.tensor.dtype)
+        layout = self._layout(run.tensor)
         chunk_bytes = self._chunk_bytes(layout)
         out = np.empty(sum(chunk_bound(layout, n // layout.elem_bytes) for _, n in pieces(run.n_bytes, chunk_bytes)), np.uint8)
         with located(tensor=run.tensor.name):
@@ -215,7 +219,7 @@ class _Packer:
         return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
 
     def _begin_record(self, tensor: Tensor) -> None:
-        layout = layout_of(tensor.dtype)
+        layout = self._layout(tensor)
         self._record_begin = self.position
         self._offsets = [table_end(-(-tensor.n_bytes // self._chunk_bytes(layout)))]
 
@@ -237,7 +241,8 @@ class _Packer:
         record_bytes = self._offsets[-1]
         if record_bytes >= tensor.n_bytes and tensor.dtype in DTYPE_BITS:
             return  # kept; an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
-        layout = layout_of(tensor.dtype)
+        layout = self._layout(tensor)
+        self._minor_version = max(self._minor_version, layout.minor_version)
         head = RecordHead(
             layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(layout) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
         )
@@ -284,6 +289,7 @@ class _Packer:
             "".join(stored.storage[name] for name in names),
             tuple(positions[stored.tied[name]] for name in names if name in stored.tied),
             np.array([crc for name in names for crc in stored.kept_crcs.get(name, ())], "<u4").tobytes(),
+            self._minor_version,
         ).to_json()
         metadata = {**(self.segments.metadata or {}), INDEX_KEY: index, INDEX_CRC_KEY: f"{active().crc32c(index.encode()):08x}"}
         return build_header(metadata, list(stored.entries.values()))

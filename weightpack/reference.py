@@ -478,14 +478,24 @@ LAYOUTS = {
     8: Layout("F64", 8, ((52, 8), (60, 3)), 53),
     9: Layout("F8_E4M3", 1, ((3, 4),), 4),
     10: Layout("F8_E5M2", 1, ((2, 5),), 3),
+    11: Layout("BF16_LEAD", 2, ((5, 2), (7, 8)), 6),
+    12: Layout("F16_LEAD", 2, ((8, 2), (10, 5)), 9),
+    13: Layout("F32_LEAD", 4, ((21, 2), (23, 8)), 22),
+    14: Layout("F8_E4M3_LEAD", 1, ((1, 2), (3, 4)), 2),
+    15: Layout("F8_E5M2_LEAD", 1, ((0, 2), (2, 5)), 1),
 }
 
 
 def decode_split(layout: Layout, streams: list[tuple[int, memoryview]], n: int) -> bytes:
     """7 Layouts and planes: the ``n`` elements of a split chunk."""
     elems = np.zeros(n, np.uint64)
-    for (low, width), (codec, stream) in zip(layout.fields, streams, strict=False):
-        plane = decode_stream(codec, stream, n)
+    plane = None
+    for i in reversed(range(len(layout.fields))):  # 8.6: the next plane first
+        (low, width), (codec, stream) = layout.fields[i], streams[i]
+        if codec == CONTEXT and plane is not None and width == 2:
+            plane = decode_context(bytes(stream), plane)
+        else:
+            plane = decode_stream(codec, stream, n)
         need(plane.max() < 1 << width, f"split: a symbol of more than {width} bits")  # 7.2
         elems |= plane.astype(np.uint64) << low
     if layout.raw_bits:
@@ -507,7 +517,7 @@ def decode_raw_words(r: int, widths: tuple[int, memoryview], bits: tuple[int, me
     sizes = w // 8 * m + w % 8 * -(-m // 8)
     ends = np.cumsum(sizes)
     codec, stream = bits
-    need(codec in (0, 4) or codec not in CODECS, f"bits: codec {codec}")  # 7.5
+    need(codec in (0, 4) or codec not in (*CODECS, CONTEXT), f"bits: codec {codec}")  # 7.5
     plane = decode_stream(codec, stream, int(ends[-1]))
     words = np.zeros((n_blocks, BLOCK), np.uint64)
     for width in np.unique(w):
@@ -540,6 +550,7 @@ def block_words(rows: Plane, m: int, w: int) -> npt.NDArray[np.uint64]:
 
 def decode_stream(codec: int, stream: Buffer, n: int) -> Plane:
     """8 Codecs: the plane of ``n`` symbols that ``stream`` stands for."""
+    need(codec != CONTEXT, "context: no next plane, or not 2 bits")
     if codec not in CODECS:
         raise UnsupportedError(f"codec {codec}")
     need(n <= MAX_CHUNK, f"plane: {n} symbols, above the limit")
@@ -678,7 +689,37 @@ def decode_zstd(stream: bytes, n: int) -> Plane:
     return np.frombuffer(b"".join(zstd_parts(stream, n)), np.uint8)
 
 
+def decode_context(stream: bytes, next_plane: Plane) -> Plane:
+    """8.6 context."""
+    base = uint(stream, 0, 1, "context")
+    starts = np.zeros((16, 5), np.int64)
+    starts[:, 1:4] = np.frombuffer(take(stream, 1, 48, "context"), np.uint8).reshape(16, 3)
+    starts[:, 4] = 256
+    need((np.diff(starts) > 0).all(), "context: bad Starts")
+    x = np.frombuffer(take(stream, 49, 256, "context"), "<u2").astype(np.int64)
+    need(x.min() >= 256, "context: a state below 256")
+    renorm = np.frombuffer(stream[305:], np.uint8)
+    contexts = np.minimum(np.maximum(next_plane.astype(np.int64) - base, 0), 15)
+    plane = np.empty(len(contexts), np.uint8)
+    used = 0
+    for i in range(0, len(contexts), 128):
+        lanes = x[: len(contexts) - i]
+        slot = lanes & 255
+        c = contexts[i : i + 128]
+        s = (starts[c] <= slot[:, None]).sum(axis=1) - 1
+        plane[i : i + 128] = s
+        lanes[:] = (starts[c, s + 1] - starts[c, s]) * (lanes >> 8) + slot - starts[c, s]
+        low = np.flatnonzero(lanes < 256)
+        need(used + len(low) <= len(renorm), "context: Renorm is too short")
+        lanes[low] = lanes[low] << 8 | renorm[used : used + len(low)]
+        used += len(low)
+    need((x == 256).all(), "context: a final state is not 256")
+    need(used == len(renorm), "context: Renorm is too long")
+    return plane
+
+
 CODECS = {0: decode_raw, 1: decode_constant, 2: decode_rans, 3: decode_huffman, 4: decode_zstd}
+CONTEXT = 5  # 8.6, which needs more than a stream
 
 
 # ----------------------------------------------------------------------------------------------------------- 9 Tensor frames

@@ -114,7 +114,7 @@ def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int
 
 
 def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample_chunks: int) -> tuple[int, int]:
-    layout = layout_of(tensor.dtype)
+    layout = options.layout(tensor.dtype, tensor.n_bytes)
     chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
     n_chunks = -(-tensor.n_bytes // chunk_bytes)
     if n_chunks == 0 or tensor.n_bytes % layout.elem_bytes:

@@ -34,11 +34,12 @@ typedef enum {
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
-typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4 } wp_codec;
+typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_N_CODECS } wp_codec;
 
 typedef enum {
     WP_BYTES1 = 1, WP_BYTES2, WP_BYTES4, WP_BYTES8,
     WP_BF16, WP_F16, WP_F32, WP_F64, WP_F8_E4M3, WP_F8_E5M2,
+    WP_BF16_LEAD, WP_F16_LEAD, WP_F32_LEAD, WP_F8_E4M3_LEAD, WP_F8_E5M2_LEAD,
     WP_N_LAYOUTS
 } wp_layout_id;
 
@@ -49,6 +50,9 @@ typedef struct {
     uint8_t plane_bits[WP_MAX_PLANES];   /* width of each symbol */
     uint8_t raw_bits;                    /* r: width of the raw word; 0: none */
 } wp_layout;
+
+/* Section 8.6: a plane of at most 2 bits that another symbol plane follows may be coded in the context of that one. */
+static inline int wp_has_context(const wp_layout *l, unsigned plane) { return plane + 1u < l->n_planes && l->plane_bits[plane] <= 2; }
 
 /* NULL if `id` is unknown. */
 const wp_layout *wp_layout_of(unsigned id);
@@ -92,7 +96,7 @@ wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, 
 
 /* One stream of an encoded chunk, and the plane that it stands for. */
 typedef struct {
-    unsigned codec;          /* constant, rans or raw */
+    unsigned codec;          /* constant, rans, context or raw */
     size_t begin, n_bytes;   /* of the stream, from the chunk's begin */
     const uint8_t *plane;    /* what was encoded; in the workspace, until its next use */
     size_t plane_bytes;
@@ -109,7 +113,7 @@ typedef struct {
     uint32_t crc;            /* of u32 chunk_number || elements */
 } wp_encoded_chunk;
 
-/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans (if `allow_rans`) or raw, whichever is least, in one pass over the
+/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans or context (if `allow_rans`) or raw, whichever is least, in one pass over the
  * elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes, `workspace` wp_encode_workspace_bytes(). */
 wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, int allow_rans,
                           uint8_t *workspace, uint8_t *out, wp_encoded_chunk *chunk);

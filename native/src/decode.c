@@ -4,6 +4,7 @@
  * workspace, merged with its raw bits into the output, and the output's CRC is taken, all while the batch is in the first-level cache. So symbols never travel
  * to memory, and any codec works with any layout on any ISA.
  */
+#include "context.h"
 #include "huffman.h"
 #include "mem.h"
 #include "prefetch.h"
@@ -16,7 +17,7 @@ enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 
 typedef struct {
     unsigned codec;
     const uint8_t *raw; /* codec raw: what is left of the stream */
-    union { wp_rans_decoder rans; wp_huffman_decoder huffman; } u;
+    union { wp_rans_decoder rans; wp_huffman_decoder huffman; wp_context_decoder context; } u;
 } plane_decoder;
 
 struct wp_workspace {
@@ -32,8 +33,8 @@ size_t wp_workspace_bytes(void) { return sizeof(wp_workspace); }
 
 /* ---- planes of symbols ---- */
 
-/* `fill` gets batch_elems symbols at once if the plane is constant. */
-static wp_status open_plane(plane_decoder *p, const wp_stream *s, size_t n, unsigned plane_bits, uint8_t *fill, size_t fill_bytes) {
+/* `fill` gets batch_elems symbols at once if the plane is constant. `has_context`: another plane may tell what to expect of this one. */
+static wp_status open_plane(plane_decoder *p, const wp_stream *s, size_t n, unsigned plane_bits, int has_context, uint8_t *fill, size_t fill_bytes) {
     p->codec = s->codec;
     switch (s->codec) {
     case WP_RAW:
@@ -51,36 +52,49 @@ static wp_status open_plane(plane_decoder *p, const wp_stream *s, size_t n, unsi
     case WP_RANS: return wp_rans_open(&p->u.rans, s->data, s->n_bytes, plane_bits);
     case WP_HUFFMAN: return wp_huffman_open(&p->u.huffman, s->data, s->n_bytes, plane_bits);
     case WP_ZSTD: return WP_NEEDS_ZSTD;
+    case WP_CONTEXT: return has_context ? wp_context_open(&p->u.context, s->data, s->n_bytes, plane_bits) : WP_CORRUPT;
     default: return WP_UNSUPPORTED;
     }
 }
 
-/* The next n symbols are at *symbols afterwards: in `buffer`, or in the stream itself. */
-static wp_status next_symbols(const wp_kernels *k, plane_decoder *p, size_t n, uint8_t *buffer, const uint8_t **symbols) {
+/* The next n symbols are at *symbols afterwards: in `buffer`, or in the stream itself. `next` are those of the plane that follows, if there is one. */
+static wp_status next_symbols(const wp_kernels *k, plane_decoder *p, size_t n, const uint8_t *next, uint8_t *buffer, const uint8_t **symbols) {
     *symbols = buffer;
     switch (p->codec) {
     case WP_RAW: *symbols = p->raw; p->raw += n; return WP_OK;
     case WP_RANS: return wp_rans_next(k, &p->u.rans, buffer, n);
     case WP_HUFFMAN: return wp_huffman_next(&p->u.huffman, buffer, n);
+    case WP_CONTEXT: return wp_context_next(k, &p->u.context, next, buffer, n);
     default: return WP_OK;
     }
 }
 
 static wp_status close_plane(const plane_decoder *p) {
-    return p->codec == WP_RANS ? wp_rans_close(&p->u.rans) : p->codec == WP_HUFFMAN ? wp_huffman_close(&p->u.huffman) : WP_OK;
+    switch (p->codec) {
+    case WP_RANS: return wp_rans_close(&p->u.rans);
+    case WP_HUFFMAN: return wp_huffman_close(&p->u.huffman);
+    case WP_CONTEXT: return wp_context_close(&p->u.context);
+    default: return WP_OK;
+    }
 }
 
 /* A whole plane at once. */
 static wp_status decode_plane(const wp_kernels *k, plane_decoder *p, const wp_stream *s, size_t n, uint8_t *out) {
     const uint8_t *symbols;
-    wp_status status = open_plane(p, s, n, 8, out, n);
-    if (status == WP_OK) status = next_symbols(k, p, n, out, &symbols);
+    wp_status status = open_plane(p, s, n, 8, 0, out, n);
+    if (status == WP_OK) status = next_symbols(k, p, n, NULL, out, &symbols);
     if (status == WP_OK) status = close_plane(p);
     if (status == WP_OK && symbols != out) memcpy(out, symbols, n);
     return status;
 }
 
 /* ---- blocks of raw bits ---- */
+
+/* Bit i -> bit 0 of byte i. */
+static inline uint64_t spread(uint8_t bits) {
+    uint64_t one_each = bits * 0x0101010101010101u & 0x8040201008040201u;
+    return (one_each + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
+}
 
 /* Widens a block of `m` elements from width `w` to `r` (128 elements); what is missing becomes zero. */
 static void widen_block(const uint8_t *in, unsigned w, unsigned r, size_t m, uint8_t *out) {
@@ -90,7 +104,7 @@ static void widen_block(const uint8_t *in, unsigned w, unsigned r, size_t m, uin
     for (unsigned k = 0; k < w % 8; k++, in += plane) {
         if (w / 8 == r / 8) memcpy(out + k * (WP_BLOCK / 8), in, plane);
         else
-            for (size_t i = 0; i < m; i++) out[i] |= (uint8_t)((in[i / 8] >> (i % 8) & 1) << (7 - k));
+            for (size_t i = 0; i < plane; i++) wp_store64(out + 8 * i, wp_load64(out + 8 * i) | spread(in[i]) << (7 - k));
     }
 }
 
@@ -117,7 +131,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
     if (r) {
         const wp_stream *s = &streams[l->n_planes];
         if (s[1].codec == WP_ZSTD) return WP_NEEDS_ZSTD;
-        if (s[1].codec != WP_RAW) return s[1].codec <= WP_ZSTD ? WP_CORRUPT : WP_UNSUPPORTED;
+        if (s[1].codec != WP_RAW) return s[1].codec < WP_N_CODECS ? WP_CORRUPT : WP_UNSUPPORTED;
         if ((status = decode_plane(k, &ws->planes[0], &s[0], n_blocks, ws->widths)) != WP_OK) return status;
         uint64_t need = 0;
         for (size_t b = 0; b < n_blocks; b++) {
@@ -129,18 +143,20 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         bits_end = bits + s[1].n_bytes;
     }
     for (unsigned p = 0; p < l->n_planes; p++)
-        if ((status = open_plane(&ws->planes[p], &streams[p], n_elems, l->plane_bits[p], ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
+        if ((status = open_plane(&ws->planes[p], &streams[p], n_elems, l->plane_bits[p], wp_has_context(l, p), ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
 
     for (size_t block = 0; block < n_blocks; block += BATCH_BLOCKS) {
         size_t n = n_elems - block * WP_BLOCK;
         if (n > BATCH_ELEMS) n = BATCH_ELEMS;
-        const uint8_t *planes[WP_MAX_PLANES], *step_planes[WP_MAX_PLANES];
+        const uint8_t *planes[WP_MAX_PLANES], *step_planes[WP_MAX_PLANES + 1] = {NULL};
         /* What the next batch will write and read, where it is a whole one. */
         size_t n_ahead = n_elems - block * WP_BLOCK >= 2 * BATCH_ELEMS ? BATCH_ELEMS : 0;
         for (size_t i = 0; i < n; i += STEP_ELEMS) {
             size_t m = n - i < STEP_ELEMS ? n - i : STEP_ELEMS;
-            for (unsigned p = 0; p < l->n_planes; p++)
-                if ((status = next_symbols(k, &ws->planes[p], m, ws->symbols[p] + i, i ? &step_planes[p] : &planes[p])) != WP_OK) return status;
+            for (unsigned p = l->n_planes; p-- > 0;) { /* the last plane first: it may be another's context */
+                if ((status = next_symbols(k, &ws->planes[p], m, step_planes[p + 1], ws->symbols[p] + i, &step_planes[p])) != WP_OK) return status;
+                if (i == 0) planes[p] = step_planes[p];
+            }
             if (!streamed) wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             if (bits && n_ahead) {
                 size_t left = (size_t)(bits_end - bits), batch = BATCH_BLOCKS * full;

@@ -4,6 +4,7 @@
  * plane by plane: histogram, codebook, stream, straight into the chunk. What else might shrink a plane (Huffman, zstd) is the caller's to try: he gets the planes and
  * what their statistics say.
  */
+#include "context.h"
 #include "mem.h"
 #include "rans.h"
 
@@ -74,8 +75,8 @@ static size_t split(const wp_kernels *k, unsigned isa, unsigned layout, const ui
 
 static int all_equal(const uint8_t *p, size_t n) { return n == 0 || memcmp(p, p + 1, n - 1) == 0; }
 
-/* Encodes one plane at `out`, which has room for it raw. */
-static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, int allow_rans, uint8_t *scratch, uint8_t *out) {
+/* Encodes one plane at `out`, which has room for it raw; `next` is the plane that tells what to expect of this one, or NULL. */
+static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, int allow_rans, uint8_t *scratch, uint8_t *out) {
     const size_t n = s->plane_bytes;
     s->codec = WP_RAW;
     s->n_bytes = s->rans_bytes = n;
@@ -85,7 +86,12 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, int allow_rans
         out[0] = s->plane[0];
         return WP_OK;
     }
-    if (allow_rans) {
+    if (allow_rans && next) {
+        wp_status status = wp_context_encode(isa, next, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+        if (status == WP_OK) { s->codec = WP_CONTEXT; s->rans_bytes = s->n_bytes; return WP_OK; }
+        if (status != WP_NO_SPACE) return status;
+        s->n_bytes = n;
+    } else if (allow_rans) {
         uint32_t counts[256];
         wp_rans_book book;
         wp_histogram(isa, s->plane, n, counts);
@@ -136,7 +142,7 @@ wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, s
             s->n_bytes = s->rans_bytes = s->plane_bytes;
             memcpy(p, s->plane, s->plane_bytes);
         } else {
-            wp_status status = encode_plane(isa, s, allow_rans, workspace + at.scratch, p);
+            wp_status status = encode_plane(isa, s, wp_has_context(l, i) ? s[1].plane : NULL, allow_rans, workspace + at.scratch, p);
             if (status != WP_OK) return status;
         }
         if (s->codec != WP_CONSTANT) s->repeats = wp_sample_repeats(s->plane, s->plane_bytes);

@@ -26,19 +26,37 @@ typedef struct {
     uint8_t renorm_tail[WP_TAIL + WP_OVERREAD], literals_tail[WP_TAIL + WP_OVERREAD];
 } wp_rans_decoder;
 
+/* Near its end, a stream moves to a zero-padded copy. */
+static inline void wp_guard_stream(const uint8_t **p, const uint8_t **end, uint8_t *in_tail, uint8_t tail[WP_TAIL + WP_OVERREAD]) {
+    if (*in_tail || *end - *p >= WP_TAIL) return;
+    size_t left = (size_t)(*end - *p);
+    for (size_t i = 0; i < WP_TAIL + WP_OVERREAD; i++) tail[i] = i < left ? (*p)[i] : 0;
+    *p = tail; *end = tail + left; *in_tail = 1;
+}
+
 /* Call before each group. Afterwards WP_OVERREAD bytes may be read at `renorm` and at `literals`. After a group that ran on tail copies, the kernel must check
  * renorm <= renorm_end and literals <= literals_end (else WP_TRUNCATED); before that, a group (at most 128 bytes each) can't pass the end. */
 static inline void wp_rans_guard(wp_rans_decoder *d) {
-    if (!d->renorm_in_tail && d->renorm_end - d->renorm < WP_TAIL) {
-        size_t left = (size_t)(d->renorm_end - d->renorm);
-        for (size_t i = 0; i < sizeof d->renorm_tail; i++) d->renorm_tail[i] = i < left ? d->renorm[i] : 0;
-        d->renorm = d->renorm_tail; d->renorm_end = d->renorm_tail + left; d->renorm_in_tail = 1;
-    }
-    if (!d->literals_in_tail && d->literals_end - d->literals < WP_TAIL) {
-        size_t left = (size_t)(d->literals_end - d->literals);
-        for (size_t i = 0; i < sizeof d->literals_tail; i++) d->literals_tail[i] = i < left ? d->literals[i] : 0;
-        d->literals = d->literals_tail; d->literals_end = d->literals_tail + left; d->literals_in_tail = 1;
-    }
+    wp_guard_stream(&d->renorm, &d->renorm_end, &d->renorm_in_tail, d->renorm_tail);
+    wp_guard_stream(&d->literals, &d->literals_end, &d->literals_in_tail, d->literals_tail);
+}
+
+/* Section 8.6. A decoder between calls; `start[s - 1][c]` is where symbol s = 1, 2, 3 starts in context c. The same guard holds for `renorm`. */
+enum { WP_N_CONTEXTS = 16, WP_CONTEXT_SYMBOLS = 4 };
+
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    const uint8_t *renorm, *renorm_end;
+    uint8_t renorm_in_tail, base;
+    uint8_t start[WP_CONTEXT_SYMBOLS - 1][WP_N_CONTEXTS];
+    uint8_t renorm_tail[WP_TAIL + WP_OVERREAD];
+} wp_context_decoder;
+
+static inline void wp_context_guard(wp_context_decoder *d) { wp_guard_stream(&d->renorm, &d->renorm_end, &d->renorm_in_tail, d->renorm_tail); }
+
+static inline unsigned wp_context_of(uint8_t symbol, uint8_t base) {
+    unsigned above = symbol < base ? 0 : (unsigned)(symbol - base);
+    return above < WP_N_CONTEXTS ? above : WP_N_CONTEXTS - 1;
 }
 
 /* A rANS encoder between calls: it runs backwards. Both pointers move down; a kernel may write up to 64 bytes below them. */
@@ -51,6 +69,14 @@ typedef struct {
     uint16_t reciprocal[17];           /* min(65535, ceil(65536 / freq)): see rans_encode in kernels_scalar.c */
 } wp_rans_encoder;
 
+/* The same backwards. Tables are indexed by context * 4 + symbol; frequencies are 1 to 253. */
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    uint8_t *renorm;
+    uint8_t base;
+    uint8_t freq[WP_N_CONTEXTS * WP_CONTEXT_SYMBOLS], start[WP_N_CONTEXTS * WP_CONTEXT_SYMBOLS];
+} wp_context_encoder;
+
 typedef struct {
     uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, size_t n_bytes);
     void (*histogram)(const uint8_t *symbols, size_t n, uint32_t counts[256]);
@@ -58,6 +84,9 @@ typedef struct {
     wp_status (*rans_decode)(wp_rans_decoder *d, uint8_t *out, size_t n_groups);
     /* Encodes n_groups groups of 128 symbols, the last group first. */
     void (*rans_encode)(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups);
+    /* The same in the context of `next`, the symbols of the plane that follows. */
+    wp_status (*context_decode)(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups);
+    void (*context_encode)(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups);
     /* Whole blocks of full width: planes[p] + element, `bits` as in section 7.4 with w = raw_bits. Indexed by layout id. */
     void (*merge[WP_N_LAYOUTS])(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems);
     /* The reverse. widths[b] gets the block's width; the bits of every block are written in full width all the same. */

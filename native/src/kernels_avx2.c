@@ -271,22 +271,25 @@ INLINE decoder_tables load_decoder_tables(const wp_rans_decoder *d) {
                             v_set(d->n_symbols)};
 }
 
+/* The next states: freq * (x >> 8) + bias, and the next bytes of the stream where that fell below 256. */
+INLINE void advance(states *s, V freq, V bias, const uint8_t **renorm) {
+    const V low8 = _mm256_set1_epi16(0xff), old = s->lo_hi[1];
+    V even = _mm256_add_epi16(_mm256_mullo_epi16(v_and(freq, low8), v_and(old, low8)), v_and(bias, low8));
+    V odd = _mm256_add_epi16(_mm256_mullo_epi16(V_SHR(freq, 8), V_SHR(old, 8)), V_SHR(bias, 8));
+    V lo = v_or(v_and(even, low8), V_SHL(odd, 8)), hi = v_or(V_SHR(even, 8), _mm256_andnot_si256(low8, odd));
+    V need = _mm256_cmpeq_epi8(hi, _mm256_setzero_si256());
+    s->lo_hi[1] = v_or(hi, v_and(need, lo)); /* what is needed is 0 in hi, and the others are 0 in the pulled bytes */
+    s->lo_hi[0] = v_or(_mm256_andnot_si256(need, lo), pull(renorm, (uint32_t)_mm256_movemask_epi8(need)));
+}
+
 /* One symbol for each of 32 lanes. */
 INLINE V decode_quarter(states *s, const decoder_tables *t, const uint8_t **renorm, const uint8_t **literals) {
-    const V low8 = _mm256_set1_epi16(0xff);
-    V lo = s->lo_hi[0], hi = s->lo_hi[1], slot = _mm256_xor_si256(lo, v_set(0x80));
+    const V lo = s->lo_hi[0], slot = _mm256_xor_si256(lo, v_set(0x80));
     V rank = v_and(_mm256_cmpgt_epi8(slot, t->threshold_8), v_set(8));
     rank = v_or(rank, v_and(_mm256_cmpgt_epi8(slot, _mm256_shuffle_epi8(t->threshold_4, rank)), v_set(4)));
     rank = v_or(rank, v_and(_mm256_cmpgt_epi8(slot, _mm256_shuffle_epi8(t->threshold_2, rank)), v_set(2)));
     rank = v_or(rank, v_and(_mm256_cmpgt_epi8(slot, _mm256_shuffle_epi8(t->threshold_1, rank)), v_set(1)));
-    V freq = _mm256_shuffle_epi8(t->freqs, rank), bias = _mm256_sub_epi8(lo, _mm256_shuffle_epi8(t->starts, rank));
-    V even = _mm256_add_epi16(_mm256_mullo_epi16(v_and(freq, low8), v_and(hi, low8)), v_and(bias, low8));
-    V odd = _mm256_add_epi16(_mm256_mullo_epi16(V_SHR(freq, 8), V_SHR(hi, 8)), V_SHR(bias, 8));
-    lo = v_or(v_and(even, low8), V_SHL(odd, 8));
-    hi = v_or(V_SHR(even, 8), _mm256_andnot_si256(low8, odd));
-    V need = _mm256_cmpeq_epi8(hi, _mm256_setzero_si256());
-    s->lo_hi[1] = v_or(hi, v_and(need, lo)); /* what is needed is 0 in hi, and the others are 0 in the pulled bytes */
-    s->lo_hi[0] = v_or(_mm256_andnot_si256(need, lo), pull(renorm, (uint32_t)_mm256_movemask_epi8(need)));
+    advance(s, _mm256_shuffle_epi8(t->freqs, rank), _mm256_sub_epi8(lo, _mm256_shuffle_epi8(t->starts, rank)), renorm);
     V symbol = _mm256_shuffle_epi8(t->symbols, rank), escaped = _mm256_cmpeq_epi8(rank, t->escape);
     uint32_t mask = (uint32_t)_mm256_movemask_epi8(escaped);
     if (mask) symbol = v_or(_mm256_andnot_si256(escaped, symbol), pull(literals, mask));
@@ -341,13 +344,10 @@ INLINE V rank_of(const encoder_tables *t, V symbol) {
     return _mm256_xor_si256(rank, t->escape);
 }
 
-INLINE void encode_quarter(states *s, V symbol, const encoder_tables *t, uint8_t **renorm, uint8_t **literals) {
+/* The next states of 32 lanes; full ones give a byte to the stream first. */
+INLINE void retreat(states *s, V freq, V start, V reciprocal_low, V reciprocal_high, uint8_t **renorm) {
     const V low8 = _mm256_set1_epi16(0xff);
     V lo = s->lo_hi[0], hi = s->lo_hi[1];
-    V rank = rank_of(t, symbol), freq = _mm256_shuffle_epi8(t->freqs, rank), start = _mm256_shuffle_epi8(t->starts, rank);
-    V reciprocal_low = _mm256_shuffle_epi8(t->reciprocals_low, rank), reciprocal_high = _mm256_shuffle_epi8(t->reciprocals_high, rank);
-    uint32_t escaped = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(rank, t->escape));
-    if (escaped) push(literals, escaped, symbol);
     V full = _mm256_cmpeq_epi8(_mm256_max_epu8(hi, freq), hi);
     push(renorm, (uint32_t)_mm256_movemask_epi8(full), lo);
     lo = _mm256_blendv_epi8(lo, hi, full);
@@ -358,6 +358,14 @@ INLINE void encode_quarter(states *s, V symbol, const encoder_tables *t, uint8_t
                          v_or(V_SHR(reciprocal_low, 8), _mm256_andnot_si256(low8, reciprocal_high)));
     s->lo_hi[0] = v_or(v_and(even, low8), V_SHL(odd, 8));
     s->lo_hi[1] = v_or(V_SHR(even, 8), _mm256_andnot_si256(low8, odd));
+}
+
+INLINE void encode_quarter(states *s, V symbol, const encoder_tables *t, uint8_t **renorm, uint8_t **literals) {
+    V rank = rank_of(t, symbol);
+    uint32_t escaped = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(rank, t->escape));
+    if (escaped) push(literals, escaped, symbol);
+    retreat(s, _mm256_shuffle_epi8(t->freqs, rank), _mm256_shuffle_epi8(t->starts, rank), _mm256_shuffle_epi8(t->reciprocals_low, rank),
+            _mm256_shuffle_epi8(t->reciprocals_high, rank), renorm);
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
@@ -392,7 +400,80 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
     e->renorm = renorm; e->literals = literals;
 }
 
-const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};
+/* ---- rANS in a context ---- */
+
+INLINE V context_of(V next, V base) { return _mm256_min_epu8(_mm256_subs_epu8(next, base), v_set(WP_N_CONTEXTS - 1)); }
+INLINE V at_least(V a, V b) { return _mm256_cmpeq_epi8(_mm256_max_epu8(a, b), a); }
+
+INLINE V context_quarter(states *s, V next, V base, const V *thresholds, const uint8_t **renorm) {
+    const V slot = s->lo_hi[0], c = context_of(next, base);
+    V one = _mm256_shuffle_epi8(thresholds[0], c), two = _mm256_shuffle_epi8(thresholds[1], c), three = _mm256_shuffle_epi8(thresholds[2], c);
+    V is_1 = at_least(slot, one), is_2 = at_least(slot, two), is_3 = at_least(slot, three);
+    V start = _mm256_blendv_epi8(_mm256_blendv_epi8(v_and(is_1, one), two, is_2), three, is_3);
+    V end = _mm256_andnot_si256(is_3, _mm256_blendv_epi8(_mm256_blendv_epi8(one, two, is_1), three, is_2)); /* 0 for 256 */
+    advance(s, _mm256_sub_epi8(end, start), _mm256_sub_epi8(slot, start), renorm);
+    return _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(_mm256_add_epi8(is_1, is_2), is_3));
+}
+
+static wp_status context_decode(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups) {
+    const V base = v_set(d->base), thresholds[3] = {table16(d->start[0]), table16(d->start[1]), table16(d->start[2])};
+    states s[4];
+    for (int i = 0; i < 4; i++) v_load2((const uint8_t *)(d->x + 32 * i), s[i].lo_hi);
+    for (size_t g = 0; g < n_groups; g++, next += WP_BLOCK, out += WP_BLOCK) {
+        wp_context_guard(d);
+        const uint8_t *renorm = d->renorm;
+        for (int i = 0; i < 4; i++) v_store(out + 32 * i, context_quarter(&s[i], v_load(next + 32 * i), base, thresholds, &renorm));
+        d->renorm = renorm;
+        if (d->renorm_in_tail && renorm > d->renorm_end) return WP_TRUNCATED;
+    }
+    for (int i = 0; i < 4; i++) v_store2((uint8_t *)(d->x + 32 * i), s[i].lo_hi);
+    return WP_OK;
+}
+
+/* By symbol, then by context. */
+typedef struct { V of[WP_CONTEXT_SYMBOLS]; } context_table;
+
+INLINE context_table load_context_table(const uint8_t *by_context) {
+    context_table t;
+    uint8_t one[WP_N_CONTEXTS];
+    for (int s = 0; s < WP_CONTEXT_SYMBOLS; s++) {
+        for (int c = 0; c < WP_N_CONTEXTS; c++) one[c] = by_context[WP_CONTEXT_SYMBOLS * c + s];
+        t.of[s] = table16(one);
+    }
+    return t;
+}
+
+INLINE V look_up(const context_table *t, V context, const V *is_symbol) {
+    V found = _mm256_shuffle_epi8(t->of[0], context);
+    for (int s = 1; s < WP_CONTEXT_SYMBOLS; s++) found = _mm256_blendv_epi8(found, _mm256_shuffle_epi8(t->of[s], context), is_symbol[s]);
+    return found;
+}
+
+static void context_encode(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups) {
+    uint8_t reciprocals_low[64], reciprocals_high[64];
+    for (int i = 0; i < 64; i++) {
+        uint32_t reciprocal = e->freq[i] > 1 ? 65536u / e->freq[i] : 65535u;
+        reciprocals_low[i] = (uint8_t)reciprocal; reciprocals_high[i] = (uint8_t)(reciprocal >> 8);
+    }
+    const context_table freqs = load_context_table(e->freq), starts = load_context_table(e->start);
+    const context_table low = load_context_table(reciprocals_low), high = load_context_table(reciprocals_high);
+    const V base = v_set(e->base);
+    uint8_t *renorm = e->renorm;
+    states s[4];
+    for (int i = 0; i < 4; i++) v_load2((const uint8_t *)(e->x + 32 * i), s[i].lo_hi);
+    for (size_t at = n_groups * WP_BLOCK; at;) {
+        at -= WP_BLOCK;
+        for (int i = 3; i >= 0; i--) {
+            V c = context_of(v_load(next + at + 32 * i), base), symbol = v_load(symbols + at + 32 * i), is_symbol[WP_CONTEXT_SYMBOLS];
+            for (int k = 1; k < WP_CONTEXT_SYMBOLS; k++) is_symbol[k] = _mm256_cmpeq_epi8(symbol, v_set((uint8_t)k));
+            retreat(&s[i], look_up(&freqs, c, is_symbol), look_up(&starts, c, is_symbol), look_up(&low, c, is_symbol), look_up(&high, c, is_symbol), &renorm);
+        }
+    }
+    for (int i = 0; i < 4; i++) v_store2((uint8_t *)(e->x + 32 * i), s[i].lo_hi);
+    e->renorm = renorm;
+}
+
+const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -193,21 +193,24 @@ INLINE V look_up(const table256 *t, V i) {
 /* 64 states; memory has them as little-endian words, which is byte 0 and byte 1 of 64 elements. */
 typedef struct { V lo_hi[2]; } states;
 
-/* One symbol for each of 64 lanes. */
-INLINE V decode_half(states *s, const table256 *ranks, V freqs, V starts, V symbols, V escape, int has_escape, const uint8_t **renorm,
-                     const uint8_t **literals) {
-    const V low8 = _mm512_set1_epi16(0xff);
-    V lo = s->lo_hi[0], hi = s->lo_hi[1];
-    V rank = look_up(ranks, lo), freq = _mm512_shuffle_epi8(freqs, rank), bias = _mm512_sub_epi8(lo, _mm512_shuffle_epi8(starts, rank));
-    V even = _mm512_add_epi16(_mm512_mullo_epi16(v_and(freq, low8), v_and(hi, low8)), v_and(bias, low8));
+/* The next states: freq * (x >> 8) + bias, and the next bytes of the stream where that fell below 256. */
+INLINE void advance(states *s, V freq, V bias, const uint8_t **renorm) {
+    const V low8 = _mm512_set1_epi16(0xff), old = s->lo_hi[1];
+    V even = _mm512_add_epi16(_mm512_mullo_epi16(v_and(freq, low8), v_and(old, low8)), v_and(bias, low8));
     /* (256 a)(256 b) >> 16 is a b: no shifts needed to get at the odd bytes. */
-    V odd = _mm512_add_epi16(_mm512_mulhi_epu16(_mm512_andnot_si512(low8, freq), _mm512_andnot_si512(low8, hi)), V_SHR(bias, 8));
-    lo = v_select(low8, even, V_SHL(odd, 8));
-    hi = v_select(low8, V_SHR(even, 8), odd);
+    V odd = _mm512_add_epi16(_mm512_mulhi_epu16(_mm512_andnot_si512(low8, freq), _mm512_andnot_si512(low8, old)), V_SHR(bias, 8));
+    V lo = v_select(low8, even, V_SHL(odd, 8)), hi = v_select(low8, V_SHR(even, 8), odd);
     __mmask64 need = _mm512_testn_epi8_mask(hi, hi);
     s->lo_hi[1] = _mm512_mask_mov_epi8(hi, need, lo);
     s->lo_hi[0] = _mm512_mask_expand_epi8(lo, need, v_load(*renorm));
     *renorm += _mm_popcnt_u64(need);
+}
+
+/* One symbol for each of 64 lanes. */
+INLINE V decode_half(states *s, const table256 *ranks, V freqs, V starts, V symbols, V escape, int has_escape, const uint8_t **renorm,
+                     const uint8_t **literals) {
+    V slot = s->lo_hi[0], rank = look_up(ranks, slot);
+    advance(s, _mm512_shuffle_epi8(freqs, rank), _mm512_sub_epi8(slot, _mm512_shuffle_epi8(starts, rank)), renorm);
     V symbol = _mm512_shuffle_epi8(symbols, rank);
     if (has_escape) {
         __mmask64 escaped = _mm512_cmpeq_epi8_mask(rank, escape);
@@ -268,20 +271,26 @@ INLINE V encode_words(V x, V freq, V start, V reciprocal) {
 
 typedef struct { table256 ranks; V freqs, starts, reciprocals, escape; } encoder_tables;
 
-INLINE void encode_half(states *s, V symbol, const encoder_tables *t, int has_escape, uint8_t **renorm, uint8_t **literals) {
+/* The next states of 64 lanes; full ones give a byte to the stream first. The reciprocals are those of the even and of the odd lanes. */
+INLINE void retreat(states *s, V freq, V start, V reciprocal_even, V reciprocal_odd, uint8_t **renorm) {
     const V low8 = _mm512_set1_epi16(0xff);
     V lo = s->lo_hi[0], hi = s->lo_hi[1];
-    V rank = look_up(&t->ranks, symbol), freq = _mm512_shuffle_epi8(t->freqs, rank), start = _mm512_shuffle_epi8(t->starts, rank);
-    if (has_escape) push(literals, _mm512_cmpeq_epi8_mask(rank, t->escape), symbol);
     __mmask64 full = _mm512_cmpge_epu8_mask(hi, freq);
     push(renorm, full, lo);
     lo = _mm512_mask_mov_epi8(lo, full, hi);
     hi = _mm512_maskz_mov_epi8(~full, hi);
-    /* vpermw looks at the low 5 bits of each word only: the other lane's rank above them does not matter. */
-    V even = encode_words(v_select(low8, lo, V_SHL(hi, 8)), v_and(freq, low8), v_and(start, low8), _mm512_permutexvar_epi16(rank, t->reciprocals));
-    V odd = encode_words(v_select(low8, V_SHR(lo, 8), hi), V_SHR(freq, 8), V_SHR(start, 8), _mm512_permutexvar_epi16(V_SHR(rank, 8), t->reciprocals));
+    V even = encode_words(v_select(low8, lo, V_SHL(hi, 8)), v_and(freq, low8), v_and(start, low8), reciprocal_even);
+    V odd = encode_words(v_select(low8, V_SHR(lo, 8), hi), V_SHR(freq, 8), V_SHR(start, 8), reciprocal_odd);
     s->lo_hi[0] = v_select(low8, even, V_SHL(odd, 8));
     s->lo_hi[1] = v_select(low8, V_SHR(even, 8), odd);
+}
+
+INLINE void encode_half(states *s, V symbol, const encoder_tables *t, int has_escape, uint8_t **renorm, uint8_t **literals) {
+    V rank = look_up(&t->ranks, symbol);
+    if (has_escape) push(literals, _mm512_cmpeq_epi8_mask(rank, t->escape), symbol);
+    /* vpermw looks at the low 5 bits of each word only: the other lane's rank above them does not matter. */
+    retreat(s, _mm512_shuffle_epi8(t->freqs, rank), _mm512_shuffle_epi8(t->starts, rank), _mm512_permutexvar_epi16(rank, t->reciprocals),
+            _mm512_permutexvar_epi16(V_SHR(rank, 8), t->reciprocals), renorm);
 }
 
 INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups, int has_escape) {
@@ -314,7 +323,66 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
     else encode_groups(e, symbols, n_groups, 0);
 }
 
-const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};
+/* ---- rANS in a context ---- */
+
+INLINE V context_of(V next, V base) { return _mm512_min_epu8(_mm512_subs_epu8(next, base), v_set(WP_N_CONTEXTS - 1)); }
+
+INLINE V context_half(states *s, V next, V base, const V *thresholds, const uint8_t **renorm) {
+    const V slot = s->lo_hi[0], c = context_of(next, base);
+    V one = _mm512_shuffle_epi8(thresholds[0], c), two = _mm512_shuffle_epi8(thresholds[1], c), three = _mm512_shuffle_epi8(thresholds[2], c);
+    __mmask64 is_1 = _mm512_cmpge_epu8_mask(slot, one), is_2 = _mm512_cmpge_epu8_mask(slot, two), is_3 = _mm512_cmpge_epu8_mask(slot, three);
+    V start = _mm512_mask_mov_epi8(_mm512_mask_mov_epi8(_mm512_maskz_mov_epi8(is_1, one), is_2, two), is_3, three);
+    V end = _mm512_maskz_mov_epi8(~is_3, _mm512_mask_mov_epi8(_mm512_mask_mov_epi8(one, is_1, two), is_2, three)); /* 0 for 256 */
+    advance(s, _mm512_sub_epi8(end, start), _mm512_sub_epi8(slot, start), renorm);
+    return _mm512_mask_mov_epi8(_mm512_mask_mov_epi8(_mm512_maskz_mov_epi8(is_1, v_set(1)), is_2, v_set(2)), is_3, v_set(3));
+}
+
+static wp_status context_decode(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups) {
+    const V base = v_set(d->base), thresholds[3] = {table16(d->start[0]), table16(d->start[1]), table16(d->start[2])};
+    states s[2];
+    v_load2((const uint8_t *)d->x, s[0].lo_hi);
+    v_load2((const uint8_t *)(d->x + 64), s[1].lo_hi);
+    for (size_t g = 0; g < n_groups; g++, next += WP_BLOCK, out += WP_BLOCK) {
+        wp_context_guard(d);
+        const uint8_t *renorm = d->renorm;
+        v_store(out, context_half(&s[0], v_load(next), base, thresholds, &renorm));
+        v_store(out + 64, context_half(&s[1], v_load(next + 64), base, thresholds, &renorm));
+        d->renorm = renorm;
+        if (d->renorm_in_tail && renorm > d->renorm_end) return WP_TRUNCATED;
+    }
+    v_store2((uint8_t *)d->x, s[0].lo_hi);
+    v_store2((uint8_t *)(d->x + 64), s[1].lo_hi);
+    return WP_OK;
+}
+
+typedef struct { V base, freqs, starts, reciprocals[2]; } context_tables;
+
+INLINE void context_encode_half(states *s, V next, V symbol, const context_tables *t, uint8_t **renorm) {
+    V i = v_or(V_SHL(context_of(next, t->base), 2), symbol), odd = V_SHR(i, 8);
+    /* vpermi2w looks at the low 6 bits of each word only. */
+    retreat(s, _mm512_permutexvar_epi8(i, t->freqs), _mm512_permutexvar_epi8(i, t->starts), _mm512_permutex2var_epi16(t->reciprocals[0], i, t->reciprocals[1]),
+            _mm512_permutex2var_epi16(t->reciprocals[0], odd, t->reciprocals[1]), renorm);
+}
+
+static void context_encode(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups) {
+    uint16_t reciprocals[64];
+    for (int i = 0; i < 64; i++) reciprocals[i] = (uint16_t)(e->freq[i] > 1 ? 65536u / e->freq[i] : 65535u);
+    const context_tables t = {v_set(e->base), v_load(e->freq), v_load(e->start), {_mm512_loadu_si512(reciprocals), _mm512_loadu_si512(reciprocals + 32)}};
+    uint8_t *renorm = e->renorm;
+    states s[2];
+    v_load2((const uint8_t *)e->x, s[0].lo_hi);
+    v_load2((const uint8_t *)(e->x + 64), s[1].lo_hi);
+    for (size_t i = n_groups * WP_BLOCK; i;) {
+        i -= WP_BLOCK;
+        context_encode_half(&s[1], v_load(next + i + 64), v_load(symbols + i + 64), &t, &renorm);
+        context_encode_half(&s[0], v_load(next + i), v_load(symbols + i), &t, &renorm);
+    }
+    v_store2((uint8_t *)e->x, s[0].lo_hi);
+    v_store2((uint8_t *)(e->x + 64), s[1].lo_hi);
+    e->renorm = renorm;
+}
+
+const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

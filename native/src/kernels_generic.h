@@ -217,6 +217,131 @@ SPLIT(f8_e5m2) {
     }
 }
 
+/* ---- floats whose two leading mantissa bits are symbols: planes[0] has them, planes[1] the exponents ---- */
+
+MERGE(bf16_lead) {
+    const V sign = v_set(0x80), lead = v_set(0x60);
+    for (size_t b = 0; b < n_blocks; b++, bits += 6 * BIT_PLANE)
+        for (size_t i = b * WP_BLOCK; i < (b + 1) * WP_BLOCK; i += V_LANES) {
+            const uint8_t *low = bits + i % WP_BLOCK / 8;
+            V e = v_load(planes[1] + i), v[2];
+            v[0] = v_or(v_and(V_SHL(e, 7), sign), v_and(V_SHL(v_load(planes[0] + i), 5), lead));
+            for (int k = 1; k < 6; k++) v[0] = v_with_bits(v[0], low + k * BIT_PLANE, (uint8_t)(32 >> k));
+            v[1] = v_with_bits(v_and(V_SHR(e, 1), v_set(0x7f)), low, 0x80);
+            v_store2(elems + 2 * i, v);
+        }
+}
+SPLIT(bf16_lead) {
+    const V low1 = v_set(1), low2 = v_set(3);
+    for (size_t b = 0; b < n_blocks; b++, bits += 6 * BIT_PLANE) {
+        widths[b] = width_of(v_or_words(elems + 2 * b * WP_BLOCK, 2 * WP_BLOCK), 2, 10, 5);
+        for (size_t i = b * WP_BLOCK; i < (b + 1) * WP_BLOCK; i += V_LANES) {
+            uint8_t *low = bits + i % WP_BLOCK / 8;
+            V v[2];
+            v_load2(elems + 2 * i, v);
+            v_store(planes[0] + i, v_and(V_SHR(v[0], 5), low2));
+            v_store(planes[1] + i, v_select(low1, V_SHR(v[0], 7), V_SHL(v[1], 1)));
+            v_to_bits(low, v[1], 7);
+            v_to_bits(low + BIT_PLANE, v[0], 4); v_to_bits(low + 2 * BIT_PLANE, v[0], 3); v_to_bits(low + 3 * BIT_PLANE, v[0], 2);
+            v_to_bits(low + 4 * BIT_PLANE, v[0], 1); v_to_bits(low + 5 * BIT_PLANE, v[0], 0);
+        }
+    }
+}
+
+MERGE(f16_lead) {
+    for (size_t b = 0; b < n_blocks; b++, bits += WP_BLOCK + BIT_PLANE)
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            V e = v_load(planes[1] + b * WP_BLOCK + i), lead = v_load(planes[0] + b * WP_BLOCK + i), b0 = v_load(bits + i), v[2];
+            v[0] = v_with_bits(v_and(V_SHL(b0, 1), v_set(0xfe)), bits + WP_BLOCK + i / 8, 1);
+            v[1] = v_or(v_and(V_SHL(e, 2), v_set(0xfc)), v_select(v_set(0x80), b0, v_and(lead, v_set(3))));
+            v_store2(elems + 2 * (b * WP_BLOCK + i), v);
+        }
+}
+SPLIT(f16_lead) {
+    for (size_t b = 0; b < n_blocks; b++, bits += WP_BLOCK + BIT_PLANE) {
+        widths[b] = width_of(v_or_words(elems + 2 * b * WP_BLOCK, 2 * WP_BLOCK), 2, 7, 8);
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            V v[2];
+            v_load2(elems + 2 * (b * WP_BLOCK + i), v);
+            v_store(planes[0] + b * WP_BLOCK + i, v_and(v[1], v_set(3)));
+            v_store(planes[1] + b * WP_BLOCK + i, v_and(V_SHR(v[1], 2), v_set(0x1f)));
+            v_store(bits + i, v_select(v_set(0x80), v[1], V_SHR(v[0], 1)));
+            v_to_bits(bits + WP_BLOCK + i / 8, v[0], 0);
+        }
+    }
+}
+
+/* The raw word is sign, then 21 bits: what the second byte plane has too little for a byte of the mantissa, the first has too much. */
+MERGE(f32_lead) {
+    const V sign = v_set(0x80), lead = v_set(0x60), high2 = v_set(0xc0);
+    for (size_t b = 0; b < n_blocks; b++, bits += 2 * WP_BLOCK + 6 * BIT_PLANE)
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            const uint8_t *low = bits + 2 * WP_BLOCK + i / 8;
+            V e = v_load(planes[1] + b * WP_BLOCK + i), l = v_load(planes[0] + b * WP_BLOCK + i), b0 = v_load(bits + i), b1 = v_load(bits + WP_BLOCK + i), v[4];
+            v[0] = v_and(V_SHL(b1, 6), high2);
+            for (int k = 0; k < 6; k++) v[0] = v_with_bits(v[0], low + k * BIT_PLANE, (uint8_t)(32 >> k));
+            v[1] = v_select(high2, V_SHL(b0, 6), V_SHR(b1, 2));
+            v[2] = v_select(sign, V_SHL(e, 7), v_select(lead, V_SHL(l, 5), V_SHR(b0, 2)));
+            v[3] = v_select(sign, b0, V_SHR(e, 1));
+            v_store4(elems + 4 * (b * WP_BLOCK + i), v);
+        }
+}
+SPLIT(f32_lead) {
+    const V sign = v_set(0x80), low1 = v_set(1), low2 = v_set(3);
+    for (size_t b = 0; b < n_blocks; b++, bits += 2 * WP_BLOCK + 6 * BIT_PLANE) {
+        widths[b] = width_of(v_or_words(elems + 4 * b * WP_BLOCK, 4 * WP_BLOCK), 4, 10, 21);
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            uint8_t *low = bits + 2 * WP_BLOCK + i / 8;
+            V v[4];
+            v_load4(elems + 4 * (b * WP_BLOCK + i), v);
+            v_store(planes[0] + b * WP_BLOCK + i, v_and(V_SHR(v[2], 5), low2));
+            v_store(planes[1] + b * WP_BLOCK + i, v_select(low1, V_SHR(v[2], 7), V_SHL(v[3], 1)));
+            v_store(bits + i, v_select(sign, v[3], v_select(low2, V_SHR(v[1], 6), V_SHL(v[2], 2))));
+            v_store(bits + WP_BLOCK + i, v_select(low2, V_SHR(v[0], 6), V_SHL(v[1], 2)));
+            v_to_bits(low, v[0], 5); v_to_bits(low + BIT_PLANE, v[0], 4); v_to_bits(low + 2 * BIT_PLANE, v[0], 3);
+            v_to_bits(low + 3 * BIT_PLANE, v[0], 2); v_to_bits(low + 4 * BIT_PLANE, v[0], 1); v_to_bits(low + 5 * BIT_PLANE, v[0], 0);
+        }
+    }
+}
+
+MERGE(f8_e4m3_lead) {
+    for (size_t b = 0; b < n_blocks; b++, bits += 2 * BIT_PLANE)
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            V v = v_or(v_and(V_SHL(v_load(planes[1] + b * WP_BLOCK + i), 3), v_set(0xf8)), v_and(V_SHL(v_load(planes[0] + b * WP_BLOCK + i), 1), v_set(6)));
+            v_store(elems + b * WP_BLOCK + i, v_with_bits(v_with_bits(v, bits + i / 8, 0x80), bits + BIT_PLANE + i / 8, 1));
+        }
+}
+SPLIT(f8_e4m3_lead) {
+    for (size_t b = 0; b < n_blocks; b++, bits += 2 * BIT_PLANE) {
+        widths[b] = width_of(v_or_words(elems + b * WP_BLOCK, WP_BLOCK), 1, 6, 1);
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            V v = v_load(elems + b * WP_BLOCK + i);
+            v_store(planes[0] + b * WP_BLOCK + i, v_and(V_SHR(v, 1), v_set(3)));
+            v_store(planes[1] + b * WP_BLOCK + i, v_and(V_SHR(v, 3), v_set(0x0f)));
+            v_to_bits(bits + i / 8, v, 7); v_to_bits(bits + BIT_PLANE + i / 8, v, 0);
+        }
+    }
+}
+
+MERGE(f8_e5m2_lead) {
+    for (size_t b = 0; b < n_blocks; b++, bits += BIT_PLANE)
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            V v = v_or(v_and(V_SHL(v_load(planes[1] + b * WP_BLOCK + i), 2), v_set(0xfc)), v_and(v_load(planes[0] + b * WP_BLOCK + i), v_set(3)));
+            v_store(elems + b * WP_BLOCK + i, v_with_bits(v, bits + i / 8, 0x80));
+        }
+}
+SPLIT(f8_e5m2_lead) {
+    for (size_t b = 0; b < n_blocks; b++, bits += BIT_PLANE) {
+        widths[b] = width_of(v_or_words(elems + b * WP_BLOCK, WP_BLOCK), 1, 7, 0);
+        for (size_t i = 0; i < WP_BLOCK; i += V_LANES) {
+            V v = v_load(elems + b * WP_BLOCK + i);
+            v_store(planes[0] + b * WP_BLOCK + i, v_and(v, v_set(3)));
+            v_store(planes[1] + b * WP_BLOCK + i, v_and(V_SHR(v, 2), v_set(0x1f)));
+            v_to_bits(bits + i / 8, v, 7);
+        }
+    }
+}
+
 /* ---- histogram ---- */
 
 static void count_bytes(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
@@ -259,7 +384,8 @@ static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     for (; done < n; done++) counts[symbols[done]]++;
 }
 
-#define WP_ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2}
+#define WP_ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2, \
+                   f##_bf16_lead, f##_f16_lead, f##_f32_lead, f##_f8_e4m3_lead, f##_f8_e5m2_lead}
 #define WP_MERGES WP_ALL(merge)
 #define WP_SPLITS WP_ALL(split)
 

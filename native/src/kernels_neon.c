@@ -331,7 +331,98 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
     e->renorm = renorm; e->literals = literals;
 }
 
-const wp_kernels wp_kernels_neon = {crc32c, histogram, rans_decode, rans_encode, WP_MERGES, WP_SPLITS};
+/* ---- rANS in a context ---- */
+
+INLINE V context_of(V next, V base) { return vminq_u8(vqsubq_u8(next, base), v_set(WP_N_CONTEXTS - 1)); }
+
+INLINE void context_half(states *s, const uint8_t *next, V base, const V *thresholds, const uint8_t **renorm, uint8_t *out) {
+    V need[4], pulled[4];
+    for (int i = 0; i < 4; i++) {
+        V slot = s->lo[i], hi = s->hi[i], c = context_of(v_load(next + 16 * i), base);
+        V one = look_up(thresholds[0], c), two = look_up(thresholds[1], c), three = look_up(thresholds[2], c);
+        V is_1 = vcgeq_u8(slot, one), is_2 = vcgeq_u8(slot, two), is_3 = vcgeq_u8(slot, three);
+        V start = v_select(is_3, three, v_select(is_2, two, v_and(is_1, one)));
+        V end = vbicq_u8(v_select(is_2, three, v_select(is_1, two, one)), is_3); /* 0 for 256 */
+        v_store(out + 16 * i, vsubq_u8(v_set(0), vaddq_u8(vaddq_u8(is_1, is_2), is_3)));
+        V freq = vsubq_u8(end, start), bias = vsubq_u8(slot, start);
+        uint8x16_t low = vreinterpretq_u8_u16(vaddw_u8(vmull_u8(vget_low_u8(freq), vget_low_u8(hi)), vget_low_u8(bias)));
+        uint8x16_t high = vreinterpretq_u8_u16(vaddw_high_u8(vmull_high_u8(freq, hi), bias));
+        s->lo[i] = vuzp1q_u8(low, high);
+        s->hi[i] = vuzp2q_u8(low, high);
+        need[i] = vceqzq_u8(s->hi[i]);
+    }
+    pull(renorm, mask_of(need), pulled);
+    for (int i = 0; i < 4; i++) {
+        s->hi[i] = v_select(need[i], s->lo[i], s->hi[i]);
+        s->lo[i] = v_select(need[i], pulled[i], s->lo[i]);
+    }
+}
+
+static wp_status context_decode(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups) {
+    const V base = v_set(d->base), thresholds[3] = {v_load(d->start[0]), v_load(d->start[1]), v_load(d->start[2])};
+    states first, second;
+    load_states(&first, d->x);
+    load_states(&second, d->x + 64);
+    for (size_t g = 0; g < n_groups; g++, next += WP_BLOCK, out += WP_BLOCK) {
+        wp_context_guard(d);
+        const uint8_t *renorm = d->renorm;
+        context_half(&first, next, base, thresholds, &renorm, out);
+        context_half(&second, next + 64, base, thresholds, &renorm, out + 64);
+        d->renorm = renorm;
+        if (d->renorm_in_tail && renorm > d->renorm_end) return WP_TRUNCATED;
+    }
+    store_states(d->x, &first);
+    store_states(d->x + 64, &second);
+    return WP_OK;
+}
+
+typedef struct { V base; uint8x16x4_t freqs, starts, reciprocals_low, reciprocals_high; } context_tables;
+
+INLINE uint8x16x4_t load_table64(const uint8_t *t) { return (uint8x16x4_t){{v_load(t), v_load(t + 16), v_load(t + 32), v_load(t + 48)}}; }
+
+INLINE void context_encode_half(states *s, const uint8_t *next, const uint8_t *symbols, const context_tables *t, uint8_t **renorm) {
+    V index[4], freq[4], full[4];
+    for (int i = 0; i < 4; i++) {
+        index[i] = v_or(vshlq_n_u8(context_of(v_load(next + 16 * i), t->base), 2), v_load(symbols + 16 * i));
+        freq[i] = vqtbl4q_u8(t->freqs, index[i]);
+        full[i] = vcgeq_u8(s->hi[i], freq[i]);
+    }
+    push(renorm, mask_of(full), s->lo);
+    for (int i = 0; i < 4; i++) {
+        const V zero = v_set(0), start = vqtbl4q_u8(t->starts, index[i]);
+        V lo = v_select(full[i], s->hi[i], s->lo[i]), hi = vbicq_u8(s->hi[i], full[i]);
+        V reciprocal_low = vqtbl4q_u8(t->reciprocals_low, index[i]), reciprocal_high = vqtbl4q_u8(t->reciprocals_high, index[i]);
+        V first = vreinterpretq_u8_u16(encode_words(low_words(lo, hi), low_words(freq[i], zero), low_words(start, zero),
+                                                    low_words(reciprocal_low, reciprocal_high)));
+        V second = vreinterpretq_u8_u16(encode_words(high_words(lo, hi), high_words(freq[i], zero), high_words(start, zero),
+                                                     high_words(reciprocal_low, reciprocal_high)));
+        s->lo[i] = vuzp1q_u8(first, second);
+        s->hi[i] = vuzp2q_u8(first, second);
+    }
+}
+
+static void context_encode(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups) {
+    uint8_t reciprocals_low[64], reciprocals_high[64];
+    for (int i = 0; i < 64; i++) {
+        uint32_t reciprocal = e->freq[i] > 1 ? 65536u / e->freq[i] : 65535u;
+        reciprocals_low[i] = (uint8_t)reciprocal; reciprocals_high[i] = (uint8_t)(reciprocal >> 8);
+    }
+    const context_tables t = {v_set(e->base), load_table64(e->freq), load_table64(e->start), load_table64(reciprocals_low), load_table64(reciprocals_high)};
+    uint8_t *renorm = e->renorm;
+    states first, second;
+    load_states(&first, e->x);
+    load_states(&second, e->x + 64);
+    for (size_t i = n_groups * WP_BLOCK; i;) {
+        i -= WP_BLOCK;
+        context_encode_half(&second, next + i + 64, symbols + i + 64, &t, &renorm);
+        context_encode_half(&first, next + i, symbols + i, &t, &renorm);
+    }
+    store_states(e->x, &first);
+    store_states(e->x + 64, &second);
+    e->renorm = renorm;
+}
+
+const wp_kernels wp_kernels_neon = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -91,23 +91,65 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
     e->renorm = renorm; e->literals = literals;
 }
 
+static wp_status context_decode(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups) {
+    uint16_t x[WP_BLOCK];
+    memcpy(x, d->x, sizeof x);
+    for (size_t g = 0; g < n_groups; g++, next += WP_BLOCK, out += WP_BLOCK) {
+        wp_context_guard(d);
+        const uint8_t *p = d->renorm;
+        for (int l = 0; l < WP_BLOCK; l++) {
+            unsigned c = wp_context_of(next[l], d->base), slot = x[l] & 255u;
+            unsigned one = d->start[0][c], two = d->start[1][c], three = d->start[2][c];
+            unsigned s = (slot >= one) + (slot >= two) + (slot >= three);
+            unsigned start = s == 0 ? 0 : s == 1 ? one : s == 2 ? two : three, end = s == 0 ? one : s == 1 ? two : s == 2 ? three : 256;
+            uint32_t state = (end - start) * (x[l] >> 8) + slot - start, low = state < 256;
+            x[l] = (uint16_t)(state << (low << 3) | (*p & -low));
+            p += low;
+            out[l] = (uint8_t)s;
+        }
+        d->renorm = p;
+        if (d->renorm_in_tail && p > d->renorm_end) return WP_TRUNCATED;
+    }
+    memcpy(d->x, x, sizeof x);
+    return WP_OK;
+}
+
+static void context_encode(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups) {
+    uint16_t x[WP_BLOCK];
+    uint8_t *renorm = e->renorm;
+    memcpy(x, e->x, sizeof x);
+    for (size_t g = n_groups; g-- > 0;)
+        for (int l = WP_BLOCK - 1; l >= 0; l--) {
+            const size_t i = g * WP_BLOCK + (size_t)l;
+            const unsigned t = wp_context_of(next[i], e->base) * WP_CONTEXT_SYMBOLS + symbols[i];
+            uint32_t state = x[l], f = e->freq[t], full = state >= f << 8;
+            renorm[-1] = (uint8_t)state;
+            renorm -= full;
+            state >>= full << 3;
+            x[l] = (uint16_t)((state / f << 8) + state % f + e->start[t]);
+        }
+    memcpy(e->x, x, sizeof x);
+    e->renorm = renorm;
+}
+
 /* ---- planes ---- */
 
-/* One float layout: `man` mantissa bits below `exp` exponent bits below the sign; `word` holds an element, and is no wider than it need be, so that
+/* One float layout: `man` raw mantissa bits below `exp` bits of symbols below the sign. If those have two planes, the first has the `low` lowest of them (0: there is
+ * one plane). `word` holds an element, and is no wider than it need be, so that
  * compilers make vectors of the loops. */
-#define FLOAT_LAYOUT(name, bytes, exp, man, word)                                                                                             \
+#define FLOAT_LAYOUT(name, bytes, low, exp, man, word)                                                                                             \
     static void merge_##name(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                            \
         enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                                \
         word raw[WP_BLOCK], out[WP_BLOCK];                                                                                                    \
         for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                                    \
-            const uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = exp > 8 ? planes[1] + b * WP_BLOCK : e0;                                      \
+            const uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = low ? planes[1] + b * WP_BLOCK : e0;                                      \
             memset(raw, 0, sizeof raw);                                                                                                       \
             for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                                               \
                 for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(k ? raw[i] << (k ? 8 : 0) | bits[i] : bits[i]);                            \
             for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                                            \
                 for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(raw[i] << 1 | (bits[i / 8] >> (i % 8) & 1));                               \
             for (int i = 0; i < WP_BLOCK; i++) {                                                                                              \
-                word e = exp > 8 ? (word)(e0[i] | (word)e1[i] << (exp > 8 ? 8 : 0)) : e0[i];                                                  \
+                word e = low ? (word)((e0[i] & ((1u << low) - 1)) | (word)((word)e1[i] << low)) : e0[i];                                                  \
                 out[i] = (word)((raw[i] >> man) << (man + exp) | e << man | (raw[i] & (((word)1 << man) - 1)));                               \
             }                                                                                                                                 \
             memcpy(elems, out, sizeof out); /* little-endian, as mem.h demands */                                                             \
@@ -117,13 +159,13 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
         enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                                \
         word in[WP_BLOCK], raw[WP_BLOCK];                                                                                                     \
         for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                                    \
-            uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = exp > 8 ? planes[1] + b * WP_BLOCK : e0;                                            \
+            uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = low ? planes[1] + b * WP_BLOCK : e0;                                            \
             word any = 0;                                                                                                                     \
             memcpy(in, elems, sizeof in);                                                                                                     \
             for (int i = 0; i < WP_BLOCK; i++) {                                                                                              \
                 word e = (word)(in[i] >> man & (((word)1 << exp) - 1));                                                                       \
-                e0[i] = (uint8_t)e;                                                                                                           \
-                if (exp > 8) e1[i] = (uint8_t)(e >> (exp > 8 ? 8 : 0));                                                                       \
+                e0[i] = (uint8_t)(low ? e & (((word)1 << low) - 1) : e);                                                                                                           \
+                if (low) e1[i] = (uint8_t)(e >> low);                                                                       \
                 raw[i] = (word)((in[i] >> (man + exp)) << man | (in[i] & (((word)1 << man) - 1)));                                            \
                 any |= raw[i];                                                                                                                \
             }                                                                                                                                 \
@@ -140,12 +182,17 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
                 }                                                                                                                             \
         }                                                                                                                                     \
     }
-FLOAT_LAYOUT(bf16, 2, 8, 7, uint16_t)
-FLOAT_LAYOUT(f16, 2, 5, 10, uint16_t)
-FLOAT_LAYOUT(f32, 4, 8, 23, uint32_t)
-FLOAT_LAYOUT(f64, 8, 11, 52, uint64_t)
-FLOAT_LAYOUT(f8_e4m3, 1, 4, 3, uint8_t)
-FLOAT_LAYOUT(f8_e5m2, 1, 5, 2, uint8_t)
+FLOAT_LAYOUT(bf16, 2, 0, 8, 7, uint16_t)
+FLOAT_LAYOUT(f16, 2, 0, 5, 10, uint16_t)
+FLOAT_LAYOUT(f32, 4, 0, 8, 23, uint32_t)
+FLOAT_LAYOUT(f64, 8, 8, 11, 52, uint64_t)
+FLOAT_LAYOUT(f8_e4m3, 1, 0, 4, 3, uint8_t)
+FLOAT_LAYOUT(f8_e5m2, 1, 0, 5, 2, uint8_t)
+FLOAT_LAYOUT(bf16_lead, 2, 2, 10, 5, uint16_t)
+FLOAT_LAYOUT(f16_lead, 2, 2, 7, 8, uint16_t)
+FLOAT_LAYOUT(f32_lead, 4, 2, 10, 21, uint32_t)
+FLOAT_LAYOUT(f8_e4m3_lead, 1, 2, 6, 1, uint8_t)
+FLOAT_LAYOUT(f8_e5m2_lead, 1, 2, 7, 0, uint8_t)
 
 #define BYTES_LAYOUT(n)                                                                                                                   \
     static void merge_bytes##n(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                      \
@@ -163,8 +210,6 @@ BYTES_LAYOUT(2)
 BYTES_LAYOUT(4)
 BYTES_LAYOUT(8)
 
-const wp_kernels wp_kernels_scalar = {
-    crc32c, histogram, rans_decode, rans_encode,
-    {NULL, merge_bytes1, merge_bytes2, merge_bytes4, merge_bytes8, merge_bf16, merge_f16, merge_f32, merge_f64, merge_f8_e4m3, merge_f8_e5m2},
-    {NULL, split_bytes1, split_bytes2, split_bytes4, split_bytes8, split_bf16, split_f16, split_f32, split_f64, split_f8_e4m3, split_f8_e5m2},
-};
+#define ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2, \
+                f##_bf16_lead, f##_f16_lead, f##_f32_lead, f##_f8_e4m3_lead, f##_f8_e5m2_lead}
+const wp_kernels wp_kernels_scalar = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, ALL(merge), ALL(split)};

@@ -13,6 +13,11 @@ static const wp_layout layouts[WP_N_LAYOUTS] = {
     [WP_F64]     = {8, 2, {8, 3}, 53},
     [WP_F8_E4M3] = {1, 1, {4}, 4},
     [WP_F8_E5M2] = {1, 1, {5}, 3},
+    [WP_BF16_LEAD] = {2, 2, {2, 8}, 6},
+    [WP_F16_LEAD]  = {2, 2, {2, 5}, 9},
+    [WP_F32_LEAD]  = {4, 2, {2, 8}, 22},
+    [WP_F8_E4M3_LEAD] = {1, 2, {2, 4}, 2},
+    [WP_F8_E5M2_LEAD] = {1, 2, {2, 5}, 1},
 };
 
 const wp_layout *wp_layout_of(unsigned id) { return id >= WP_BYTES1 && id < WP_N_LAYOUTS ? &layouts[id] : NULL; }

@@ -76,7 +76,7 @@ wp_status wp_rans_close(const wp_rans_decoder *d) {
 
 /* ---- choosing a codebook ---- */
 
-/* round(2^16 * log2(v)) for v = 1..256, by repeated squaring: integers only, so that every machine gets the same. */
+/* By repeated squaring. */
 static uint32_t log2_fixed(uint32_t v) {
     uint32_t whole = 0;
     while (v >> (whole + 1)) whole++;
@@ -90,8 +90,11 @@ static uint32_t log2_fixed(uint32_t v) {
     return (whole << 16) + ((fraction + 1) >> 1);
 }
 
-/* Shares 256 among n counts (their sum is `total`), each at least 1 and at most 255, close to the least cost; returns the cost in bits * 2^16. */
-static uint64_t share(const uint32_t *counts, unsigned n, uint64_t total, const uint32_t *log2s, uint8_t *freqs) {
+void wp_log2_table(uint32_t log2s[257]) {
+    for (uint32_t v = 1; v <= 256; v++) log2s[v] = log2_fixed(v);
+}
+
+uint64_t wp_share_frequencies(const uint32_t *counts, unsigned n, uint64_t total, const uint32_t log2s[257], uint8_t *freqs) {
     unsigned sum = 0;
     for (unsigned i = 0; i < n; i++) {
         uint64_t f = ((uint64_t)counts[i] << 8) / total;
@@ -117,7 +120,7 @@ static uint64_t share(const uint32_t *counts, unsigned n, uint64_t total, const 
 
 wp_status wp_rans_choose(const uint32_t counts[256], wp_rans_book *book, size_t *cost_bytes) {
     uint32_t log2s[257];
-    for (uint32_t v = 1; v <= 256; v++) log2s[v] = log2_fixed(v);
+    wp_log2_table(log2s);
 
     /* Symbols by falling count, equal counts by symbol; only the first 16 can be coded. */
     unsigned order[16], n_order = 0, n_distinct = 0;
@@ -147,7 +150,7 @@ wp_status wp_rans_choose(const uint32_t counts[256], wp_rans_book *book, size_t 
         c[k] = (uint32_t)(total - kept);
         unsigned n = k + (unsigned)escapes;
         if (n < 2) continue;
-        uint64_t cost = share(c, n, total, log2s, freqs) + (((total - kept) * 8 + 16 * k) << 16);
+        uint64_t cost = wp_share_frequencies(c, n, total, log2s, freqs) + (((total - kept) * 8 + 16 * k) << 16);
         if (cost < best) {
             best = cost;
             memset(book, 0, sizeof *book);

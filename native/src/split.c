@@ -18,8 +18,8 @@ static size_t shorten_block(const uint8_t *in, unsigned r, unsigned w, size_t m,
         uint8_t bytes[WP_BLOCK];
         memcpy(bytes, rest, WP_BLOCK);
         for (unsigned k = 0; k < w % 8; k++, out += plane) {
-            memset(out, 0, plane);
-            for (size_t i = 0; i < m; i++) out[i / 8] |= (uint8_t)((bytes[i] >> (7 - k) & 1) << (i % 8));
+            /* Bit 7 - k of byte i -> bit i; behind the block's end are zeros. */
+            for (size_t i = 0; i < plane; i++) out[i] = (uint8_t)((wp_load64(bytes + 8 * i) >> (7 - k) & 0x0101010101010101u) * 0x0102040810204080u >> 56);
         }
     }
     return (size_t)(out - begin);

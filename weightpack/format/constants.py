@@ -3,7 +3,7 @@
 
 from enum import IntEnum
 
-VERSION = (1, 0)
+VERSION = (1, 1)
 
 INDEX_KEY = "weightpack"
 INDEX_CRC_KEY = "weightpack.crc32c"
@@ -26,9 +26,10 @@ class Codec(IntEnum):
     RANS = 2
     HUFFMAN = 3
     ZSTD = 4
+    CONTEXT = 5
 
 
-CODEC_NAMES = {Codec.RAW: "raw", Codec.CONSTANT: "constant", Codec.RANS: "rans128x8", Codec.HUFFMAN: "huffman", Codec.ZSTD: "zstd"}
+CODEC_NAMES = {Codec.RAW: "raw", Codec.CONSTANT: "constant", Codec.RANS: "rans128x8", Codec.HUFFMAN: "huffman", Codec.ZSTD: "zstd", Codec.CONTEXT: "context"}
 
 
 class Mode(IntEnum):

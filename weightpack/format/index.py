@@ -73,11 +73,12 @@ class Index:
     storage: str
     tied: tuple[int, ...]
     kept_crc32c: bytes
+    minor_version: int = 0
 
     def to_json(self) -> str:
         """Serialise; the same index gives the same text."""
         root = {
-            "version": list(VERSION),
+            "version": [VERSION[0], self.minor_version],
             "source": {"format": self.source_format, "bytes": self.source_bytes, "sha256": self.source_sha256},
             "gaps": [[gap.offset, gap.n_bytes, base64.b64encode(gap.frame).decode()] for gap in self.gaps],
             "storage": self.storage,
@@ -126,7 +127,7 @@ class Index:
         kept = root.get("kept_crc32c")
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
-        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept))
+        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1])
 
 
 def _list(root: dict[str, object], key: str) -> list[object]:

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from weightpack.dtypes import LAYOUTS, Layout, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
-from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
+from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
 from weightpack.format.record import CHUNK_HEAD_BYTES, build_chunk, parse_chunk
 from weightpack.kernels import EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 
@@ -78,7 +78,10 @@ class PortableKernels:
         planes = [*split.symbols, *([split.widths, split.bits] if layout.raw_bits else [])]
         streams, facts, begin, plane_begin = [], [], CHUNK_HEAD_BYTES + 4 * len(planes), 0
         for i, plane in enumerate(planes):
-            coded = (Codec.RAW, plane, plane.size, 0) if layout.raw_bits and i + 1 == len(planes) else _encode_plane(plane, allow_rans)  # 7.5
+            if layout.raw_bits and i + 1 == len(planes):
+                coded = Codec.RAW, plane, plane.size, 0  # 7.5
+            else:
+                coded = _encode_plane(plane, allow_rans, planes[i + 1] if layout.has_context(i) else None)
             codec, stream, rans_bytes, escapes = coded
             repeats = 0 if codec == Codec.CONSTANT else self.sample_repeats(plane)
             facts.append(EncodedPlane(codec, begin, stream.size, plane_begin, plane.size, rans_bytes, escapes, repeats))
@@ -131,13 +134,16 @@ def _chunk_crc(elems: Bytes, chunk_number: int) -> int:
     return _crc32c(elems, _crc32c(_u8(chunk_number.to_bytes(4, "little")), 0))
 
 
-def _encode_plane(plane: Bytes, allow_rans: bool) -> tuple[Codec, Bytes, int, int]:
-    """Return the smallest of constant, rans and raw: codec, stream, rANS's estimated bytes, symbols that its codebook lacks."""
+def _encode_plane(plane: Bytes, allow_rans: bool, next_plane: Bytes | None) -> tuple[Codec, Bytes, int, int]:
+    """Return the smallest of constant, rans (or context, if there is a next plane) and raw: codec, stream, its estimated bytes, symbols it has no code for."""
     n = plane.size
     if (plane == plane[0]).all():
         return Codec.CONSTANT, plane[:1], n, 0
     if not allow_rans:
         return Codec.RAW, plane, n, 0
+    if next_plane is not None:
+        stream = _context_encode(next_plane, plane)
+        return (Codec.CONTEXT, stream, stream.size, 0) if stream.size < n else (Codec.RAW, plane, n, 0)
     counts = np.bincount(plane, minlength=256)
     book, rans_bytes = _rans_choose(counts.tolist())
     escapes = n - int(counts[list(book.symbols)].sum())
@@ -270,13 +276,15 @@ def _merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes)
     if mantissa is not None:
         codec, bits = streams[-1]
         if codec != Codec.RAW:  # 7.5
-            raise (CorruptionError if codec <= Codec.ZSTD else UnsupportedError)(f"the bits have codec {codec}")
+            raise (CorruptionError if codec in CODEC_NAMES else UnsupportedError)(f"the bits have codec {codec}")
         widths = _decode_plane(*streams[-2], -(-n // LANES), 8)
         _need(int(widths.max()) <= r, "a block's width")  # 7.3
         begins = _begins(widths, n)
         _need(bits.size >= int(begins[-1]), "the bits stream", TruncatedError)
         _need(bits.size == int(begins[-1]), "the bits stream's length")
-    planes = [_decode_plane(*stream, n, width) for stream, width in zip(streams, layout.plane_bits, strict=False)]
+    planes: list[Bytes] = []
+    for i in reversed(range(len(layout.plane_bits))):  # the last one first: it may be another's context
+        planes.insert(0, _decode_plane(*streams[i], n, layout.plane_bits[i], planes[0] if layout.has_context(i) else None))
     if mantissa is None:
         for i, plane in enumerate(planes):
             out.reshape(n, -1)[:, i] = plane
@@ -298,8 +306,12 @@ def _merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes)
 # ---- codecs (section 8)
 
 
-def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int) -> Bytes:
+def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane: Bytes | None = None) -> Bytes:
     """Decode n symbols that MUST fit `plane_bits` (7.2). As in the native core, symbols of a codebook must fit whether they occur or not."""
+    if codec == Codec.CONTEXT:
+        _need(next_plane is not None, "a codec that needs a context")
+        assert next_plane is not None
+        return _context_decode(stream, next_plane)
     if codec == Codec.RANS:
         return _rans_decode(stream, n, plane_bits)
     if codec == Codec.HUFFMAN:
@@ -422,6 +434,60 @@ def _rans_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
     _need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a rANS stream's end")
     symbols = np.append(values, np.uint8(0))[ranks]
     symbols[escaped] = literals
+    return symbols
+
+
+# rANS in a context (8.6)
+
+
+def _contexts(next_plane: Bytes, base: int) -> Bytes:
+    clamped: Bytes = np.clip(next_plane.astype(np.int16) - base, 0, 15).astype(np.uint8)
+    return clamped
+
+
+def _context_encode(next_plane: Bytes, symbols: Bytes) -> Bytes:
+    in_window = sliding_window_view(np.bincount(next_plane, minlength=256), 16).sum(axis=1)
+    base = int(in_window.argmax())  # the lowest of the best
+    counts = np.bincount(_contexts(next_plane, base) * 4 + symbols, minlength=64).reshape(16, 4)
+    freqs = np.array([_share(row, sum(row))[0] if any(row) else [64] * 4 for row in counts.tolist()], np.uint32)
+    starts = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
+    index = _contexts(next_plane, base).astype(np.intp) * 4 + symbols
+    freq, start = freqs.reshape(-1)[index], starts.reshape(-1)[index]
+    x, emitted = np.full(LANES, 256, np.uint32), [np.empty(0, np.uint8)]
+    for begin in reversed(range(0, symbols.size, LANES)):
+        f = freq[begin : begin + LANES]
+        state = x[: f.size]
+        over = state >= f << 8
+        emitted.append(state[over].astype(np.uint8))
+        state = np.where(over, state >> 8, state)
+        x[: f.size] = (state // f << 8) + state % f + start[begin : begin + LANES]
+    head = bytes([base]) + starts[:, 1:].astype(np.uint8).tobytes() + x.astype("<u2").tobytes()
+    return np.concatenate([_u8(head), *emitted[::-1]])
+
+
+def _context_decode(stream: Bytes, next_plane: Bytes) -> Bytes:
+    head = 1 + 3 * 16 + 2 * LANES
+    _need(stream.size >= head, "a stream in a context", TruncatedError)
+    starts = np.zeros((16, 5), np.uint32)
+    starts[:, 1:4], starts[:, 4] = stream[1:49].reshape(16, 3), 256
+    _need(bool((starts[:, 1:] > starts[:, :-1]).all()), "the frequencies of a context")
+    x, renorm, position = stream[49:head].view("<u2").astype(np.uint32), stream[head:], 0
+    _need(int(x.min()) >= 256, "a rANS state")
+    rows, symbols = starts[_contexts(next_plane, int(stream[0]))], np.empty(next_plane.size, np.uint8)
+    for begin in range(0, symbols.size, LANES):
+        row = rows[begin : begin + LANES]
+        lanes = np.arange(len(row))
+        slot = x[: len(row)] & 255
+        symbol = (slot[:, None] >= row[:, 1:4]).sum(axis=1)
+        symbols[begin : begin + LANES] = symbol
+        start, end = row[lanes, symbol], row[lanes, symbol + 1]
+        state = (end - start) * (x[: len(row)] >> 8) + slot - start
+        low = np.flatnonzero(state < 256)
+        _need(position + low.size <= renorm.size, "a stream in a context", TruncatedError)
+        state[low] = state[low] << 8 | renorm[position : position + low.size]
+        position += low.size
+        x[: len(row)] = state
+    _need(position == renorm.size and bool((x == 256).all()), "the end of a stream in a context")
     return symbols
 
 
