@@ -69,6 +69,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
                 yield "frame", encode_bytes(np.frombuffer(data, np.uint8), tensor.dtype, tensor.shape)
             if stored.storage == "p":
                 yield from _record_seeds(packed, stored, file, data)
+    yield from lead_seeds()
     for file in small_files():
         yield "packed", file
     packed_file = b'{"a.safetensors": {"source_bytes": 1, "packed_bytes": 2, "sha256": "00"}}'
@@ -91,6 +92,32 @@ def small_files() -> Iterator[bytes]:
         for codec in weightpack.options.CODEC_CHOICES:
             weightpack.pack(source, target, options=weightpack.PackOptions(codecs=(codec,), chunk_elems=256, exhaustive=True), overwrite=True)
             yield target.read_bytes()
+
+
+def lead_seeds() -> Iterator[tuple[str, bytes]]:
+    """Yield inputs with the codec `context`, which no file has below 32,768 elements of a tensor."""
+    import samples
+    from fuzz_targets import MOST_TENSOR_BYTES
+
+    from weightpack.chunk_encoder import EncodedChunk, encode_chunks
+    from weightpack.dtypes import LAYOUTS
+    from weightpack.format.record import RecordHead, chunk_bound, parse_chunk, table_end
+    from weightpack.options import load_profile
+
+    for layout in (layout for layout in LAYOUTS.values() if layout.has_context(0)):
+        n = 1500
+        data = np.frombuffer(samples.weights(n, layout.id.name.removesuffix("_LEAD")), np.uint8)
+        out = np.empty(chunk_bound(layout, n), np.uint8)
+        chunk: EncodedChunk = encode_chunks(data, layout, 128 * 20, 0, load_profile(), out)[0]
+        coded, begin = out[: chunk.n_bytes].tobytes(), table_end(1)
+        head = RecordHead(layout, n, 128 * 20, np.array([begin, begin + chunk.n_bytes]), np.array([chunk.crc], np.uint32))
+        yield "chunk", struct.pack("<BH", layout.id, n) + coded
+        yield "record", struct.pack("<BBBBH", layout.id, 0, 1, 19, n) + struct.pack("<HH", 0, chunk.n_bytes // 16) + coded
+        yield "encode", struct.pack("<BBHB", layout.id - 1, 0, n, 10) + data.tobytes()
+        if len(data) < MOST_TENSOR_BYTES:
+            yield "tensor", struct.pack("<H", len(data)) + head.to_bytes() + coded
+        for plane, (codec, stream) in enumerate(parse_chunk(coded, layout).streams):
+            yield "stream", struct.pack("<BBBH", layout.id - 1, plane, codec, n) + bytes(stream)
 
 
 def _record_seeds(packed: Any, stored: Any, file: bytes, data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -6,7 +6,7 @@ enum { MOST_ELEMS = 12300 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     input in = {data, n_bytes};
-    const unsigned layout = 1 + next8(&in) % (WP_N_LAYOUTS - 1), plane = next8(&in), codec = next8(&in) % (WP_ZSTD + 2);
+    const unsigned layout = 1 + next8(&in) % (WP_N_LAYOUTS - 1), plane = next8(&in), codec = next8(&in) % (WP_N_CODECS + 1);
     const size_t n_elems = next16(&in) % MOST_ELEMS;
     const wp_layout *l = wp_layout_of(layout);
     const unsigned n_streams = l->n_planes + (l->raw_bits ? 2u : 0u);
