@@ -96,7 +96,6 @@ def small_files() -> Iterator[bytes]:
 
 def lead_seeds() -> Iterator[tuple[str, bytes]]:
     """Yield inputs with the codec `context`, which no file has below 32,768 elements of a tensor."""
-    import samples
     from fuzz_targets import MOST_TENSOR_BYTES
 
     from weightpack.chunk_encoder import EncodedChunk, encode_chunks
@@ -104,9 +103,14 @@ def lead_seeds() -> Iterator[tuple[str, bytes]]:
     from weightpack.format.record import RecordHead, chunk_bound, parse_chunk, table_end
     from weightpack.options import load_profile
 
+    rng = np.random.default_rng(1)
     for layout in (layout for layout in LAYOUTS.values() if layout.has_context(0)):
         n = 1500
-        data = np.frombuffer(samples.weights(n, layout.id.name.removesuffix("_LEAD")), np.uint8)
+        elems = rng.integers(0, 1 << 8 * layout.elem_bytes, n, np.uint64)
+        low, high = (layout.mantissa_bits or 0) + layout.plane_bits[0], 8 * layout.elem_bytes - 1  # of the exponent
+        exponents = np.clip(rng.standard_normal(n) * 1.5 + (1 << (high - low - 1)), 0, (1 << (high - low)) - 1).astype(np.uint64)
+        elems = elems >> np.uint64(high) << np.uint64(high) | exponents << np.uint64(low) | elems & np.uint64((1 << low) - 1)
+        data = elems.astype(f"<u{layout.elem_bytes}").view(np.uint8)
         out = np.empty(chunk_bound(layout, n), np.uint8)
         chunk: EncodedChunk = encode_chunks(data, layout, 128 * 20, 0, load_profile(), out)[0]
         coded, begin = out[: chunk.n_bytes].tobytes(), table_end(1)
