@@ -112,7 +112,7 @@ def lead_seeds() -> Iterator[tuple[str, bytes]]:
         elems = elems >> np.uint64(high) << np.uint64(high) | exponents << np.uint64(low) | elems & np.uint64((1 << low) - 1)
         data = elems.astype(f"<u{layout.elem_bytes}").view(np.uint8)
         out = np.empty(chunk_bound(layout, n), np.uint8)
-        chunk: EncodedChunk = encode_chunks(data, layout, 128 * 20, 0, load_profile(), out)[0]
+        chunk: EncodedChunk = encode_chunks(data, layout, 128 * 20, 0, load_profile(codec="rans"), out)[0]
         coded, begin = out[: chunk.n_bytes].tobytes(), table_end(1)
         head = RecordHead(layout, n, 128 * 20, np.array([begin, begin + chunk.n_bytes]), np.array([chunk.crc], np.uint32))
         yield "chunk", struct.pack("<BH", layout.id, n) + coded
