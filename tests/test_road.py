@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import hashlib
 import json
 
@@ -223,6 +224,19 @@ def test_sharded_directory_round_trips(model, tmp_path):
     weightpack.unpack(packed, back)
     before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert {p.relative_to(back): p.read_bytes() for p in back.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_without_positioned_reads_and_writes_as_on_windows(tmp_path, monkeypatch, threads):
+    source = samples.mixed_file()
+    (tmp_path / "source").write_bytes(source)
+    weightpack.pack(tmp_path / "source", tmp_path / "expected")
+    for name in ("pread", "preadv", "pwrite", "pwritev", "posix_fallocate"):
+        monkeypatch.delattr(os, name)
+    weightpack.pack(tmp_path / "source", tmp_path / "packed", threads=threads)
+    weightpack.unpack(tmp_path / "packed", tmp_path / "back", threads=threads)
+    assert (tmp_path / "packed").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert (tmp_path / "back").read_bytes() == source
 
 
 def test_missing_shard_is_named(tmp_path):

@@ -158,23 +158,32 @@ class AtomicFile:
             raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(self.target))
         self.path = working_name(self.target, PARTIAL)
         self.fd = -1
+        self._seek_lock = threading.Lock()
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; may be called from many threads."""
         view = memoryview(data)
         while len(view):
-            n = os.pwrite(self.fd, view, offset)
+            n = self._pwrite(view, offset)
             view, offset = view[n:], offset + n
+
+    def _pwrite(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self.fd, view, offset)
+        with self._seek_lock:  # Windows
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            return os.write(self.fd, view)
 
     def commit(self) -> None:
         """Sync the file, give it its name, and sync the folder."""
         os.fsync(self.fd)
+        if os.name == "nt":  # an open file can't be renamed there
+            self._close()
         if self._overwrite:
             os.replace(self.path, self.target)
         else:
             self._take_free_name()
-        os.close(self.fd)
-        self.fd = -1
+        self._close()
         sync_folder(self.target.parent)
 
     def _take_free_name(self) -> None:
@@ -213,8 +222,11 @@ class AtomicFile:
         self._clean_up()
 
     def _clean_up(self) -> None:
+        self._close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+
+    def _close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

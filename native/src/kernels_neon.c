@@ -71,12 +71,13 @@ INLINE size_t v_count_window(const uint8_t *p, size_t n, uint8_t first, uint32_t
     return n_vectors * V_LANES;
 }
 
-INLINE void v_store2(uint8_t *p, const V *v) { vst2q_u8(p, (uint8x16x2_t){{v[0], v[1]}}); }
+/* clang has the stores as macros, which take a compound literal's commas for their own. */
+INLINE void v_store2(uint8_t *p, const V *v) { const uint8x16x2_t both = {{v[0], v[1]}}; vst2q_u8(p, both); }
 INLINE void v_load2(const uint8_t *p, V *v) {
     uint8x16x2_t x = vld2q_u8(p);
     v[0] = x.val[0]; v[1] = x.val[1];
 }
-INLINE void v_store4(uint8_t *p, const V *v) { vst4q_u8(p, (uint8x16x4_t){{v[0], v[1], v[2], v[3]}}); }
+INLINE void v_store4(uint8_t *p, const V *v) { const uint8x16x4_t all = {{v[0], v[1], v[2], v[3]}}; vst4q_u8(p, all); }
 INLINE void v_load4(const uint8_t *p, V *v) {
     uint8x16x4_t x = vld4q_u8(p);
     for (int k = 0; k < 4; k++) v[k] = x.val[k];
@@ -177,7 +178,10 @@ INLINE void load_states(states *s, const uint16_t *x) {
     for (int i = 0; i < 4; i++) { uint8x16x2_t v = vld2q_u8((const uint8_t *)(x + 16 * i)); s->lo[i] = v.val[0]; s->hi[i] = v.val[1]; }
 }
 INLINE void store_states(uint16_t *x, const states *s) {
-    for (int i = 0; i < 4; i++) vst2q_u8((uint8_t *)(x + 16 * i), (uint8x16x2_t){{s->lo[i], s->hi[i]}});
+    for (int i = 0; i < 4; i++) {
+        const uint8x16x2_t words = {{s->lo[i], s->hi[i]}};
+        vst2q_u8((uint8_t *)(x + 16 * i), words);
+    }
 }
 
 /* threshold_s finds, for a rank that is a multiple of 2 s, whether the slot's is at least s more. */
