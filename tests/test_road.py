@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
