@@ -8,6 +8,8 @@ import struct
 
 import numpy as np
 
+from weightpack.dtypes import layout_of
+
 RNG_SEED = 20261123
 
 
@@ -34,6 +36,17 @@ def safetensors_file(tensors: dict[str, tuple[str, tuple[int, ...], bytes]], met
         root = {**root, "__metadata__": metadata}
     header = json.dumps(root, indent=indent, ensure_ascii=False).encode() + pad
     return struct.pack("<Q", len(header)) + header + data + trailer
+
+
+def rows(dtype: str, n_rows: int, n_columns: int) -> bytes:
+    """Return a matrix whose rows have one of four scales: floats with random signs and mantissas."""
+    layout, generator = layout_of(dtype), rng()
+    (bits,), mantissa = layout.plane_bits, layout.mantissa_bits
+    scale = generator.integers(0, 4, (n_rows, 1))
+    exponent = np.clip(generator.standard_normal((n_rows, n_columns)) + (1 << bits - 1) - 2 * scale, 0, (1 << bits) - 1).astype(np.uint32)
+    low, sign = generator.integers(0, 1 << mantissa, exponent.shape, np.uint32), generator.integers(0, 2, exponent.shape, np.uint32)
+    words = exponent << mantissa | low | sign << mantissa + bits
+    return words.astype(f"<u{layout.elem_bytes}").tobytes()
 
 
 def weights(n: int, dtype: str, scale: float = 0.04) -> bytes:

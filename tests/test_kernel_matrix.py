@@ -20,14 +20,14 @@ from weightpack.coders.huffman import code_lengths
 from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError, FormatError, TruncatedError, UnsupportedError, WeightpackError
 from weightpack.format.record import chunk_bound
-from weightpack.kernels import Attention, RansBook
+from weightpack.kernels import Attention, RansBook, portable
 
 NAMES = [name for name in os.environ.get("WEIGHTPACK_TEST_ISAS", "").split(",") if name] or kernels.available_isas()
 BACKENDS = {name: kernels._make(name) for name in NAMES}
 FIRST, FASTEST = BACKENDS[NAMES[0]], BACKENDS[NAMES[-1]]
 
 SPLIT, WHOLE = 0, 1
-RAW, CONSTANT, RANS, HUFFMAN, ZSTD, CONTEXT = range(6)
+RAW, CONSTANT, RANS, HUFFMAN, ZSTD, CONTEXT, TABLES = range(7)
 FEW_LENGTHS = [1, 2, 7, 8, 9, 63, 64, 127, 128, 129, 255, 257, 391]
 EDGES = [4095, 4096, 4097, 3 * 4096 - 1, 3 * 4096 + 1]  # the native core's batches
 LARGE = [(1 << 18) - 1, 1 << 18, (1 << 18) + 1]
@@ -240,12 +240,12 @@ def streams_of(chunk):
     return streams
 
 
-def chunk_by_kernels(layout, data):
+def chunk_by_kernels(layout, data, most_tables=1):
     """As every backend's encoder makes it, without padding."""
     out = np.empty(chunk_bound(layout, data.size // layout.elem_bytes), np.uint8)
 
     def encode(backend):
-        made = backend.encode_chunks(layout, data, data.size // layout.elem_bytes, 0, True, Attention(0, 64, 16), out)
+        made = backend.encode_chunks(layout, data, data.size // layout.elem_bytes, 0, most_tables, Attention(0, 64, 16), out)
         return out[: made.sizes[0]].tobytes()
 
     chunk = same({name: encode(backend) for name, backend in BACKENDS.items()})
@@ -279,6 +279,60 @@ def test_every_context_and_symbol():
         chunk = chunk_by_kernels(layout, data)
         assert chunk[4] == CONTEXT
         check_decodes(layout, chunk, data)
+
+
+def rows(layout, n, n_scales, length):
+    """Elements in rows of `length`, each of one of a few scales."""
+    rng = np.random.default_rng([n, n_scales])
+    scale = rng.integers(0, n_scales, -(-n // length)).repeat(length)[:n]
+    bits = sum(layout.plane_bits)
+    exponent = np.clip(rng.standard_normal(n) * 1.3 + (1 << bits - 1) - 2.5 * scale, 0, (1 << bits) - 1).astype(np.uint64)
+    low = layout.mantissa_bits or 0
+    words = exponent << np.uint64(low) | rng.integers(0, 1 << low, n, np.uint64) | rng.integers(0, 2, n, np.uint64) << np.uint64(8 * layout.elem_bytes - 1)
+    return words.astype(f"<u{layout.elem_bytes}").view(np.uint8)
+
+
+@pytest.mark.parametrize("layout_id", [LayoutId.BF16, LayoutId.F8_E4M3, LayoutId.F16_LEAD], ids=lambda each: each.name)
+@pytest.mark.parametrize("n", [1 << 14, (1 << 14) + 200, 1 << 17, (1 << 17) + 257])
+def test_rows_get_codebooks_of_their_own(layout_id, n):
+    layout = LAYOUTS[layout_id]
+    for n_scales, length in ((2, 256), (4, 256), (7, 300)):
+        data = rows(layout, n, n_scales, length)
+        one, several = chunk_by_kernels(layout, data), chunk_by_kernels(layout, data, 16)
+        stream = 1 if layout.has_context(0) else 0
+        assert several[4 + 4 * stream] == TABLES
+        assert len(several) < len(one)
+        check_decodes(layout, several, data)
+        streams = [(codec, memoryview(each)) for codec, each in streams_of(several)]
+        assert reference.decode_split(reference.LAYOUTS[int(layout.id)], streams, n) == data.tobytes()
+
+
+def test_one_codebook_where_there_is_nothing_to_choose():
+    layout = LAYOUTS[LayoutId.BYTES1]
+    flat = np.tile(np.arange(8, dtype=np.uint8), 1 << 12)
+    for data in (flat, flat[: 1 << 13], np.sort(flat)):
+        assert len(chunk_by_kernels(layout, data, 16)) <= len(chunk_by_kernels(layout, data))
+    assert chunk_by_kernels(layout, flat, 16)[4] == RANS
+    sorted_chunk = chunk_by_kernels(layout, np.sort(np.repeat(np.arange(2, dtype=np.uint8), 1 << 13)), 16)
+    assert sorted_chunk[4] == TABLES  # each run has one symbol: K = 1 and an escape that never occurs
+    check_decodes(layout, sorted_chunk, np.sort(np.repeat(np.arange(2, dtype=np.uint8), 1 << 13)))
+
+
+def tables_by_hand():
+    """Return (symbols, chunk): 400 of them in runs of one group, three codebooks, escapes in two of them."""
+    books = [RansBook(b"\1\2\3", bytes([200, 40, 10]), 6), RansBook(b"\7", b"\xff", 1), RansBook(b"\5\6", bytes([100, 156]), 0)]
+    ids, rng = np.array([2, 0, 1, 0]), np.random.default_rng(3)
+    which = ids.repeat(128)[:400]
+    first = rng.choice([1, 2, 3, 9, 250], 400, p=[0.7, 0.2, 0.05, 0.03, 0.02])
+    symbols = np.choose(which, [first, rng.choice([7, 99], 400, p=[0.97, 0.03]), rng.choice([5, 6], 400)]).astype(np.uint8)
+    head = bytes([2, 1]) + b"".join(portable._book_bytes(book).tobytes() for book in books) + bytes([2 | 0 << 2 | 1 << 4 | 0 << 6])
+    return symbols, make_chunk(SPLIT, [(TABLES, head + portable._encode_symbols(books, which, symbols).tobytes())])
+
+
+def test_codebooks_by_hand():
+    symbols, chunk = tables_by_hand()
+    check_decodes(LAYOUTS[LayoutId.BYTES1], chunk, symbols)
+    assert reference.decode_stream(TABLES, streams_of(chunk)[0][1], 400).tobytes() == symbols.tobytes()
 
 
 def test_kinds_are_what_they_say():
@@ -498,13 +552,13 @@ DAMAGED = [
     (LayoutId.F8_E4M3, "gaussian", 201, RANS, SPLIT), (LayoutId.F8_E5M2, "gaussian", 77, HUFFMAN, SPLIT),
     (LayoutId.BYTES1, "many_escapes", 300, RANS, SPLIT), (LayoutId.BYTES1, "all256", 290, HUFFMAN, SPLIT),
     (LayoutId.BYTES2, "gaussian", 31, HUFFMAN, SPLIT), (LayoutId.BYTES4, "gaussian", 5, RAW, SPLIT), (LayoutId.BYTES8, "constant", 40, RANS, SPLIT),
-    (LayoutId.F8_E5M2_LEAD, "gaussian", 450, CONTEXT, SPLIT), (LayoutId.BF16_LEAD, "constant", 30, RANS, SPLIT),
+    (LayoutId.F8_E5M2_LEAD, "gaussian", 450, CONTEXT, SPLIT), (LayoutId.BYTES1, "rows", 400, TABLES, SPLIT), (LayoutId.BF16_LEAD, "constant", 30, RANS, SPLIT),
     (LayoutId.F32, "gaussian", 70, HUFFMAN, WHOLE), (LayoutId.BF16, "one_escape", 66, RANS, WHOLE),
 ]  # fmt: skip
 
 
 def damaged_id(value):
-    names = {RAW: "raw", RANS: "rans", HUFFMAN: "huffman", CONTEXT: "context"}
+    names = {RAW: "raw", RANS: "rans", HUFFMAN: "huffman", CONTEXT: "context", TABLES: "tables"}
     layout, kind, n, codec, mode = value
     return f"{layout.name}-{kind}-{n}-{names[codec]}{'-whole' if mode else ''}"
 
@@ -517,6 +571,8 @@ def sound(request):
     data = elements(layout, n, kind)
     if codec == CONTEXT:
         chunk = chunk_by_kernels(layout, data)
+    elif codec == TABLES:
+        data, chunk = tables_by_hand()
     else:
         chunk = make_chunk(WHOLE, [encode_plane(codec, data)]) if mode else split_chunk(layout, split_all(layout, data), codec)
     assert codec == RAW or kind == "constant" or codec in chunk[4 : 4 + 4 * chunk[1] : 4], "the sample misses its codec"
@@ -592,6 +648,15 @@ BF16_LEAD = LAYOUTS[LayoutId.BF16_LEAD]
 IN_CONTEXT = bytes([7]) + bytes([64, 128, 192]) * 16 + b"\0\4" + b"\0\1" * 127
 
 
+# 8.7: two codebooks of two symbols that are as likely, runs of one group; each symbol is a bit of its lane's state, so 129 of them need no other byte.
+BOOK_A, BOOK_B = b"\2\0\1\2\x80\x80", b"\2\0\5\6\x80\x80"
+
+
+def with_tables(first=b"\1", groups=b"\1", second=BOOK_B, ids=b"\2", symbols=129, end=b""):
+    states = [1 << (8 + (lane < symbols) + (lane + 128 < symbols)) for lane in range(128)]
+    return first + groups + BOOK_A + second + ids + np.array(states, "<u2").tobytes() + bytes(4) + end
+
+
 def lead_chunk(codec, stream, exponents=(RAW, b"\7")):
     return make_chunk(SPLIT, [(codec, stream), exponents, (CONSTANT, b"\0"), (RAW, b"")])
 
@@ -640,6 +705,24 @@ FIELDS = {
     "context_state_255": (BF16_LEAD, 1, lead_chunk(CONTEXT, changed(304, 0)), CorruptionError),
     "context_is_sound": (BF16_LEAD, 1, lead_chunk(CONTEXT, IN_CONTEXT), ChecksumError),
     "lead_of_3_bits": (BF16_LEAD, 1, lead_chunk(RAW, b"\4"), CorruptionError),
+    "bits_tables": (BF16, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"\1"), (TABLES, b"\0")]), CorruptionError),
+    # 8.7
+    "tables_are_sound": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables())]), ChecksumError),
+    "tables_in_a_whole_chunk": (BF16, 65, make_chunk(WHOLE, [(TABLES, with_tables(symbols=130))]), ChecksumError),
+    "tables_empty": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, b"")]), TruncatedError),
+    "tables_one": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(first=b"\0"))]), CorruptionError),
+    "tables_17": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(first=b"\x10"))]), CorruptionError),
+    "tables_of_3_that_are_2": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(first=b"\2"))]), CorruptionError),
+    "tables_run_of_0_groups": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(groups=b"\0"))]), CorruptionError),
+    "tables_run_of_2_groups": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(groups=b"\2"))]), CorruptionError),  # then bit 1 is unused
+    "tables_bad_codebook": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(second=b"\2\0\5\6\x80\x7f"))]), CorruptionError),
+    "tables_unused_bit": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(ids=b"\6"))]), CorruptionError),
+    "tables_id_of_none": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(first=b"\2", second=BOOK_B + BOOK_A, ids=b"\x0c"))]), CorruptionError),
+    "tables_ids_cut": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables()[:14])]), TruncatedError),
+    "tables_literal_without_escape": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(end=b"a"))]), CorruptionError),
+    "tables_symbol_too_wide": (
+        F16, 129, make_chunk(SPLIT, [(TABLES, with_tables(second=b"\2\0\5\x20\x80\x80")), (CONSTANT, b"\0"), (RAW, b"")]), CorruptionError
+    ),
     "bits_short": (BF16, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"\2"), (RAW, b"\0")]), TruncatedError),
     "bits_long": (BF16, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"\1"), (RAW, b"\0\0")]), CorruptionError),
     "width_9_of_8": (BF16, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"\x09"), (RAW, b"\0\0")]), CorruptionError),

@@ -82,6 +82,8 @@ BINARY = [  # section, tensor, field, bytes from its begin, new bytes, kind
     ("7.5", "w", "bits: Codec", 0, b"\x02", "corrupt"),
     ("7.5", "w", "bits: Codec", 0, b"\x03", "corrupt"),
     ("7.5", "w", "bits: Codec", 0, b"\x05", "corrupt"),
+    ("7.5", "w", "bits: Codec", 0, b"\x06", "corrupt"),
+    ("8.7", "mask", "byte: Codec", 0, b"\x06", "corrupt"),
     ("7.5", "w", "bits: Codec", 1, b"\x2f", "corrupt"),
     ("7.5", "w", "bits: Codec", 1, b"\x31", "corrupt"),
     ("1.10", "w", "bits: Codec", 0, b"\x04", "corrupt"),

@@ -50,10 +50,11 @@ def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: i
         At least `format.record.chunk_bound` for each chunk; they stand at its begin afterwards, one behind the other.
     """
     kernels, chunk_bytes, position = kernel_choice.active(), chunk_elems * layout.elem_bytes, 0
+    most_tables = options.tables if "rans" in options.codecs else 0
     chunks: list[EncodedChunk] = []
     while len(chunks) * chunk_bytes < data.size:
         rest, number = data[len(chunks) * chunk_bytes :], first_number + len(chunks)
-        encoded = kernels.encode_chunks(layout, rest, chunk_elems, number, "rans" in options.codecs, attention(options), out[position:])
+        encoded = kernels.encode_chunks(layout, rest, chunk_elems, number, most_tables, attention(options), out[position:])
         chunks += map(EncodedChunk, encoded.sizes, encoded.crcs)
         position += sum(encoded.sizes)
         if encoded.last is not None:

@@ -59,11 +59,6 @@ class Layout:
         """Streams of a split chunk."""
         return len(self.plane_bits) + (2 if self.raw_bits else 0)
 
-    @property
-    def minor_version(self) -> int:
-        """Of the format, that brought it."""
-        return int(self.id >= LayoutId.BF16_LEAD)
-
     def has_context(self, plane: int) -> bool:
         """May the codec `context` code this plane (FORMAT 8.6)?"""
         return plane + 1 < len(self.plane_bits) and self.plane_bits[plane] <= 2

@@ -33,6 +33,8 @@ class PackOptions:
         Where zstd is used.
     exhaustive
         Try every codec on every plane, instead of those that its statistics suggest.
+    tables
+        How many rANS codebooks a plane may have, 1 to 16: with more than one, rows of different scale get their own. Slower to pack, as fast to unpack.
     lead
         Code the two leading mantissa bits of floats as well, in the context of the exponent: smaller, and slower to pack and unpack.
     """
@@ -41,7 +43,13 @@ class PackOptions:
     chunk_elems: int = 1 << 18
     zstd_level: int = 9
     exhaustive: bool = False
+    tables: int = 1
     lead: bool = False
+
+    @property
+    def minor_version(self) -> int:
+        """Of the format, that knows all that these options may bring about."""
+        return int(self.lead or self.tables > 1)
 
     def layout(self, dtype: str, n_bytes: int) -> Layout:
         """Return the layout for a tensor of `n_bytes`."""
@@ -54,6 +62,8 @@ class PackOptions:
             raise OptionError(f"unknown codec {sorted(unknown)[0]!r}: there are {', '.join(CODEC_CHOICES)}")
         if self.chunk_elems % BLOCK_ELEMS or not 0 < self.chunk_elems <= 1 << 20:
             raise OptionError(f"chunk_elems is {self.chunk_elems}: it must be a multiple of {BLOCK_ELEMS}, at most {1 << 20}")
+        if not 1 <= self.tables <= 16:
+            raise OptionError(f"tables is {self.tables}: it must be 1 to 16")
         if not 1 <= self.zstd_level <= 22:
             raise OptionError(f"zstd_level is {self.zstd_level}: it must be 1 to 22")
 

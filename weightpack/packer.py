@@ -159,7 +159,7 @@ class _Packer:
 
     def __init__(self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, threads: int, meter: _Meter) -> None:
         self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
-        self._minor_version = 0  # the least that knows all that was written
+        self._minor_version = 0  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         self.stored = _Stored()
         self.data_begin = self._header_bound()
@@ -242,7 +242,7 @@ class _Packer:
         if record_bytes >= tensor.n_bytes and tensor.dtype in DTYPE_BITS:
             return  # kept; an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
         layout = self._layout(tensor)
-        self._minor_version = max(self._minor_version, layout.minor_version)
+        self._minor_version = max(self._minor_version, self.options.minor_version)
         head = RecordHead(
             layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(layout) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
         )

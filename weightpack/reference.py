@@ -16,7 +16,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -570,40 +570,88 @@ def decode_constant(stream: bytes, n: int) -> Plane:
     return np.full(n, stream[0], np.uint8)
 
 
-def decode_rans(stream: bytes, n: int) -> Plane:
-    """8.3 rans128x8."""
-    k, escape_freq = take(stream, 0, 2, "rans")
+@dataclass(frozen=True)
+class Codebook:
+    """8.3 a codebook: its symbols by rank, and what each slot stands for."""
+
+    symbols: Plane
+    slot_rank: npt.NDArray[np.int64]
+    slot_freq: npt.NDArray[np.int64]
+    slot_above_start: npt.NDArray[np.int64]
+    has_escape: bool
+
+
+def read_codebook(stream: bytes, at: int) -> tuple[Codebook, int]:
+    """8.3 the codebook at ``at``, and its end."""
+    k, escape_freq = take(stream, at, 2, "rans")
     need(1 <= k <= (15 if escape_freq else 16), f"rans: K is {k}")
-    symbols = bytes(take(stream, 2, k, "rans"))
-    freqs = [*take(stream, 2 + k, k, "rans"), escape_freq]
+    symbols = bytes(take(stream, at + 2, k, "rans"))
+    freqs = [*take(stream, at + 2 + k, k, "rans"), escape_freq]
     need(len(set(symbols)) == k, "rans: a symbol stands twice")
     need(0 not in freqs[:k] and sum(freqs) == 256, "rans: bad frequencies")
-    x = np.frombuffer(take(stream, 2 + 2 * k, 256, "rans"), "<u2").astype(np.int64)
+    book = Codebook(
+        np.frombuffer(symbols + b"\0", np.uint8),
+        np.repeat(np.arange(k + 1), freqs),
+        np.repeat(freqs, freqs),
+        np.concatenate([np.arange(freq) for freq in freqs]),
+        escape_freq > 0,
+    )
+    return book, at + 2 + 2 * k
+
+
+def decode_rans(stream: bytes, n: int) -> Plane:
+    """8.3 rans128x8."""
+    book, at = read_codebook(stream, 0)
+    return decode_groups(stream, at, n, lambda group: book, book.has_escape)
+
+
+def decode_tables(stream: bytes, n: int) -> Plane:
+    """8.7 tables."""
+    n_books, run_groups = uint(stream, 0, 1, "tables") + 1, uint(stream, 1, 1, "tables")
+    need(2 <= n_books <= 16, f"tables: {n_books} codebooks")
+    need(run_groups > 0, "tables: Run_Groups is 0")
+    books, at = [], 2
+    for _ in range(n_books):
+        book, at = read_codebook(stream, at)
+        books.append(book)
+    width = 1 if n_books == 2 else 2 if n_books <= 4 else 4
+    n_runs = ceil_div(n, 128 * run_groups)
+    packed = take(stream, at, ceil_div(n_runs * width, 8), "tables")
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+    need(not bits[n_runs * width :].any(), "tables: unused bits are not zero")
+    ids = bits[: n_runs * width].reshape(n_runs, width) @ (1 << np.arange(width))
+    need(ids.max() < n_books, "tables: an id of no codebook")
+    return decode_groups(stream, at + len(packed), n, lambda group: books[ids[group // run_groups]], any(book.has_escape for book in books))
+
+
+def decode_groups(stream: bytes, at: int, n: int, book_of: Callable[[int], Codebook], has_escape: bool) -> Plane:
+    """8.3.2 the symbols of the groups, each with its codebook; states and streams begin at ``at``."""
+    x = np.frombuffer(take(stream, at, 256, "rans"), "<u2").astype(np.int64)
     need(x.min() >= 256, "rans: a state below 256")
-    at = 2 + 2 * k + 256
+    at += 256
     n_renorm = uint(stream, at, 4, "rans")
     renorm = np.frombuffer(take(stream, at + 4, n_renorm, "rans"), np.uint8)
     literals = np.frombuffer(stream[at + 4 + n_renorm :], np.uint8)
 
-    slot_rank = np.repeat(np.arange(k + 1), freqs)
-    slot_freq = np.repeat(freqs, freqs)
-    slot_above_start = np.concatenate([np.arange(freq) for freq in freqs])
-    ranks = np.empty(n, np.uint8)
+    need(has_escape or len(literals) == 0, "rans: Literals without an escape")
+    plane = np.empty(n, np.uint8)
+    escaped = np.zeros(n, bool)
     used = 0
     for i in range(0, n, 128):
+        book = book_of(i // 128)
         lanes = x[: n - i]  # the last group may be shorter
         slot = lanes & 255
-        ranks[i : i + 128] = slot_rank[slot]
-        lanes[:] = slot_freq[slot] * (lanes >> 8) + slot_above_start[slot]
+        ranks = book.slot_rank[slot]
+        plane[i : i + 128] = book.symbols[ranks]
+        escaped[i : i + 128] = ranks == len(book.symbols) - 1
+        lanes[:] = book.slot_freq[slot] * (lanes >> 8) + book.slot_above_start[slot]
         low = np.flatnonzero(lanes < 256)
         need(used + len(low) <= len(renorm), "rans: Renorm is too short")
         lanes[low] = lanes[low] << 8 | renorm[used : used + len(low)]
         used += len(low)
-    escaped = ranks == k
     need((x == 256).all(), "rans: a final state is not 256")
     need(used == len(renorm), "rans: Renorm is too long")
     need(np.count_nonzero(escaped) == len(literals), "rans: wrong count of Literals")
-    plane = np.frombuffer(symbols + b"\0", np.uint8)[ranks]
     plane[escaped] = literals
     return plane
 
@@ -718,7 +766,7 @@ def decode_context(stream: bytes, next_plane: Plane) -> Plane:
     return plane
 
 
-CODECS = {0: decode_raw, 1: decode_constant, 2: decode_rans, 3: decode_huffman, 4: decode_zstd}
+CODECS = {0: decode_raw, 1: decode_constant, 2: decode_rans, 3: decode_huffman, 4: decode_zstd, 6: decode_tables}
 CONTEXT = 5  # 8.6, which needs more than a stream
 
 

@@ -15,6 +15,7 @@ enum {
     WP_MAX_PLANES = 8,        /* symbol planes of a layout */
     WP_MAX_STREAMS = 8,       /* streams of a chunk */
     WP_RANS_BOOK_BYTES = 64,  /* upper bound of a serialised rANS codebook */
+    WP_MAX_TABLES = 16,       /* codebooks of a stream (section 8.7) */
 };
 
 #define WP_MAX_CHUNK_BYTES (1u << 23)
@@ -34,7 +35,7 @@ typedef enum {
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
-typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_N_CODECS } wp_codec;
+typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_N_CODECS } wp_codec;
 
 typedef enum {
     WP_BYTES1 = 1, WP_BYTES2, WP_BYTES4, WP_BYTES8,
@@ -96,7 +97,7 @@ wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, 
 
 /* One stream of an encoded chunk, and the plane that it stands for. */
 typedef struct {
-    unsigned codec;          /* constant, rans, context or raw */
+    unsigned codec;          /* constant, rans, tables, context or raw */
     size_t begin, n_bytes;   /* of the stream, from the chunk's begin */
     const uint8_t *plane;    /* what was encoded; in the workspace, until its next use */
     size_t plane_bytes;
@@ -113,9 +114,9 @@ typedef struct {
     uint32_t crc;            /* of u32 chunk_number || elements */
 } wp_encoded_chunk;
 
-/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans or context (if `allow_rans`) or raw, whichever is least, in one pass over the
+/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans with up to `most_tables` codebooks or context (if that is not 0), or raw, whichever is least, in one pass over the
  * elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes, `workspace` wp_encode_workspace_bytes(). */
-wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, int allow_rans,
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables,
                           uint8_t *workspace, uint8_t *out, wp_encoded_chunk *chunk);
 size_t wp_encode_bound(unsigned layout, size_t n_elems);
 
@@ -125,7 +126,7 @@ typedef struct { size_t small_plane, escape_share, repeat_share; } wp_attention;
 
 /* Encodes chunks of `chunk_elems` elements (the last one what is left), one behind the other in `out` (wp_encode_bound() for each), numbered from `first_number`: their lengths
  * to `sizes`, their CRCs to `crcs`, their count to `n_done`. Stops behind a chunk that deserves attention, with `*stopped` 1; `last` is the last chunk encoded. */
-wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, int allow_rans,
+wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, unsigned most_tables,
                            const wp_attention *attention, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
                            wp_encoded_chunk *last);
 size_t wp_encode_workspace_bytes(unsigned layout, size_t n_elems);

@@ -231,7 +231,8 @@ static PyObject *facts(const wp_encoded_chunk *chunk, const uint8_t *workspace) 
 static PyObject *encode_chunks(PyObject *self, PyObject *args) {
     (void)self;
     unsigned isa, layout, first_number;
-    int allow_rans, stopped = 0;
+    unsigned most_tables;
+    int stopped = 0;
     Py_ssize_t chunk_elems;
     Py_buffer elems, workspace, out, sizes, crcs;
     wp_attention attention;
@@ -239,7 +240,7 @@ static PyObject *encode_chunks(PyObject *self, PyObject *args) {
     wp_status status = WP_ARGUMENT;
     size_t n_done = 0;
     Py_ssize_t small_plane, escape_share, repeat_share;
-    if (!PyArg_ParseTuple(args, "IIy*nIp(nnn)w*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &allow_rans, &small_plane, &escape_share, &repeat_share, &workspace,
+    if (!PyArg_ParseTuple(args, "IIy*nII(nnn)w*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &most_tables, &small_plane, &escape_share, &repeat_share, &workspace,
                           &out, &sizes, &crcs)) return NULL;
     const wp_layout *l = wp_layout_of(layout);
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0, size = chunk_elems < 1 ? 0 : (size_t)chunk_elems < n ? (size_t)chunk_elems : n;
@@ -249,7 +250,7 @@ static PyObject *encode_chunks(PyObject *self, PyObject *args) {
         fits((size_t)sizes.len >= 4 * n_chunks && (size_t)crcs.len >= 4 * n_chunks && ((uintptr_t)sizes.buf | (uintptr_t)crcs.buf) % 4 == 0, "sizes or crcs")) {
         attention = (wp_attention){(size_t)small_plane, (size_t)escape_share, (size_t)repeat_share};
         Py_BEGIN_ALLOW_THREADS
-        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, allow_rans, &attention, workspace.buf, out.buf, sizes.buf, crcs.buf, &n_done, &stopped, &last);
+        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, most_tables, &attention, workspace.buf, out.buf, sizes.buf, crcs.buf, &n_done, &stopped, &last);
         Py_END_ALLOW_THREADS
     }
     const uint8_t *workspace_begin = workspace.buf;
@@ -290,7 +291,7 @@ static PyMethodDef methods[] = {
     {"workspace_bytes", workspace_bytes, METH_NOARGS, "Size of a decoder's workspace; aligned to 8."},
     {"decode_chunks", decode_chunks, METH_VARARGS, "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
     {"encode_chunks", encode_chunks, METH_VARARGS,
-     "encode_chunks(isa, layout, elems, chunk_elems, first_number, allow_rans, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last or None)"},
+     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last or None)"},
     {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
     {"sample_repeats", sample_repeats, METH_VARARGS, "sample_repeats(data) -> count"},
     {NULL, NULL, 0, NULL},

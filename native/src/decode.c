@@ -49,7 +49,8 @@ static wp_status open_plane(plane_decoder *p, const wp_stream *s, size_t n, unsi
         if (s->data[0] >> plane_bits) return WP_CORRUPT;
         memset(fill, s->data[0], fill_bytes < n ? fill_bytes : n);
         return WP_OK;
-    case WP_RANS: return wp_rans_open(&p->u.rans, s->data, s->n_bytes, plane_bits);
+    case WP_RANS:
+    case WP_TABLES: return wp_rans_open(&p->u.rans, s->data, s->n_bytes, n, plane_bits, s->codec == WP_TABLES);
     case WP_HUFFMAN: return wp_huffman_open(&p->u.huffman, s->data, s->n_bytes, plane_bits);
     case WP_ZSTD: return WP_NEEDS_ZSTD;
     case WP_CONTEXT: return has_context ? wp_context_open(&p->u.context, s->data, s->n_bytes, plane_bits) : WP_CORRUPT;
@@ -62,7 +63,8 @@ static wp_status next_symbols(const wp_kernels *k, plane_decoder *p, size_t n, c
     *symbols = buffer;
     switch (p->codec) {
     case WP_RAW: *symbols = p->raw; p->raw += n; return WP_OK;
-    case WP_RANS: return wp_rans_next(k, &p->u.rans, buffer, n);
+    case WP_RANS:
+    case WP_TABLES: return wp_rans_next(k, &p->u.rans, buffer, n);
     case WP_HUFFMAN: return wp_huffman_next(&p->u.huffman, buffer, n);
     case WP_CONTEXT: return wp_context_next(k, &p->u.context, next, buffer, n);
     default: return WP_OK;
@@ -71,7 +73,8 @@ static wp_status next_symbols(const wp_kernels *k, plane_decoder *p, size_t n, c
 
 static wp_status close_plane(const plane_decoder *p) {
     switch (p->codec) {
-    case WP_RANS: return wp_rans_close(&p->u.rans);
+    case WP_RANS:
+    case WP_TABLES: return wp_rans_close(&p->u.rans);
     case WP_HUFFMAN: return wp_huffman_close(&p->u.huffman);
     case WP_CONTEXT: return wp_context_close(&p->u.context);
     default: return WP_OK;

@@ -7,6 +7,7 @@
 #include "context.h"
 #include "mem.h"
 #include "rans.h"
+#include "tables.h"
 
 enum { BATCH_ELEMS = 32 * WP_BLOCK, SAMPLE_WORDS = 1024, TABLE_WORDS = 2 * SAMPLE_WORDS };
 
@@ -32,15 +33,16 @@ size_t wp_sample_repeats(const uint8_t *data, size_t n_bytes) {
 
 static size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 
-/* The workspace: symbol planes, widths, bits, scratch of the rANS encoder. */
-typedef struct { size_t widths, bits, scratch, end; } places;
+/* The workspace: symbol planes, widths, bits, scratch of the rANS encoder and of what chooses its tables. */
+typedef struct { size_t widths, bits, tables, scratch, end; } places;
 
 static places places_in_workspace(const wp_layout *l, unsigned layout, size_t n_elems) {
     places p;
     size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK;
     p.widths = aligned(l->n_planes * n_elems);
     p.bits = p.widths + aligned(l->raw_bits ? n_blocks : 0);
-    p.scratch = p.bits + aligned(wp_bits_bound(layout, n_elems));
+    p.tables = p.bits + aligned(wp_bits_bound(layout, n_elems));
+    p.scratch = p.tables + wp_tables_scratch(n_elems);
     p.end = p.scratch + wp_rans_scratch(n_elems);
     return p;
 }
@@ -76,7 +78,7 @@ static size_t split(const wp_kernels *k, unsigned isa, unsigned layout, const ui
 static int all_equal(const uint8_t *p, size_t n) { return n == 0 || memcmp(p, p + 1, n - 1) == 0; }
 
 /* Encodes one plane at `out`, which has room for it raw; `next` is the plane that tells what to expect of this one, or NULL. */
-static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, int allow_rans, uint8_t *scratch, uint8_t *out) {
+static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, unsigned most_tables, uint8_t *tables_scratch, uint8_t *scratch, uint8_t *out) {
     const size_t n = s->plane_bytes;
     s->codec = WP_RAW;
     s->n_bytes = s->rans_bytes = n;
@@ -86,12 +88,12 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t 
         out[0] = s->plane[0];
         return WP_OK;
     }
-    if (allow_rans && next) {
+    if (most_tables && next) {
         wp_status status = wp_context_encode(isa, next, s->plane, n, scratch, out, n - 1, &s->n_bytes);
         if (status == WP_OK) { s->codec = WP_CONTEXT; s->rans_bytes = s->n_bytes; return WP_OK; }
         if (status != WP_NO_SPACE) return status;
         s->n_bytes = n;
-    } else if (allow_rans) {
+    } else if (most_tables) {
         uint32_t counts[256];
         wp_rans_book book;
         wp_histogram(isa, s->plane, n, counts);
@@ -99,9 +101,14 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t 
         if (status != WP_OK) return status;
         s->escapes = n;
         for (unsigned i = 0; i < book.n_symbols; i++) s->escapes -= counts[book.symbols[i]];
+        wp_rans_tables tables = {0};
+        if (most_tables > 1) wp_rans_choose_tables(s->plane, n, counts, most_tables, tables_scratch, &tables);
+        const int several = tables.n_books && tables.cost_bytes < s->rans_bytes;
+        if (several) { s->rans_bytes = tables.cost_bytes; s->escapes = tables.escapes; }
         if (s->rans_bytes < n) {
-            status = wp_rans_encode_known(isa, &book, s->plane, n, scratch, out, n - 1, &s->n_bytes);
-            if (status == WP_OK) { s->codec = WP_RANS; return WP_OK; }
+            if (several) status = wp_rans_encode_tables(isa, tables.books, tables.n_books, tables.ids, WP_TABLE_GROUPS, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+            else status = wp_rans_encode_known(isa, &book, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+            if (status == WP_OK) { s->codec = several ? WP_TABLES : WP_RANS; return WP_OK; }
             if (status != WP_NO_SPACE) return status;
             s->n_bytes = n;
         }
@@ -110,7 +117,7 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t 
     return WP_OK;
 }
 
-wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, int allow_rans,
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables,
                           uint8_t *workspace, uint8_t *out, wp_encoded_chunk *chunk) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
@@ -142,7 +149,7 @@ wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, s
             s->n_bytes = s->rans_bytes = s->plane_bytes;
             memcpy(p, s->plane, s->plane_bytes);
         } else {
-            wp_status status = encode_plane(isa, s, wp_has_context(l, i) ? s[1].plane : NULL, allow_rans, workspace + at.scratch, p);
+            wp_status status = encode_plane(isa, s, wp_has_context(l, i) ? s[1].plane : NULL, most_tables, workspace + at.tables, workspace + at.scratch, p);
             if (status != WP_OK) return status;
         }
         if (s->codec != WP_CONSTANT) s->repeats = wp_sample_repeats(s->plane, s->plane_bytes);
@@ -165,7 +172,7 @@ static int deserves_attention(const wp_encoded_chunk *c, size_t n_bytes, const w
     return found;
 }
 
-wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, int allow_rans,
+wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, unsigned most_tables,
                            const wp_attention *attention, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
                            wp_encoded_chunk *last) {
     const wp_layout *l = wp_layout_of(layout);
@@ -175,7 +182,7 @@ wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, 
     if (chunk_elems == 0) return WP_ARGUMENT;
     for (size_t i = 0; i < n_elems && !*stopped; i += chunk_elems) {
         size_t n = n_elems - i < chunk_elems ? n_elems - i : chunk_elems;
-        wp_status status = wp_encode_chunk(isa, layout, elems + i * l->elem_bytes, n, first_number + (uint32_t)*n_done, allow_rans, workspace, out, last);
+        wp_status status = wp_encode_chunk(isa, layout, elems + i * l->elem_bytes, n, first_number + (uint32_t)*n_done, most_tables, workspace, out, last);
         if (status != WP_OK) return status;
         out += last->n_bytes;
         sizes[*n_done] = (uint32_t)last->n_bytes;

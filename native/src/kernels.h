@@ -12,18 +12,30 @@
  * moves them to the zero-padded copies below, so that a kernel may read WP_OVERREAD bytes beyond the end without leaving a buffer. */
 enum { WP_TAIL = 256, WP_OVERREAD = 256 };
 
+/* What a codebook says, as decoders need it. */
 typedef struct {
-    uint16_t x[WP_BLOCK];
-    const uint8_t *renorm, *renorm_end, *literals, *literals_end;
-    uint8_t renorm_in_tail, literals_in_tail;
     uint8_t n_symbols;                 /* K: the rank of the escape */
     uint8_t has_escape;
     /* By rank, 16 entries. Unused ranks: freq 0, start 255, symbol 0. With 15 symbols or fewer, entry K is the escape. */
     uint8_t freq[16], start[16], symbol[16];
+    /* threshold[i][r]: a slot above it belongs to rank r + 2^i or more; 255 if there is no such rank. */
+    uint8_t threshold[4][16];
     uint8_t rank_of_slot[256];
     /* By slot: freq | (slot - start) << 8 | symbol << 16 | is_escape << 24. */
     uint32_t by_slot[256];
+} wp_rans_table;
+
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    const uint8_t *renorm, *renorm_end, *literals, *literals_end;
+    uint8_t renorm_in_tail, literals_in_tail;
+    const wp_rans_table *table;        /* of the groups that a kernel is called for */
     uint8_t renorm_tail[WP_TAIL + WP_OVERREAD], literals_tail[WP_TAIL + WP_OVERREAD];
+    /* What is not the kernels'. Section 8.7: the table of block j is number id j of `ids`, each `id_bits` wide. Section 8.3: one table, no ids. */
+    unsigned n_tables, id_bits;
+    size_t block_groups, group;        /* groups of a block; the next group's number */
+    const uint8_t *ids;
+    wp_rans_table tables[WP_MAX_TABLES];
 } wp_rans_decoder;
 
 /* Near its end, a stream moves to a zero-padded copy. */
@@ -60,13 +72,24 @@ static inline unsigned wp_context_of(uint8_t symbol, uint8_t base) {
 }
 
 /* A rANS encoder between calls: it runs backwards. Both pointers move down; a kernel may write up to 64 bytes below them. */
+/* What a codebook says, as encoders need it. */
 typedef struct {
-    uint16_t x[WP_BLOCK];
-    uint8_t *renorm, *literals;
     uint8_t n_symbols, has_escape;
     uint8_t rank_of_symbol[256];       /* K for an escaped symbol */
     uint16_t freq[17], start[17];      /* by rank; [K] is the escape */
     uint16_t reciprocal[17];           /* min(65535, ceil(65536 / freq)): see rans_encode in kernels_scalar.c */
+    /* For vectors, which need 16 entries: rank 16 is an escape that a book of 16 symbols does not have. */
+    uint8_t freq8[16], start8[16];
+    uint16_t quotient[32];             /* min(65535, floor(65536 / freq)) of 16 ranks, and zeros */
+    uint8_t quotient_low[16], quotient_high[16];
+    /* Ranks by symbol, for each high nibble that a coded symbol has (two or three for the exponents of a tensor): rank ^ K, so that 0 is "not coded". */
+    uint8_t n_nibbles, nibble[16], ranks_of_nibble[16][16];
+} wp_rans_encoder_table;
+
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    uint8_t *renorm, *literals;
+    const wp_rans_encoder_table *table;
 } wp_rans_encoder;
 
 /* The same backwards. Tables are indexed by context * 4 + symbol; frequencies are 1 to 253. */

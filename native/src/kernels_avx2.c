@@ -259,16 +259,11 @@ typedef struct { V lo_hi[2]; } states;
  * bit 7 flipped. */
 typedef struct { V threshold_8, threshold_4, threshold_2, threshold_1, freqs, starts, symbols, escape; } decoder_tables;
 
-INLINE decoder_tables load_decoder_tables(const wp_rans_decoder *d) {
-    const unsigned n_ranks = d->n_symbols + (d->has_escape ? 1u : 0u);
-    uint8_t t[4][16];
-    for (unsigned i = 0; i < 4; i++)
-        for (unsigned r = 0; r < 16; r++) {
-            unsigned above = r + (1u << i);
-            t[i][r] = above < 16 && above < n_ranks ? (uint8_t)((d->start[above] - 1) ^ 0x80) : 0x7f; /* 0x7f: no slot is greater */
-        }
-    return (decoder_tables){v_set(t[3][0]), table16(t[2]), table16(t[1]), table16(t[0]), table16(d->freq), table16(d->start), table16(d->symbol),
-                            v_set(d->n_symbols)};
+INLINE decoder_tables load_decoder_tables(const wp_rans_table *t) {
+    const V flip = v_set(0x80);
+    return (decoder_tables){_mm256_xor_si256(v_set(t->threshold[3][0]), flip), _mm256_xor_si256(table16(t->threshold[2]), flip),
+                            _mm256_xor_si256(table16(t->threshold[1]), flip), _mm256_xor_si256(table16(t->threshold[0]), flip), table16(t->freq),
+                            table16(t->start), table16(t->symbol), v_set(t->n_symbols)};
 }
 
 /* The next states: freq * (x >> 8) + bias, and the next bytes of the stream where that fell below 256. */
@@ -301,7 +296,7 @@ INLINE int overran(const wp_rans_decoder *d) {
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
-    const decoder_tables t = load_decoder_tables(d);
+    const decoder_tables t = load_decoder_tables(d->table);
     const uint8_t *renorm = d->renorm, *literals = d->literals, *renorm_check = renorm, *literals_check = literals;
     states s[4];
     for (int i = 0; i < 4; i++) v_load2((const uint8_t *)(d->x + 32 * i), s[i].lo_hi);
@@ -333,8 +328,7 @@ INLINE V encode_words(V x, V freq, V start, V reciprocal) {
     return _mm256_add_epi16(y, _mm256_andnot_si256(right, _mm256_sub_epi16(_mm256_set1_epi16(256), freq)));
 }
 
-/* Ranks of symbols: one 16-entry table for each high nibble that a coded symbol has (two or three for the exponents of a tensor). Entries are
- * rank ^ K, so that 0 means "not coded" in every table, and the tables' answers can be ORed. */
+/* One 16-entry table for each high nibble that a coded symbol has; the tables' answers can be ORed. */
 typedef struct { unsigned n; V base[16], ranks[16]; V freqs, starts, reciprocals_low, reciprocals_high, escape; } encoder_tables;
 
 INLINE V rank_of(const encoder_tables *t, V symbol) {
@@ -369,23 +363,12 @@ INLINE void encode_quarter(states *s, V symbol, const encoder_tables *t, uint8_t
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
-    /* 16 entries are enough: rank 16 is an escape that a book of 16 symbols does not have. */
-    uint8_t freqs[16], starts[16], reciprocals_low[16], reciprocals_high[16];
-    for (int r = 0; r < 16; r++) {
-        uint32_t f = e->freq[r], reciprocal = f > 1 ? 65536 / f : 65535;
-        freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
-        reciprocals_low[r] = (uint8_t)reciprocal; reciprocals_high[r] = (uint8_t)(reciprocal >> 8);
-    }
     encoder_tables t;
-    t.n = 0;
-    for (unsigned nibble = 0; nibble < 16; nibble++) {
-        uint8_t ranks[16], any = 0;
-        for (unsigned i = 0; i < 16; i++) any |= ranks[i] = e->rank_of_symbol[16 * nibble + i] ^ e->n_symbols;
-        if (any) { t.base[t.n] = v_set((uint8_t)(16 * nibble)); t.ranks[t.n++] = table16(ranks); }
-    }
-    t.freqs = table16(freqs); t.starts = table16(starts);
-    t.reciprocals_low = table16(reciprocals_low); t.reciprocals_high = table16(reciprocals_high);
-    t.escape = v_set(e->n_symbols);
+    t.n = e->table->n_nibbles;
+    for (unsigned i = 0; i < t.n; i++) { t.base[i] = v_set((uint8_t)(16 * e->table->nibble[i])); t.ranks[i] = table16(e->table->ranks_of_nibble[i]); }
+    t.freqs = table16(e->table->freq8); t.starts = table16(e->table->start8);
+    t.reciprocals_low = table16(e->table->quotient_low); t.reciprocals_high = table16(e->table->quotient_high);
+    t.escape = v_set(e->table->n_symbols);
     uint8_t *renorm = e->renorm, *literals = e->literals;
     states s[4];
     for (int i = 0; i < 4; i++) v_load2((const uint8_t *)(e->x + 32 * i), s[i].lo_hi);

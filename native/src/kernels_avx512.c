@@ -225,8 +225,8 @@ INLINE int overran(const wp_rans_decoder *d) {
 }
 
 INLINE wp_status decode_groups(wp_rans_decoder *d, uint8_t *out, size_t n_groups, int has_escape) {
-    const table256 ranks = load_table256(d->rank_of_slot);
-    const V freqs = table16(d->freq), starts = table16(d->start), symbols = table16(d->symbol), escape = v_set(d->n_symbols);
+    const table256 ranks = load_table256(d->table->rank_of_slot);
+    const V freqs = table16(d->table->freq), starts = table16(d->table->start), symbols = table16(d->table->symbol), escape = v_set(d->table->n_symbols);
     const uint8_t *renorm = d->renorm, *literals = d->literals, *renorm_check = renorm, *literals_check = literals;
     states s[2];
     v_load2((const uint8_t *)d->x, s[0].lo_hi);
@@ -251,7 +251,7 @@ INLINE wp_status decode_groups(wp_rans_decoder *d, uint8_t *out, size_t n_groups
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
-    return d->has_escape ? decode_groups(d, out, n_groups, 1) : decode_groups(d, out, n_groups, 0);
+    return d->table->has_escape ? decode_groups(d, out, n_groups, 1) : decode_groups(d, out, n_groups, 0);
 }
 
 /* Writes the bytes of v that `lanes` selects below *p, in lane order. Masked, because what is above has been written already. */
@@ -294,16 +294,8 @@ INLINE void encode_half(states *s, V symbol, const encoder_tables *t, int has_es
 }
 
 INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups, int has_escape) {
-    /* 16 entries are enough: rank 16 is an escape that a book of 16 symbols does not have. */
-    uint8_t freqs[16], starts[16];
-    uint16_t reciprocals[32] = {0};
-    for (int r = 0; r < 16; r++) {
-        uint32_t f = e->freq[r];
-        freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
-        reciprocals[r] = (uint16_t)(f > 1 ? 65536 / f : 65535);
-    }
-    const encoder_tables t = {load_table256(e->rank_of_symbol), table16(freqs), table16(starts), _mm512_loadu_si512(reciprocals),
-                              v_set(e->n_symbols)};
+    const encoder_tables t = {load_table256(e->table->rank_of_symbol), table16(e->table->freq8), table16(e->table->start8),
+                              _mm512_loadu_si512(e->table->quotient), v_set(e->table->n_symbols)};
     uint8_t *renorm = e->renorm, *literals = e->literals;
     states s[2];
     v_load2((const uint8_t *)e->x, s[0].lo_hi);
@@ -319,7 +311,7 @@ INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_g
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
-    if (e->has_escape) encode_groups(e, symbols, n_groups, 1);
+    if (e->table->has_escape) encode_groups(e, symbols, n_groups, 1);
     else encode_groups(e, symbols, n_groups, 0);
 }
 

@@ -187,16 +187,9 @@ INLINE void store_states(uint16_t *x, const states *s) {
 /* threshold_s finds, for a rank that is a multiple of 2 s, whether the slot's is at least s more. */
 typedef struct { V threshold_8, threshold_4, threshold_2, threshold_1, freqs, starts, symbols, escape; } decoder_tables;
 
-INLINE decoder_tables load_decoder_tables(const wp_rans_decoder *d) {
-    const unsigned n_ranks = d->n_symbols + (d->has_escape ? 1u : 0u);
-    uint8_t t[4][16];
-    for (unsigned i = 0; i < 4; i++)
-        for (unsigned r = 0; r < 16; r++) {
-            unsigned above = r + (1u << i);
-            t[i][r] = above < 16 && above < n_ranks ? (uint8_t)(d->start[above] - 1) : 0xff; /* 0xff: no slot is greater */
-        }
-    return (decoder_tables){v_set(t[3][0]), v_load(t[2]), v_load(t[1]), v_load(t[0]), v_load(d->freq), v_load(d->start), v_load(d->symbol),
-                            v_set(d->n_symbols)};
+INLINE decoder_tables load_decoder_tables(const wp_rans_table *t) {
+    return (decoder_tables){v_set(t->threshold[3][0]), v_load(t->threshold[2]), v_load(t->threshold[1]), v_load(t->threshold[0]), v_load(t->freq), v_load(t->start),
+                            v_load(t->symbol), v_set(t->n_symbols)};
 }
 
 /* One symbol for each of 64 lanes. */
@@ -232,7 +225,7 @@ INLINE int overran(const wp_rans_decoder *d) {
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
-    const decoder_tables t = load_decoder_tables(d);
+    const decoder_tables t = load_decoder_tables(d->table);
     const uint8_t *renorm = d->renorm, *literals = d->literals, *renorm_check = renorm, *literals_check = literals;
     states first, second;
     load_states(&first, d->x);
@@ -256,8 +249,7 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
-/* Ranks of symbols: one 16-entry table for each high nibble that a coded symbol has (two or three for the exponents of a tensor). Entries are
- * rank ^ K, so that 0, which a look-up beyond the table gives too, means "not coded" in every table, and the tables' answers can be ORed. */
+/* One 16-entry table for each high nibble that a coded symbol has; the tables' answers can be ORed: a look-up beyond a table gives 0 too. */
 typedef struct { unsigned n; V base[16], ranks[16]; V freqs, starts, reciprocals_low, reciprocals_high, escape; } encoder_tables;
 
 INLINE V rank_of(const encoder_tables *t, V symbol) {
@@ -304,23 +296,12 @@ INLINE void encode_half(states *s, const uint8_t *symbols, const encoder_tables 
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
-    /* 16 entries are enough: rank 16 is an escape that a book of 16 symbols does not have. */
-    uint8_t freqs[16], starts[16], reciprocals_low[16], reciprocals_high[16];
-    for (int r = 0; r < 16; r++) {
-        uint32_t f = e->freq[r], reciprocal = f > 1 ? 65536 / f : 65535;
-        freqs[r] = (uint8_t)f; starts[r] = (uint8_t)e->start[r];
-        reciprocals_low[r] = (uint8_t)reciprocal; reciprocals_high[r] = (uint8_t)(reciprocal >> 8);
-    }
     encoder_tables t;
-    t.n = 0;
-    for (unsigned nibble = 0; nibble < 16; nibble++) {
-        uint8_t ranks[16], any = 0;
-        for (unsigned i = 0; i < 16; i++) any |= ranks[i] = e->rank_of_symbol[16 * nibble + i] ^ e->n_symbols;
-        if (any) { t.base[t.n] = v_set((uint8_t)(16 * nibble)); t.ranks[t.n++] = v_load(ranks); }
-    }
-    t.freqs = v_load(freqs); t.starts = v_load(starts);
-    t.reciprocals_low = v_load(reciprocals_low); t.reciprocals_high = v_load(reciprocals_high);
-    t.escape = v_set(e->n_symbols);
+    t.n = e->table->n_nibbles;
+    for (unsigned i = 0; i < t.n; i++) { t.base[i] = v_set((uint8_t)(16 * e->table->nibble[i])); t.ranks[i] = v_load(e->table->ranks_of_nibble[i]); }
+    t.freqs = v_load(e->table->freq8); t.starts = v_load(e->table->start8);
+    t.reciprocals_low = v_load(e->table->quotient_low); t.reciprocals_high = v_load(e->table->quotient_high);
+    t.escape = v_set(e->table->n_symbols);
     uint8_t *renorm = e->renorm, *literals = e->literals;
     states first, second;
     load_states(&first, e->x);

@@ -35,11 +35,10 @@ static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
 }
 
 static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) {
-    /* Copies, because a store of a symbol could otherwise change the decoder for all the compiler knows. */
-    uint32_t by_slot[256];
+    /* `restrict` and a copy, because a store of a symbol could otherwise change the decoder for all the compiler knows. */
+    const uint32_t *const restrict by_slot = d->table->by_slot;
     uint16_t x[WP_BLOCK];
     uint8_t escapes[WP_BLOCK];
-    memcpy(by_slot, d->by_slot, sizeof by_slot);
     memcpy(x, d->x, sizeof x);
     for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
         wp_rans_guard(d);
@@ -67,24 +66,25 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
+    const wp_rans_encoder_table *const t = e->table;
     uint16_t x[WP_BLOCK];
     uint8_t *renorm = e->renorm, *literals = e->literals;
     memcpy(x, e->x, sizeof x);
     for (size_t g = n_groups; g-- > 0;) {
         const uint8_t *s = symbols + g * WP_BLOCK;
         for (int l = WP_BLOCK - 1; l >= 0; l--) {
-            unsigned r = e->rank_of_symbol[s[l]];
-            if (r == e->n_symbols) *--literals = s[l];
+            unsigned r = t->rank_of_symbol[s[l]];
+            if (r == t->n_symbols) *--literals = s[l];
             /* Branch-free: the byte is written always and counts if the state is full. */
-            uint32_t state = x[l], f = e->freq[r], full = state >= f << 8;
+            uint32_t state = x[l], f = t->freq[r], full = state >= f << 8;
             renorm[-1] = (uint8_t)state;
             renorm -= full;
             state >>= full << 3;
             /* state < 65536 and reciprocal = ceil(65536 / f): the product is state div f or one more. f = 1 has its own line, since 65536 needs 17 bits. */
-            uint32_t q = f == 1 ? state : state * e->reciprocal[r] >> 16;
+            uint32_t q = f == 1 ? state : state * t->reciprocal[r] >> 16;
             uint32_t over = q * f > state;
             q -= over;
-            x[l] = (uint16_t)((q << 8) + (state - q * f) + e->start[r]);
+            x[l] = (uint16_t)((q << 8) + (state - q * f) + t->start[r]);
         }
     }
     memcpy(e->x, x, sizeof x);

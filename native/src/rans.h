@@ -3,12 +3,22 @@
 #define WP_RANS_H
 #include "kernels.h"
 
-/* Parses and checks a stream's head (section 8.3). `plane_bits`: symbols must fit. */
-wp_status wp_rans_open(wp_rans_decoder *d, const uint8_t *stream, size_t n_bytes, unsigned plane_bits);
+/* Parses and checks a stream's head (section 8.3, or 8.7 if it `has_tables`) for n symbols. `plane_bits`: symbols must fit. */
+wp_status wp_rans_open(wp_rans_decoder *d, const uint8_t *stream, size_t n_bytes, size_t n, unsigned plane_bits, int has_tables);
 /* Decodes the next n symbols; n is a multiple of 128 except in the last call. */
 wp_status wp_rans_next(const wp_kernels *k, wp_rans_decoder *d, uint8_t *out, size_t n);
 /* All states 256, all bytes used. */
 wp_status wp_rans_close(const wp_rans_decoder *d);
+
+/* What encoders need of a codebook. */
+void wp_rans_encoder_table_of(const wp_rans_book *book, wp_rans_encoder_table *t);
+/* Fills in what follows from freq, start, symbol, n_symbols and has_escape. */
+void wp_rans_complete_table(wp_rans_table *t);
+
+/* Section 8.7: block j of `block_groups` groups is coded with the book number ids[j]; each book has an escape or every symbol of its blocks. Writes a stream of 8.3 if
+ * there is one book. `scratch` holds wp_rans_scratch(n) bytes. */
+wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigned n_books, const uint8_t *ids, size_t block_groups, const uint8_t *symbols, size_t n,
+                                uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
 
 /* wp_rans_encode where it is known that the codebook is sound, and has an escape or every symbol. */
 wp_status wp_rans_encode_known(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,

@@ -16,11 +16,12 @@ enum { NOISE, ZEROS, FEW, WEIGHTS, SHORT_WEIGHTS, RARE, N_KINDS };
 static const char *const kinds[N_KINDS] = {"noise", "zeros", "few", "weights", "short weights", "rare"};
 
 /* Elements as the floats of a layout have them: exponents that fall off geometrically below a top, random signs and mantissas. */
-static uint64_t weight(const wp_layout *l, int zeros) {
+static uint64_t weight(const wp_layout *l, int zeros, unsigned row) {
     unsigned exponent_bits = 0, exponent;
     for (unsigned p = 0; p < l->n_planes; p++) exponent_bits += l->plane_bits[p];
     unsigned man = l->raw_bits ? l->raw_bits - 1 : 0;
     for (exponent = 0; exponent < 14 && below(3); exponent++) {}
+    exponent += row; /* rows of their own scale */
     exponent = ((1u << exponent_bits) - 1) * 3 / 5 - (exponent < (1u << exponent_bits) / 4 ? exponent : 0);
     uint64_t raw = next_random() >> 1;
     if (zeros && man > 2) raw = raw >> (man - 2) << (man - 2);
@@ -36,14 +37,14 @@ static void fill(uint8_t *p, const wp_layout *l, size_t n, int kind) {
     else if (kind == RARE) for (size_t i = 0; i < n_bytes; i++) p[i] = below(40) ? (uint8_t)(100 + below(4)) : (uint8_t)below(256);
     else
         for (size_t i = 0; i < n; i++) {
-            uint64_t v = l->raw_bits ? weight(l, kind == SHORT_WEIGHTS && i / 300 % 2) : next_random();
+            uint64_t v = l->raw_bits ? weight(l, kind == SHORT_WEIGHTS && i / 300 % 2, (unsigned)(i / 900 % 3)) : next_random();
             memcpy(p + i * l->elem_bytes, &v, l->elem_bytes);
         }
 }
 
 static wp_status encode(unsigned isa, unsigned layout, const uint8_t *elems, size_t n, uint32_t number, uint8_t *out, wp_encoded_chunk *chunk) {
     buffer workspace = take(wp_encode_workspace_bytes(layout, n), 1);
-    wp_status status = wp_encode_chunk(isa, layout, elems, n, number, 1, workspace.p, out, chunk);
+    wp_status status = wp_encode_chunk(isa, layout, elems, n, number, number % 2 ? WP_MAX_TABLES : 1, workspace.p, out, chunk);
     give(workspace);
     return status;
 }

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "fenced.h"
 #include "kernels.h"
+#include "rans.h"
 #include "mem.h"
 
 #include <signal.h>
@@ -205,18 +206,15 @@ static book make_book(unsigned n_symbols, int escape, unsigned shape) {
 }
 
 static wp_rans_encoder make_encoder(const book *b, uint8_t *renorm, uint8_t *literals) {
+    static wp_rans_encoder_table table; /* one encoder at a time */
+    wp_rans_book made = {(uint8_t)b->n_symbols, b->n_ranks > b->n_symbols ? (uint8_t)b->freqs[b->n_symbols] : 0, {0}, {0}};
+    for (unsigned r = 0; r < b->n_symbols; r++) { made.symbols[r] = b->symbols[r]; made.freqs[r] = (uint8_t)b->freqs[r]; }
+    wp_rans_encoder_table_of(&made, &table);
     wp_rans_encoder e;
     memset(&e, 0, sizeof e);
     for (int l = 0; l < WP_BLOCK; l++) e.x[l] = 256;
     e.renorm = renorm; e.literals = literals;
-    e.n_symbols = (uint8_t)b->n_symbols; e.has_escape = b->n_ranks > b->n_symbols;
-    memset(e.rank_of_symbol, (int)b->n_symbols, 256);
-    for (unsigned r = 0; r < b->n_symbols; r++) e.rank_of_symbol[b->symbols[r]] = (uint8_t)r;
-    for (unsigned r = 0; r <= b->n_symbols; r++) {
-        unsigned f = r < b->n_ranks ? b->freqs[r] : 0, reciprocal = f ? (65536 + f - 1) / f : 0;
-        e.freq[r] = (uint16_t)f; e.start[r] = (uint16_t)b->starts[r];
-        e.reciprocal[r] = (uint16_t)(reciprocal > 65535 ? 65535 : reciprocal);
-    }
+    e.table = &table;
     return e;
 }
 
@@ -226,16 +224,14 @@ static void fill_decoder(wp_rans_decoder *d, const book *b, const uint16_t *x, c
     memcpy(d->x, x, sizeof d->x);
     d->renorm = renorm; d->renorm_end = renorm + n_renorm;
     d->literals = literals; d->literals_end = literals + n_literals;
-    d->n_symbols = (uint8_t)b->n_symbols; d->has_escape = b->n_ranks > b->n_symbols;
-    memset(d->start, 255, 16);
+    wp_rans_table *t = &d->tables[0];
+    d->table = t;
+    t->n_symbols = (uint8_t)b->n_symbols; t->has_escape = b->n_ranks > b->n_symbols;
+    memset(t->start, 255, 16);
     for (unsigned r = 0; r < b->n_ranks; r++) {
-        unsigned symbol = r < b->n_symbols ? b->symbols[r] : 0;
-        d->freq[r] = (uint8_t)b->freqs[r]; d->start[r] = (uint8_t)b->starts[r]; d->symbol[r] = (uint8_t)symbol;
-        for (unsigned i = 0; i < b->freqs[r]; i++) {
-            d->rank_of_slot[b->starts[r] + i] = (uint8_t)r;
-            d->by_slot[b->starts[r] + i] = b->freqs[r] | i << 8 | symbol << 16 | (uint32_t)(r == b->n_symbols) << 24;
-        }
+        t->freq[r] = (uint8_t)b->freqs[r]; t->start[r] = (uint8_t)b->starts[r]; t->symbol[r] = r < b->n_symbols ? b->symbols[r] : 0;
     }
+    wp_rans_complete_table(t);
 }
 
 /* `kind`: 0 as the book expects, 1 one symbol only, 2 many escapes (where there are any), 3 all coded symbols equally. */

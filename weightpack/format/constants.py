@@ -27,9 +27,13 @@ class Codec(IntEnum):
     HUFFMAN = 3
     ZSTD = 4
     CONTEXT = 5
+    TABLES = 6
 
 
-CODEC_NAMES = {Codec.RAW: "raw", Codec.CONSTANT: "constant", Codec.RANS: "rans128x8", Codec.HUFFMAN: "huffman", Codec.ZSTD: "zstd", Codec.CONTEXT: "context"}
+CODEC_NAMES = {
+    Codec.RAW: "raw", Codec.CONSTANT: "constant", Codec.RANS: "rans128x8", Codec.HUFFMAN: "huffman", Codec.ZSTD: "zstd", Codec.CONTEXT: "context",
+    Codec.TABLES: "tables",
+}  # fmt: skip
 
 
 class Mode(IntEnum):

@@ -126,11 +126,12 @@ class Kernels(Protocol):
         """Return the stream of FORMAT 8.4 for 256 code lengths (0: no code)."""
 
     def encode_chunks(
-        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, allow_rans: bool, attention: Attention, out: Bytes
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
     ) -> EncodedChunks:
-        """Encode chunks (FORMAT 6.3) in split mode, one behind the other in `out`: each plane constant, rans or raw, what is least.
+        """Encode chunks (FORMAT 6.3) in split mode, one behind the other in `out`: each plane constant, rans, tables, context or raw.
 
-        Stops behind one that deserves attention. `out` has `format.record.chunk_bound` for each.
+        What is least is taken. `most_tables` is how many codebooks a plane may have; 0: no rANS of any kind. Stops behind a chunk that deserves
+        attention. `out` has `format.record.chunk_bound` for each.
         """
 
     def decode_chunks(

@@ -96,13 +96,13 @@ class NativeKernels:
         return out[:n]
 
     def encode_chunks(
-        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, allow_rans: bool, attention: Attention, out: Bytes
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
     ) -> EncodedChunks:
         n_elems = elems.size // layout.elem_bytes
         workspace = self._planes.get(_core.encode_workspace_bytes(layout.id, min(n_elems, chunk_elems)))
         sizes, crcs = np.empty((2, -(-n_elems // chunk_elems)), np.uint32)
         status, n, facts = _core.encode_chunks(
-            self._isa, layout.id, elems, chunk_elems, first_number, allow_rans, attention, workspace, out, sizes, crcs
+            self._isa, layout.id, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs
         )
         _check(status)
         last = SplitChunk(facts[0], [EncodedPlane._make(plane) for plane in facts[1]], workspace) if facts else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -70,7 +70,7 @@ class PortableKernels:
         return _huffman_encode(lengths, _u8(symbols))
 
     def encode_chunks(
-        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, allow_rans: bool, attention: Attention, out: Bytes
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
     ) -> EncodedChunks:
         """Encode one chunk, and say that it deserves attention: here nothing is gained by more at once."""
         elems = _u8(elems)[: chunk_elems * layout.elem_bytes]
@@ -81,7 +81,7 @@ class PortableKernels:
             if layout.raw_bits and i + 1 == len(planes):
                 coded = Codec.RAW, plane, plane.size, 0  # 7.5
             else:
-                coded = _encode_plane(plane, allow_rans, planes[i + 1] if layout.has_context(i) else None)
+                coded = _encode_plane(plane, most_tables, planes[i + 1] if layout.has_context(i) else None)
             codec, stream, rans_bytes, escapes = coded
             repeats = 0 if codec == Codec.CONSTANT else self.sample_repeats(plane)
             facts.append(EncodedPlane(codec, begin, stream.size, plane_begin, plane.size, rans_bytes, escapes, repeats))
@@ -134,12 +134,12 @@ def _chunk_crc(elems: Bytes, chunk_number: int) -> int:
     return _crc32c(elems, _crc32c(_u8(chunk_number.to_bytes(4, "little")), 0))
 
 
-def _encode_plane(plane: Bytes, allow_rans: bool, next_plane: Bytes | None) -> tuple[Codec, Bytes, int, int]:
+def _encode_plane(plane: Bytes, most_tables: int, next_plane: Bytes | None) -> tuple[Codec, Bytes, int, int]:
     """Return the smallest of constant, rans (or context, if there is a next plane) and raw: codec, stream, its estimated bytes, symbols it has no code for."""
     n = plane.size
     if (plane == plane[0]).all():
         return Codec.CONSTANT, plane[:1], n, 0
-    if not allow_rans:
+    if not most_tables:
         return Codec.RAW, plane, n, 0
     if next_plane is not None:
         stream = _context_encode(next_plane, plane)
@@ -147,10 +147,15 @@ def _encode_plane(plane: Bytes, allow_rans: bool, next_plane: Bytes | None) -> t
     counts = np.bincount(plane, minlength=256)
     book, rans_bytes = _rans_choose(counts.tolist())
     escapes = n - int(counts[list(book.symbols)].sum())
+    several = _choose_tables(plane, counts, most_tables) if most_tables > 1 else None
+    if several is not None and several.cost_bytes < rans_bytes:
+        rans_bytes, escapes = several.cost_bytes, several.escapes
+    else:
+        several = None
     if rans_bytes < n:
-        stream = _rans_encode(book, plane)
+        stream = _rans_encode(book, plane) if several is None else _tables_encode(several, plane)
         if stream.size < n:
-            return Codec.RANS, stream, rans_bytes, escapes
+            return Codec.RANS if several is None else Codec.TABLES, stream, rans_bytes, escapes
     return Codec.RAW, plane, rans_bytes, escapes
 
 
@@ -314,6 +319,8 @@ def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane
         return _context_decode(stream, next_plane)
     if codec == Codec.RANS:
         return _rans_decode(stream, n, plane_bits)
+    if codec == Codec.TABLES:
+        return _tables_decode(stream, n, plane_bits)
     if codec == Codec.HUFFMAN:
         return _huffman_decode(stream, n, plane_bits)
     if codec not in (Codec.RAW, Codec.CONSTANT):
@@ -379,62 +386,194 @@ def _is_book(symbols: bytes, freqs: bytes, escape: int) -> bool:
 def _rans_encode(book: RansBook, symbols: Bytes) -> Bytes:
     k, escape = len(book.symbols), book.escape_freq
     _expect(1 <= k <= (15 if escape else 16) and _is_book(book.symbols, book.freqs, escape), "a wrong rANS codebook")
-    rank_of = np.full(256, k, np.uint8)
-    rank_of[list(book.symbols)] = np.arange(k)
-    freq = np.array([*book.freqs, escape], np.uint32)
-    start = np.cumsum(freq, dtype=np.uint32) - freq
-    rank = rank_of[symbols]
-    literals = symbols[rank == k]
-    _expect(bool(escape) or not literals.size, "a symbol that the rANS codebook lacks")
+    _expect(bool(escape) or bool(np.isin(symbols, list(book.symbols)).all()), "a symbol that the rANS codebook lacks")
+    return np.concatenate([_book_bytes(book), _encode_symbols([book], np.zeros(symbols.size, np.intp), symbols)])
+
+
+def _book_bytes(book: RansBook) -> Bytes:
+    return _u8(bytes((len(book.symbols), book.escape_freq)) + book.symbols + book.freqs)
+
+
+def _encode_symbols(books: Sequence[RansBook], which: NDArray[np.intp], symbols: Bytes) -> Bytes:
+    """Return states, renormalisation bytes and literals (8.3); symbol i is coded with the book number which[i]."""
+    rank_of, freqs, starts = np.empty((len(books), 256), np.uint8), np.zeros((len(books), 17), np.uint32), np.zeros((len(books), 17), np.uint32)
+    escapes = np.array([len(book.symbols) for book in books], np.uint8)
+    for i, book in enumerate(books):
+        k = len(book.symbols)
+        rank_of[i] = k
+        rank_of[i, list(book.symbols)] = np.arange(k)
+        freqs[i, : k + 1] = [*book.freqs, book.escape_freq]
+        starts[i, 1 : k + 1] = np.cumsum(freqs[i, :k])
+    rank = rank_of[which, symbols]
+    freq, start = freqs[which, rank], starts[which, rank]
+    literals = symbols[rank == escapes[which]]
     x = np.full(LANES, 256, np.uint32)
     emitted = [np.empty(0, np.uint8)]
     for begin in reversed(range(0, symbols.size, LANES)):
-        ranks = rank[begin : begin + LANES]
-        f, state = freq[ranks], x[: ranks.size]
+        f = freq[begin : begin + LANES]
+        state = x[: f.size]
         over = state >= f << 8
         emitted.append(state[over].astype(np.uint8))  # lanes in reading order; the groups are reversed below
         state = np.where(over, state >> 8, state)
-        x[: ranks.size] = (state // f << 8) + state % f + start[ranks]
+        x[: f.size] = (state // f << 8) + state % f + start[begin : begin + LANES]
     renorm = np.concatenate(emitted[::-1])
-    head = bytes((k, escape)) + book.symbols + book.freqs + x.astype("<u2").tobytes() + renorm.size.to_bytes(4, "little")
-    return np.concatenate([_u8(head), renorm, literals])
+    return np.concatenate([_u8(x.astype("<u2").tobytes() + renorm.size.to_bytes(4, "little")), renorm, literals])
+
+
+class _Slots(NamedTuple):
+    """A codebook as a decoder needs it: by slot rank, frequency and slot - start; symbols by rank, and the escape's rank."""
+
+    rank: Bytes
+    freq: NDArray[np.uint32]
+    bias: NDArray[np.uint32]
+    symbols: Bytes
+    has_escape: bool
+
+
+def _read_book(stream: Bytes, at: int, plane_bits: int) -> tuple[_Slots, int]:
+    """Parse the codebook at `at`; return it and its end."""
+    _need(stream.size >= at + 2, "a rANS stream", TruncatedError)
+    k, escape = int(stream[at]), int(stream[at + 1])
+    _need(1 <= k <= (15 if escape else 16), "a rANS codebook's size")
+    end = at + 2 + 2 * k
+    _need(stream.size >= end, "a rANS stream", TruncatedError)
+    values, freqs = stream[at + 2 : at + 2 + k], stream[at + 2 + k : end].tobytes()
+    _need(_is_book(values.tobytes(), freqs, escape) and int(values.max()) >> plane_bits == 0, "a rANS codebook")
+    freq = np.array([*freqs, escape], np.uint32)
+    rank = np.repeat(np.arange(k + 1, dtype=np.uint8), freq)
+    bias = np.arange(256, dtype=np.uint32) - (np.cumsum(freq, dtype=np.uint32) - freq)[rank]
+    return _Slots(rank, freq[rank], bias, np.append(values, np.uint8(0)), bool(escape)), end
 
 
 def _rans_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
-    _need(stream.size >= 2, "a rANS stream", TruncatedError)
-    k, escape = int(stream[0]), int(stream[1])
-    _need(1 <= k <= (15 if escape else 16), "a rANS codebook's size")
-    head = 2 + 2 * k + 2 * LANES + 4
+    book, at = _read_book(stream, 0, plane_bits)
+    return _decode_symbols([book], np.zeros(-(-n // LANES), np.intp), stream[at:], n, plane_bits)
+
+
+def _decode_symbols(books: Sequence[_Slots], which: NDArray[np.intp], stream: Bytes, n: int, plane_bits: int) -> Bytes:
+    """Decode what `_encode_symbols` gives; group g has the book number which[g]."""
+    head = 2 * LANES + 4
     _need(stream.size >= head, "a rANS stream", TruncatedError)
-    values, freqs = stream[2 : 2 + k], stream[2 + k : 2 + 2 * k].tobytes()
-    _need(_is_book(values.tobytes(), freqs, escape) and int(values.max()) >> plane_bits == 0, "a rANS codebook")
-    freq = np.array([*freqs, escape], np.uint32)
-    rank_of_slot = np.repeat(np.arange(k + 1, dtype=np.uint8), freq)
-    freq_of_slot = freq[rank_of_slot]
-    bias = np.arange(256, dtype=np.uint32) - (np.cumsum(freq, dtype=np.uint32) - freq)[rank_of_slot]  # slot - start
-    x = stream[2 + 2 * k : head - 4].view("<u2").astype(np.uint32)
+    x = stream[: 2 * LANES].view("<u2").astype(np.uint32)
     _need(int(x.min()) >= 256, "a rANS state")
-    n_renorm = int.from_bytes(stream[head - 4 : head].tobytes(), "little")
+    n_renorm = int.from_bytes(stream[2 * LANES : head].tobytes(), "little")
     _need(n_renorm <= stream.size - head, "a rANS stream", TruncatedError)
     renorm, literals = stream[head : head + n_renorm], stream[head + n_renorm :]
-    _need((bool(escape) or not literals.size) and int(literals.max(initial=0)) >> plane_bits == 0, "rANS literals")
-    ranks, position = np.empty(n, np.uint8), 0
-    for begin in range(0, n, LANES):
-        m = min(LANES, n - begin)
+    has_escape = any(book.has_escape for book in books)
+    _need((has_escape or not literals.size) and int(literals.max(initial=0)) >> plane_bits == 0, "rANS literals")
+    symbols, is_escape, position = np.empty(n, np.uint8), np.empty(n, bool), 0
+    for group, begin in enumerate(range(0, n, LANES)):
+        book, m = books[which[group]], min(LANES, n - begin)
         slot = x[:m] & 255
-        ranks[begin : begin + m] = rank_of_slot[slot]
-        state = freq_of_slot[slot] * (x[:m] >> 8) + bias[slot]
+        rank = book.rank[slot]
+        symbols[begin : begin + m] = book.symbols[rank]
+        is_escape[begin : begin + m] = rank == book.symbols.size - 1
+        state = book.freq[slot] * (x[:m] >> 8) + book.bias[slot]
         low = np.flatnonzero(state < 256)
         _need(position + low.size <= n_renorm, "a rANS stream", TruncatedError)
         state[low] = state[low] << 8 | renorm[position : position + low.size]
         position += low.size
         x[:m] = state
-    escaped = np.flatnonzero(ranks == k)
+    escaped = np.flatnonzero(is_escape)
     _need(escaped.size <= literals.size, "a rANS stream", TruncatedError)
     _need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a rANS stream's end")
-    symbols = np.append(values, np.uint8(0))[ranks]
     symbols[escaped] = literals
     return symbols
+
+
+# rANS with several codebooks (8.7). What native/src/tables.c does, in the same integers.
+
+_RUN_GROUPS = 2
+_OTHERS = 15  # the class of all symbols but the 15 commonest
+_ROUNDS, _BINS = 3, 256
+
+
+class _Tables(NamedTuple):
+    """Codebooks, the number of each run's, and what the stream is estimated to take."""
+
+    books: list[RansBook]
+    ids: NDArray[np.intp]
+    cost_bytes: int
+    escapes: int
+
+
+def _id_bits(n_books: int) -> int:
+    return 1 if n_books <= 2 else 2 if n_books <= 4 else 4
+
+
+def _choose_tables(plane: Bytes, counts: NDArray[Any], most: int) -> _Tables | None:
+    n = plane.size
+    n_ids = min(most, 1 if n < 1 << 14 else 2 if n < 1 << 17 else 4)
+    if n_ids < 2:
+        return None
+    commonest = sorted(np.argsort(-counts.astype(np.int64), kind="stable")[:_OTHERS].tolist())
+    class_of = np.full(256, _OTHERS)
+    class_of[[s for s in commonest if counts[s]]] = np.arange(np.count_nonzero(counts[commonest]))
+    run = np.arange(n) // (_RUN_GROUPS * LANES)
+    n_runs = int(run[-1]) + 1
+    histograms = np.bincount(run * 16 + class_of[plane], minlength=16 * n_runs).reshape(n_runs, 16)
+    means = histograms[:, :_OTHERS] @ np.arange(_OTHERS)
+    low, high = int(means.min()), int(means.max())
+    if low == high:
+        return None
+    bins = (means - low) * (_BINS - 1) // (high - low)
+    in_bin = np.bincount(bins, minlength=_BINS)
+    ids = ((np.cumsum(in_bin) - in_bin + in_bin // 2) * n_ids // (n_runs + 1))[bins]
+    log2 = np.array(_log2_table())
+    for _ in range(_ROUNDS):
+        sums = np.zeros((n_ids, 16), np.int64)
+        np.add.at(sums, ids, histograms)
+        totals = sums.sum(axis=1, keepdims=True)
+        costs = (8 << 16) - log2[np.clip(sums * 256 // np.maximum(totals, 1), 1, 255)] >> 4
+        costs[totals[:, 0] == 0] = 1 << 20
+        costs[:, _OTHERS] += 8 << 12
+        before, ids = ids, (histograms @ costs.T).argmin(axis=1)
+        if (before == ids).all():
+            break
+    books, numbers, escapes = [], np.zeros(n_ids, np.intp), 0
+    cost_bytes = 2 * LANES + 4 + 2
+    for i in range(n_ids):
+        exact = np.bincount(plane[ids[run] == i], minlength=256)
+        present = np.flatnonzero(exact)
+        if not present.size:
+            continue
+        if present.size == 1:
+            book, cost = RansBook(bytes(present.tolist()), b"\xff", 1), 4 + int(exact[present[0]]) // 1024
+        else:
+            book, cost = _rans_choose(exact.tolist())
+            cost -= 2 * LANES + 4
+        escapes += int(exact.sum() - exact[list(book.symbols)].sum())
+        numbers[i] = len(books)
+        books.append(book)
+        cost_bytes += cost
+    if len(books) < 2:
+        return None
+    return _Tables(books, numbers[ids], cost_bytes + (n_runs * _id_bits(len(books)) + 7) // 8, escapes)
+
+
+def _tables_encode(tables: _Tables, plane: Bytes) -> Bytes:
+    books, width = tables.books, _id_bits(len(tables.books))
+    ids = np.packbits((tables.ids[:, None] >> np.arange(width) & 1).astype(np.uint8).reshape(-1), bitorder="little")
+    which = np.repeat(tables.ids, _RUN_GROUPS * LANES)[: plane.size]
+    head = _u8(bytes((len(books) - 1, _RUN_GROUPS)))
+    return np.concatenate([head, *map(_book_bytes, books), ids, _encode_symbols(books, which, plane)])
+
+
+def _tables_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
+    _need(stream.size >= 2, "a rANS stream", TruncatedError)
+    n_books, run_groups = int(stream[0]) + 1, int(stream[1])
+    _need(2 <= n_books <= 16 and run_groups > 0, "the count of codebooks")
+    books, at = [], 2
+    for _ in range(n_books):
+        book, at = _read_book(stream, at, plane_bits)
+        books.append(book)
+    n_runs, width = -(-n // (LANES * run_groups)), _id_bits(n_books)
+    id_bytes = (n_runs * width + 7) // 8
+    _need(stream.size >= at + id_bytes, "a rANS stream", TruncatedError)
+    bits = np.unpackbits(stream[at : at + id_bytes], bitorder="little")
+    ids = bits[: n_runs * width].reshape(n_runs, width) @ (1 << np.arange(width))
+    _need(int(ids.max()) < n_books and not bits[n_runs * width :].any(), "the ids of codebooks")
+    return _decode_symbols(books, np.repeat(ids, run_groups)[: -(-n // LANES)], stream[at + id_bytes :], n, plane_bits)
 
 
 # rANS in a context (8.6)
