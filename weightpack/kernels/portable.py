@@ -530,7 +530,8 @@ def _choose_tables(plane: Bytes, counts: NDArray[Any], most: int) -> _Tables | N
         before, ids = ids, (histograms @ costs.T).argmin(axis=1)
         if (before == ids).all():
             break
-    books, numbers, escapes = [], np.zeros(n_ids, np.intp), 0
+    books: list[RansBook] = []
+    numbers, escapes = np.zeros(n_ids, np.intp), 0
     cost_bytes = 2 * LANES + 4 + 2
     for i in range(n_ids):
         exact = np.bincount(plane[ids[run] == i], minlength=256)
