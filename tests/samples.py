@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 
 import numpy as np
 
@@ -47,6 +49,79 @@ def rows(dtype: str, n_rows: int, n_columns: int) -> bytes:
     low, sign = generator.integers(0, 1 << mantissa, exponent.shape, np.uint32), generator.integers(0, 2, exponent.shape, np.uint32)
     words = exponent << mantissa | low | sign << mantissa + bits
     return words.astype(f"<u{layout.elem_bytes}").tobytes()
+
+
+def gguf_file(tensors: dict[str, tuple[int, tuple[int, ...], bytes]], alignment: int = 32) -> bytes:
+    """Build a GGUF file, version 3: name -> (type, dimensions, innermost first, bytes); and some values of every kind."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    values = [
+        text("general.alignment") + struct.pack("<II", 4, alignment), text("general.name") + struct.pack("<I", 8) + text("a name"),
+        text("tokens") + struct.pack("<IIQ", 9, 8, 3) + text("a") + text("bc") + text(""), text("scores") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3),
+        text("yes") + struct.pack("<IB", 7, 1), text("big") + struct.pack("<Iq", 11, -5), text("nested") + struct.pack("<IIQIQ2B", 9, 9, 1, 0, 2, 1, 2),
+    ]  # fmt: skip
+    infos, data = b"", b""
+    for name, (kind, dims, content) in tensors.items():
+        infos += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, len(data))
+        data += content.ljust(-(-len(content) // alignment) * alignment, b"\0")
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)) + b"".join(values) + infos
+    return head.ljust(-(-len(head) // alignment) * alignment, b"\0") + data
+
+
+def torch_file(storages: dict[str, tuple[str, bytes]]) -> bytes:
+    """Build a checkpoint as `torch.save` does: key -> (name of the storage's class, bytes); the first of a class is pushed, the others come from the memo."""
+    memo: dict[str, int] = {}
+
+    def remembered(opcode: bytes, value: str) -> bytes:
+        if value in memo:
+            return b"h" + bytes([memo[value]])
+        memo[value] = len(memo)
+        body = value.replace(" ", "\n").encode() + b"\n" if opcode == b"c" else struct.pack("<I", len(value)) + value.encode()
+        return opcode + body + b"q" + bytes([memo[value]])
+
+    pickle = b"\x80\x02]"
+    for key, (storage, content) in storages.items():
+        pickle += b"(" + remembered(b"X", "storage") + remembered(b"c", f"torch {storage}") + remembered(b"X", key) + remembered(b"X", "cpu")
+        pickle += b"J" + struct.pack("<i", len(content)) + b"tQa"
+    members = {"archive/data.pkl": pickle + b".", "archive/byteorder": b"little"}
+    members |= {f"archive/data/{key}": content for key, (_, content) in storages.items()} | {"archive/version": b"3\n"}
+    return zip_file(members)
+
+
+def zip_file(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """Build a zip file, with times that do not change."""
+    room = io.BytesIO()
+    with zipfile.ZipFile(room, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+    return room.getvalue()
+
+
+def npy_file(array: np.ndarray) -> bytes:
+    room = io.BytesIO()
+    np.lib.format.write_array(room, array, version=(1, 0))
+    return room.getvalue()
+
+
+def other_files() -> dict[str, bytes]:
+    """Return files of other kinds than safetensors, by what they are."""
+    generator = rng()
+    f32, bf16_, f16 = weights(3000, "F32"), weights(2000, "BF16"), weights(1500, "F16")
+    blocks = {"Q8_0": (8, 34), "Q4_0": (2, 18), "MXFP4": (39, 17)}
+    gguf = {"out.weight": (0, (60, 50), f32), "half": (1, (1500,), f16), "brain": (30, (2000,), bf16_), "ids": (26, (4,), bytes(range(16)))}
+    gguf |= {name: (kind, (320, 5), generator.integers(90, 160, 50 * size).astype(np.uint8).tobytes()) for name, (kind, size) in blocks.items()}
+    arrays = {"f32.npy": np.frombuffer(f32, "<f4").reshape(60, 50), "big.npy": np.arange(90, dtype=">f4")}
+    arrays["fortran.npy"] = np.asfortranarray(np.arange(600, dtype="<i8").reshape(20, 30))
+    torch = {"0": ("FloatStorage", f32), "1": ("BFloat16Storage", bf16_), "2": ("FloatStorage", f32), "3": ("StrangeStorage", f16)}
+    torch["4"] = "LongStorage", bytes(800)
+    return {
+        "gguf": gguf_file(gguf), "gguf-unknown-type": gguf_file({"a": (0, (3000,), f32), "b": (9, (64,), f16), "c": (31, (4,), bytes(70000))}, 64),
+        "torch": torch_file(torch), "npy": npy_file(arrays["f32.npy"]), "npz": zip_file({name: npy_file(array) for name, array in arrays.items()}),
+        "npz-deflated": zip_file({name: npy_file(array) for name, array in arrays.items()}, zipfile.ZIP_DEFLATED),
+        "zip": zip_file({"a.txt": b"text " * 900, "b": f32}), "text": b"a line of text\n" * 700, "one-byte": b"x", "empty": b"",
+    }  # fmt: skip
 
 
 def weights(n: int, dtype: str, scale: float = 0.04) -> bytes:

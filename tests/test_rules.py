@@ -247,7 +247,39 @@ def add_to_frame(data):
     return lambda x: x["gaps"][0].__setitem__(2, base64.b64encode(base64.b64decode(x["gaps"][0][2]) + data).decode())
 
 
+def listed(change=lambda tensors: None, **source):
+    """Return a change of the index: the source is of another format, its tensors are listed, and the list is changed."""
+
+    def apply(index):
+        index["source"] |= {"format": "other", **source}
+        index["tensors"] = [[tensor.dtype, list(tensor.shape), tensor.offset] for tensor in reference.read_index(SPECIMEN, 1 << 30).tensors]
+        change(index["tensors"])
+
+    return apply
+
+
 INDEX = [  # section, change of the index, kind
+    ("5.7", listed(), "same"),
+    ("5.7", listed(format="safetensors"), "same"),  # an unknown key
+    ("5.7", lambda x: x["source"].update(format="other"), "unsupported"),
+    ("5.7", lambda x: x.update(tensors=7, source=x["source"] | {"format": "other"}), "corrupt"),
+    ("5.7", listed(lambda t: t.pop()), "corrupt"),
+    ("5.7", listed(lambda t: t.append(t[0])), "corrupt"),
+    ("5.7", listed(lambda t: t.reverse()), "corrupt"),
+    ("5.7", listed(lambda t: t[0].pop()), "corrupt"),
+    ("5.7", listed(lambda t: t[0].append(1)), "corrupt"),
+    ("5.7", listed(lambda t: t.__setitem__(0, "x")), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(0, 3)), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(0, "F31")), "unsupported"),
+    ("5.7", listed(lambda t: t[0].__setitem__(0, "F64")), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(1, 2)), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(1, [-2])), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(1, [1] * 64 + [2])), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(1, [1 << 40, 1 << 40])), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(2, -1)), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(2, t[0][2] - 4)), "corrupt"),
+    ("5.7", listed(lambda t: t[0].__setitem__(2, 1 << 62)), "corrupt"),
+    ("5.7", listed(lambda t: t[1].__setitem__(2, t[2][2])), "corrupt"),
     ("5", lambda x: x.update(version=[1, 99], novelty={"a": [None, 1.5]}), "same"),
     ("5", lambda x: x.update(version=[0, 9]), "unsupported"),
     ("5", lambda x: x.update(version=[2, 0], storage="?"), "unsupported"),

@@ -127,7 +127,7 @@ def unpack(
     Parameters
     ----------
     dst
-        Default: `model.safetensors` for `model.wp.safetensors`; `name` for a directory `name-wp`.
+        Default: `model.safetensors` for `model.wp.safetensors`, `model.gguf` for `model.gguf.wp.safetensors`; `name` for a directory `name-wp`.
     in_place, delete_source
         As in `pack`; what is restored is read again and its SHA-256 compared with the index first.
 
@@ -152,13 +152,20 @@ def unpack(
     else:
         if dst is None and not path.name.endswith(PACKED_SUFFIX):
             raise OptionError(f"name the target with -o (dst=): only for files named *{PACKED_SUFFIX} it follows from the name", path=str(path))
-        target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix(PACKED_SUFFIX)}.safetensors")
-        target = target / path.name.replace(PACKED_SUFFIX, ".safetensors") if target.is_dir() else target
+        name = f"{path.name.removesuffix(PACKED_SUFFIX)}{'.safetensors' if source_format(path, limits) == 'safetensors' else ''}"
+        target = Path(dst) if dst is not None else path.with_name(name)
+        target = target / name if target.is_dir() else target
         _refuse_same(path, target)
         result = JobResult(str(target), (unpack_one(path, target, job, prove=delete_source),))
     if delete_source:
         remove_source(path, result, packed=False)
     return result
+
+
+def source_format(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
+    """Return what kind of file a packed one restores to: "safetensors", "torch", "gguf", ..."""
+    with LocalFile(path) as file:
+        return PackedFile(file, limits).index.source_format
 
 
 def _refuse_target(dst: PathLike | None, delete_source: bool) -> None:

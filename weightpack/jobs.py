@@ -19,6 +19,7 @@ from weightpack.format.constants import VERSION
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.packer import PackResult, Progress, pack_file, sha256_of
 from weightpack.reader import PackedFile, is_packed, read_header
+from weightpack.segments import segment
 from weightpack.unpacker import unpack_file
 from weightpack.workfolder import WorkFolder, work_folder
 
@@ -211,6 +212,9 @@ def pack_in_place(path: Path, job: Job) -> JobResult:
     refuse_unproven(path, job)
     one = Job(job.threads, True, job.progress, job.options)
     if path.is_file():
+        with LocalFile(path) as file:
+            if (kind := segment(file).source_format) != "safetensors":
+                raise OptionError(f"only safetensors files are packed in place: packed, it would be no {kind} file under its name", path=str(path))
         return JobResult(str(path), (pack_one(path, path, one),))
     files = model_files(path)
     done = {weight for weight in files.weights if is_packed_weight(path / weight)}

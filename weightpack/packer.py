@@ -159,7 +159,7 @@ class _Packer:
 
     def __init__(self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, threads: int, meter: _Meter) -> None:
         self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
-        self._minor_version = 0  # of the format, that the file needs
+        self._minor_version = int(segments.source_format != "safetensors")  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         self.stored = _Stored()
         self.data_begin = self._header_bound()
@@ -290,6 +290,7 @@ class _Packer:
             tuple(positions[stored.tied[name]] for name in names if name in stored.tied),
             np.array([crc for name in names for crc in stored.kept_crcs.get(name, ())], "<u4").tobytes(),
             self._minor_version,
+            None if self.segments.source_format == "safetensors" else tuple((t.dtype, t.shape, t.offset) for t in self.segments.tensors),
         ).to_json()
         metadata = {**(self.segments.metadata or {}), INDEX_KEY: index, INDEX_CRC_KEY: f"{active().crc32c(index.encode()):08x}"}
         return build_header(metadata, list(stored.entries.values()))

@@ -11,8 +11,8 @@ import numpy as np
 
 from weightpack.chunk_decoder import decode_chunks
 from weightpack.chunk_encoder import chunk_crc
-from weightpack.dtypes import DTYPE_BITS
-from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, located
+from weightpack.dtypes import DTYPE_BITS, tensor_bytes
+from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, UnsupportedError, located
 from weightpack.files import RandomReader, pieces, read_at
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES
 from weightpack.format.index import Gap, Index
@@ -20,7 +20,7 @@ from weightpack.format.record import RecordHead, parse_record_head, table_bytes
 from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.parallel import Scratch
-from weightpack.segments import Tensor
+from weightpack.segments import Segments, Tensor, tiled
 from weightpack.segments.safetensors import segments_of
 
 if TYPE_CHECKING:
@@ -118,9 +118,12 @@ class PackedFile:
         if index.source_bytes > limits.max_source_bytes:
             raise LimitError(f"the source has {index.source_bytes} bytes, the limit is {limits.max_source_bytes}")
 
-        source = self._source_header(index, limits)
-        self.metadata = source.metadata
-        segments = segments_of(source, index.source_bytes)
+        if index.tensors is None:
+            source = self._source_header(index, limits)
+            segments = segments_of(source, index.source_bytes)
+        else:
+            segments = _listed(index, sorted(header.entries))
+        self.metadata = segments.metadata
         if segments.gaps != tuple((gap.offset, gap.n_bytes) for gap in index.gaps):
             raise CorruptionError("the tensors and gaps that the index describes do not tile the source")
         names = [tensor.name for tensor in segments.tensors]
@@ -242,6 +245,21 @@ def _kernels() -> Kernels:
     from weightpack import kernels
 
     return kernels.active()
+
+
+def _listed(index: Index, names: list[str]) -> Segments:
+    """The source's tensors as the index lists them (FORMAT 5.7)."""
+    if index.tensors is None or len(index.tensors) != len(names):
+        raise CorruptionError("the index does not list the file's tensors")
+    tensors = []
+    for name, (dtype, shape, offset) in zip(names, index.tensors, strict=True):
+        if dtype not in DTYPE_BITS:
+            raise UnsupportedError(f"unknown dtype {dtype!r}: upgrade weightpack", tensor=name)
+        n_bytes = tensor_bytes(dtype, shape)
+        if n_bytes is None or offset + n_bytes > index.source_bytes:
+            raise CorruptionError("the tensor is not inside the source", tensor=name)
+        tensors.append(Tensor(name, dtype, shape, offset, n_bytes))
+    return tiled(index.source_format, tensors, index.source_bytes)
 
 
 def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:

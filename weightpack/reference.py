@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -260,14 +261,14 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         raise UnsupportedError(f"format version {version[0]}.{version[1]}")
     source: Any = index.get("source")
     need(isinstance(source, dict) and isinstance(source.get("format"), str), "index: bad source")
-    if source["format"] != "safetensors":
+    if source["format"] != "safetensors" and "tensors" not in index:
         raise UnsupportedError(f"source format {source['format']!r}")
     n_bytes, sha256 = source.get("bytes"), source.get("sha256")
     need(is_uints([n_bytes]) and isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256), "index: bad source")
     if n_bytes > max_bytes:
         raise UnsupportedError(f"the source has {n_bytes} bytes, above the limit of {max_bytes}")
     gaps = read_gaps(index.get("gaps"), n_bytes)
-    start, entries = read_source_header(gaps)
+    start, entries = read_source_header(gaps) if source["format"] == "safetensors" else (0, read_tensors(index["tensors"], list(packed)))
     need(entries.keys() == packed.keys(), "index: the tensor names of source and packed file differ")
 
     storage: Any = index.get("storage")
@@ -341,6 +342,23 @@ def read_source_header(gaps: list[Gap]) -> tuple[int, dict[str, Entry]]:
             head += part
     start, _, tensors = read_header(head, "source header")
     return start, read_entries(tensors, of_source=True)
+
+
+def read_tensors(items: Any, names: list[str]) -> dict[str, Entry]:
+    """5.7 the source's tensors, from the key `tensors`; names ascend."""
+    need(isinstance(items, list) and len(items) == len(names), "tensors: not a list of all")
+    entries: dict[str, Entry] = {}
+    last = [(0, 0)]
+    for name, item in zip(names, items, strict=True):
+        need(isinstance(item, list) and len(item) == 3 and isinstance(item[0], str), "tensors: bad item")
+        need(is_uints(item[1]) and len(item[1]) <= 64 and is_uints(item[2:]), "tensors: bad item")
+        size = tensor_bytes(item[0], tuple(item[1]))
+        entries[name] = Entry(item[0], tuple(item[1]), item[2], item[2] + size)
+        if size:
+            last.append((item[2], item[2] + size))
+    last.sort()
+    need(all(before[1] <= after[0] for before, after in itertools.pairwise(last)), "tensors: overlapping")
+    return entries
 
 
 def kept_parts(body: Buffer, crcs: Buffer) -> Iterator[bytes]:

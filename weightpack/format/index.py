@@ -13,7 +13,7 @@ import zstandard
 
 from weightpack.errors import CorruptionError, LimitError, UnsupportedError
 from weightpack.format.constants import VERSION
-from weightpack.format.safetensors import is_count, parse_json
+from weightpack.format.safetensors import MAX_DIMS, is_count, parse_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -64,7 +64,10 @@ def zstd_decode(frame: bytes | memoryview, n_bytes: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`storage`: one of p, k, t for each tensor by name; `tied`: for each t the position of the tensor that holds its bytes."""
+    """`storage`: one of p, k, t for each tensor by name; `tied`: for each t the position of the tensor that holds its bytes.
+
+    `tensors`: dtype, shape and offset of each by name; None for safetensors, whose header says it.
+    """
 
     source_format: str
     source_bytes: int
@@ -74,6 +77,7 @@ class Index:
     tied: tuple[int, ...]
     kept_crc32c: bytes
     minor_version: int = 0
+    tensors: tuple[tuple[str, tuple[int, ...], int], ...] | None = None
 
     def to_json(self) -> str:
         """Serialise; the same index gives the same text."""
@@ -85,6 +89,8 @@ class Index:
             "tied": list(self.tied),
             "kept_crc32c": base64.b64encode(self.kept_crc32c).decode(),
         }
+        if self.tensors is not None:
+            root["tensors"] = [[dtype, list(shape), offset] for dtype, shape, offset in self.tensors]
         return json.dumps(root, separators=(",", ":"))
 
     @classmethod
@@ -101,8 +107,7 @@ class Index:
         source = root.get("source")
         if not isinstance(source, dict) or not is_count(source.get("bytes")) or not isinstance(source.get("format"), str):
             raise CorruptionError("the index does not describe the source")
-        if source["format"] != "safetensors":
-            raise UnsupportedError(f"the source has format {source['format']!r}, which this version does not know: upgrade weightpack")
+        tensors = None if source["format"] == "safetensors" else _tensors(root, source["format"])
         if not (isinstance(source.get("sha256"), str) and _SHA256.fullmatch(source["sha256"])):
             raise CorruptionError("the index has no SHA-256 of the source")
         gaps, total, position = [], 0, 0
@@ -127,7 +132,21 @@ class Index:
         kept = root.get("kept_crc32c")
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
-        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1])
+        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors)
+
+
+def _tensors(root: dict[str, object], source_format: str) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+    """FORMAT 5.7."""
+    if "tensors" not in root:
+        raise UnsupportedError(f"the source has format {source_format!r}, which this version does not know: upgrade weightpack")
+    tensors = []
+    for item in _list(root, "tensors"):
+        if not (isinstance(item, list) and len(item) == 3 and isinstance(item[0], str) and isinstance(item[1], list) and is_count(item[2])):
+            raise CorruptionError("a tensor of the index is not [dtype, shape, offset]")
+        if len(item[1]) > MAX_DIMS or not all(map(is_count, item[1])):
+            raise CorruptionError("the shape of a tensor of the index is not a list of sizes")
+        tensors.append((item[0], tuple(item[1]), item[2]))
+    return tuple(tensors)
 
 
 def _list(root: dict[str, object], key: str) -> list[object]:

@@ -13,7 +13,7 @@ from weightpack.errors import CorruptionError, LimitError, TruncatedError, Unsup
 from weightpack.format.constants import MAX_HEADER_BYTES
 
 # numpy and torch count dimensions in a byte or less; more is nobody's tensor.
-_MAX_DIMS = 64
+MAX_DIMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _parse_entry(name: str, value: object, data_bytes: int, unknown_dtypes: bool
         raise CorruptionError("the entry has no dtype", tensor=name)
     if dtype not in DTYPE_BITS and not unknown_dtypes:
         raise UnsupportedError(f"unknown dtype {dtype!r}", tensor=name)
-    if not (isinstance(shape, list) and len(shape) <= _MAX_DIMS and all(map(is_count, shape))):
+    if not (isinstance(shape, list) and len(shape) <= MAX_DIMS and all(map(is_count, shape))):
         raise CorruptionError("the entry's shape is not a list of sizes", tensor=name)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(is_count, offsets))):
         raise CorruptionError("the entry's data_offsets are not two sizes", tensor=name)

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source file as segments: named, typed ranges (tensors) and what lies between them (gaps). One module a file format."""
+"""A source file as segments: named, typed ranges (tensors) and what lies between them (gaps). One module a file format.
+
+Nothing is unpickled, and nothing that a file says can do more than make it a row of bytes: a file that is not what it seems to be is packed as "bytes".
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from weightpack.files import RandomReader
+from weightpack.errors import CorruptionError, FormatError
+from weightpack.files import RandomReader, read_at
 
-__all__ = ["Segments", "Tensor", "segment"]
+__all__ = ["Segments", "Tensor", "segment", "tiled"]
+
+_MOST_GAP = 1 << 12  # of other formats than safetensors: gaps are held in memory, and in the index as text
+_SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +39,70 @@ class Segments:
     metadata: dict[str, str] | None
 
 
+def tiled(source_format: str, tensors: Iterable[Tensor], file_bytes: int, metadata: dict[str, str] | None = None) -> Segments:
+    """Find the gaps between tensors; overlapping tensors are refused, since they have no place in a tiling."""
+    gaps, covered = [], 0
+    by_name = tuple(sorted(tensors, key=lambda tensor: tensor.name))
+    for tensor in sorted((t for t in by_name if t.n_bytes), key=lambda t: t.offset):
+        if tensor.offset < covered:
+            raise CorruptionError("the tensor overlaps another", tensor=tensor.name)
+        if tensor.offset > covered:
+            gaps.append((covered, tensor.offset - covered))
+        covered = tensor.offset + tensor.n_bytes
+    if covered > file_bytes:
+        raise CorruptionError("a tensor ends behind the file")
+    if file_bytes > covered:
+        gaps.append((covered, file_bytes - covered))
+    return Segments(source_format, by_name, tuple(gaps), metadata)
+
+
 def segment(source: RandomReader) -> Segments:
-    """Find the segments of a source file.
+    """Find the segments of a source file: by what it begins with, not by its name, but that a file that is named .safetensors must be one.
 
     Raises
     ------
     FormatError
-        It is no safetensors file.
+        The file is named .safetensors and is none.
     """
     from weightpack.segments.safetensors import segment_safetensors
 
+    first = bytes(read_at(source, 0, min(9, source.size)))
+    if source.name.endswith(_SAFETENSORS):
+        return segment_safetensors(source)
+    try:
+        found = _segment_by_content(source, first)
+        if len({tensor.name for tensor in found.tensors}) == len(found.tensors):
+            return found
+    except FormatError:
+        pass
+    return _with_small_gaps(Segments("bytes", (), ((0, source.size),) if source.size else (), None))
+
+
+def _segment_by_content(source: RandomReader, first: bytes) -> Segments:
+    from weightpack.segments.gguf import segment_gguf
+    from weightpack.segments.npy import segment_npy
+    from weightpack.segments.safetensors import segment_safetensors
+    from weightpack.segments.zip import segment_zip
+
+    if first.startswith(b"GGUF"):
+        return _with_small_gaps(segment_gguf(source))
+    if first.startswith(b"PK\x03\x04"):
+        return _with_small_gaps(segment_zip(source))
+    if first.startswith(b"\x93NUMPY"):
+        return _with_small_gaps(segment_npy(source))
     return segment_safetensors(source)
+
+
+def _with_small_gaps(segments: Segments) -> Segments:
+    """Make tensors of bytes out of large gaps: a gap is held in memory and in the index, a tensor streams through in chunks."""
+    names = {tensor.name for tensor in segments.tensors}
+    large = []
+    for offset, n_bytes in segments.gaps:
+        if n_bytes > _MOST_GAP or (segments.source_format == "bytes" and n_bytes):
+            name = f"bytes at {offset}"
+            while name in names:
+                name += "'"
+            large.append(Tensor(name, "U8", (n_bytes,), offset, n_bytes))
+    end = max((offset + n_bytes for offset, n_bytes in segments.gaps), default=0)
+    file_bytes = max([end, *(tensor.offset + tensor.n_bytes for tensor in segments.tensors)])
+    return tiled(segments.source_format, (*segments.tensors, *large), file_bytes, segments.metadata)

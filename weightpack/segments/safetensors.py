@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from weightpack.errors import CorruptionError
 from weightpack.files import RandomReader, read_at
 from weightpack.format.safetensors import Header, header_bytes, parse_header
-from weightpack.segments import Segments, Tensor
+from weightpack.segments import Segments, Tensor, tiled
 
 
 def segment_safetensors(source: RandomReader) -> Segments:
@@ -18,15 +17,5 @@ def segment_safetensors(source: RandomReader) -> Segments:
 
 def segments_of(header: Header, file_bytes: int) -> Segments:
     """Turn a source's header into segments that tile the file; overlapping tensors are refused, since they have no place in a tiling."""
-    begin = header.data_begin
-    tensors = tuple(Tensor(e.name, e.dtype, e.shape, begin + e.begin, e.end - e.begin) for _, e in sorted(header.entries.items()))
-    gaps, covered = [], 0
-    for tensor in sorted((t for t in tensors if t.n_bytes), key=lambda t: t.offset):
-        if tensor.offset < covered:
-            raise CorruptionError("the tensor overlaps another", tensor=tensor.name)
-        if tensor.offset > covered:
-            gaps.append((covered, tensor.offset - covered))
-        covered = tensor.offset + tensor.n_bytes
-    if file_bytes > covered:
-        gaps.append((covered, file_bytes - covered))
-    return Segments("safetensors", tensors, tuple(gaps), header.metadata)
+    tensors = (Tensor(e.name, e.dtype, e.shape, header.data_begin + e.begin, e.end - e.begin) for e in header.entries.values())
+    return tiled("safetensors", tensors, file_bytes, header.metadata)
