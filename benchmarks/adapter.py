@@ -96,20 +96,25 @@ class Files:
 # ---- weightpack
 
 
+def profile_of(tool):
+    """The profile of "weightpack dense avx2"; without a name in between, the default."""
+    return "dense" if "dense" in tool.split() else "fast"
+
+
 class Weightpack(Memory):
     def __init__(self, spec):
         super().__init__(spec)
         from weightpack import kernels
-        from weightpack.dtypes import layout_of
         from weightpack.format.record import record_bound
         from weightpack.frame import decode_record, encode_record
         from weightpack.options import load_profile
 
-        isa = spec["tool"].split()[1]
+        isa, profile = spec["tool"].split()[-1], profile_of(spec["tool"])
         if isa not in kernels.available_isas():
             raise NotApplicable(f"this CPU has no {isa}")
         kernels._active = kernels._make(isa)
-        self.layout, self.options, threads = layout_of(spec["dtype"]), load_profile(), spec["threads"]
+        self.options, threads = load_profile(profile), spec["threads"]
+        self.layout = self.options.layout(spec["dtype"], self.n_bytes)
         elem_bytes = self.layout.elem_bytes
         self.out = np.zeros_like(self.data)
         self.room = np.zeros(record_bound(self.layout, self.n_bytes // elem_bytes, self.options.chunk_elems), np.uint8)
@@ -127,10 +132,10 @@ class WeightpackFiles(Files):
         super().__init__(spec)
         import weightpack
 
-        verify = spec["tool"].endswith(" verified")
+        verify, options = spec["tool"].endswith(" verified"), weightpack.load_profile(profile_of(spec["tool"]))
 
         def encode(_):
-            weightpack.pack(self.source, self.packed, threads=spec["threads"], verify=verify)
+            weightpack.pack(self.source, self.packed, options=options, threads=spec["threads"], verify=verify)
             return self.packed
 
         def decode(packed):
