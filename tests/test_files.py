@@ -16,7 +16,10 @@ import torch
 import weightpack
 from weightpack import reference
 from weightpack.errors import CorruptionError, OptionError
-from weightpack.files import MemoryFile
+from weightpack.files import LocalFile, MemoryFile
+from weightpack.plot import plot_planes
+from weightpack.reader import PackedFile
+from weightpack.report import inspect_planes
 from weightpack.segments import segment
 
 FILES = samples.other_files()
@@ -162,3 +165,27 @@ def test_command_line(tmp_path):
     run("unpack", "model.gguf.wp.safetensors")
     assert (tmp_path / "model.gguf").read_bytes() == FILES["gguf"]
     run("unpack", "model.gguf.wp.safetensors", "--force", "-o", ".")
+
+
+def test_plot_of_the_planes(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(FILES["gguf"])
+    packed = weightpack.pack(tmp_path / "model.gguf", options=weightpack.load_profile("dense")).target
+    done = subprocess.run([sys.executable, "-m", "weightpack", "inspect", packed, "--plot", "p.svg"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    picture = (tmp_path / "p.svg").read_text()
+    assert picture.lstrip().startswith("<?xml")
+    with pytest.raises(OptionError, match=r"\.png"):
+        plot_planes(packed, tmp_path / "p.gif")
+
+
+def test_planes_account_for_every_byte_of_a_record(tmp_path):
+    (tmp_path / "source").write_bytes(samples.mixed_file())
+    weightpack.pack(tmp_path / "source", tmp_path / "packed", options=weightpack.PackOptions(chunk_elems=1280))
+    with LocalFile(tmp_path / "packed") as file:
+        packed = PackedFile(file)
+        reports = {report.name: report for report in inspect_planes(packed)}
+        assert set(reports) == {name for name, stored in packed.tensors.items() if stored.storage != "t" and stored.tensor.n_bytes}
+        for name, report in reports.items():
+            assert sum(report.planes.values()) == packed.tensors[name].packed_bytes
+            assert min(report.planes.values()) >= 0
+        assert {"exponents", "sign and mantissa", "widths", "byte 0", "kept", "tables"} <= {name for report in reports.values() for name in report.planes}

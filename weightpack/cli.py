@@ -212,13 +212,18 @@ def verify(
 @cli.command()
 @click.argument("packed")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--plot", metavar="FILE", help="Draw where the bits of each tensor go into a picture: .png, .svg or .pdf (needs matplotlib).")
 @_revision
 @_token
 @_as_json
-def inspect(packed: str, tensors: bool, revision: str | None, token: str | None, as_json: bool) -> None:
+def inspect(packed: str, tensors: bool, plot: str | None, revision: str | None, token: str | None, as_json: bool) -> None:
     """Show what is in PACKED (a file, directory, URL or Hub repo), by dtype and by tensor, without decoding it; of what is remote only headers are fetched."""
     from weightpack import api
 
+    if plot is not None:
+        from weightpack.plot import plot_planes
+
+        plot_planes(packed, plot)
     reports = api.inspect(packed, revision=revision, token=token, codecs=tensors or None)
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports]))

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from weightpack.chunk_encoder import encode_chunks
-from weightpack.dtypes import DTYPE_BITS, layout_of
+from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
 from weightpack.files import RandomReader, read_at
-from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, Codec, Mode
-from weightpack.format.record import chunk_bound, parse_chunk, table_end
+from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, MAX_STREAMS, Codec, Mode
+from weightpack.format.record import CHUNK_HEAD_BYTES, chunk_bound, parse_chunk, table_end
 from weightpack.options import PackOptions
 from weightpack.reader import PackedFile, StoredTensor
 from weightpack.segments import Tensor, segment
@@ -74,6 +75,52 @@ def _codecs(packed: PackedFile, stored: StoredTensor) -> str:
         names = [CODEC_NAMES[Codec(codec)] if codec in CODEC_NAMES else str(codec) for codec, _ in chunk.streams[: len(head.layout.plane_bits)]]
         seen[("whole:" if chunk.mode == Mode.WHOLE else "") + "+".join(names)] += 1
     return seen.most_common(1)[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanesReport:
+    """Where a tensor's bytes go: plane -> bytes in the packed file. "tables" are record and chunk headers and padding."""
+
+    name: str
+    dtype: str
+    n_elems: int
+    planes: dict[str, int]
+
+
+def plane_names(layout: Layout) -> tuple[str, ...]:
+    """Name the streams of a split chunk, in their order."""
+    if not layout.raw_bits:
+        return tuple(f"byte {i}" for i in range(len(layout.plane_bits)))
+    if layout.has_context(0):
+        symbols: tuple[str, ...] = ("leading mantissa bits", "exponents")
+    else:
+        symbols = ("exponents",) * len(layout.plane_bits)
+    return (*symbols, "widths", "sign and mantissa")
+
+
+def inspect_planes(packed: PackedFile) -> list[PlanesReport]:
+    """Say where the bytes of each tensor go, by falling size; reads the header of every chunk, and decodes nothing."""
+    reports = []
+    for stored in packed.tensors.values():
+        n_elems = stored.tensor.n_bytes * 8 // DTYPE_BITS.get(stored.tensor.dtype, 8)
+        if n_elems and stored.storage != "t":
+            planes = _record_planes(packed, stored) if stored.storage == "p" else {"kept": stored.packed_bytes}
+            reports.append(PlanesReport(stored.tensor.name, stored.tensor.dtype, n_elems, planes))
+    return sorted(reports, key=lambda report: (-sum(report.planes.values()), report.name))
+
+
+def _record_planes(packed: PackedFile, stored: StoredTensor) -> dict[str, int]:
+    head = packed.record_head(stored)
+    names, planes = plane_names(head.layout), Counter[str]()
+    for begin, end in pairwise(head.offsets.tolist()):
+        chunk = read_at(packed.file, stored.begin + begin, min(end - begin, CHUNK_HEAD_BYTES + 4 * MAX_STREAMS))
+        mode, n_streams = chunk[0], min(chunk[1], MAX_STREAMS)
+        for i in range(n_streams):
+            at = CHUNK_HEAD_BYTES + 4 * i
+            name = "whole chunks" if mode == Mode.WHOLE else names[i] if i < len(names) else "?"
+            planes[name] += int.from_bytes(chunk[at + 1 : at + 4], "little")
+    planes["tables"] = stored.packed_bytes - planes.total()
+    return dict(planes)
 
 
 @dataclass(frozen=True, slots=True)
