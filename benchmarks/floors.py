@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each dtype can give, beside what the profiles give.   .venv-bench/bin/python benchmarks/floors.py   (after scripts/bench; a minute)
 
-The floor is the order-0 entropy of a corpus' natural symbols, one table for all of it, nothing for the table: for floats exponent and two leading mantissa bits together, the
-other bits as they are, less the trailing zeros of each 128 elements; for integers the byte. Tables that follow the tensors, and repetition, can go below it.
+The floor is the order-0 entropy of a corpus' natural symbols, one table for all of it, nothing for the table: for floats exponent and two leading mantissa bits
+together, the other bits as they are, less the trailing zeros of each 128 elements; for integers the byte. Tables that follow the tensors, and repetition,
+can go below it.
 """
 
 from __future__ import annotations

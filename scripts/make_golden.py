@@ -44,6 +44,7 @@ def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
     result["weights-lead"] = (samples.safetensors_file(lead), weightpack.load_profile("dense"))
     rows = {"rows.2": ("BF16", (128, 256), samples.rows("BF16", 128, 256)), "rows.4": ("F8_E4M3", (512, 256), samples.rows("F8_E4M3", 512, 256))}
     result["weights-tables"] = (samples.safetensors_file(rows), options(tables=4))
+    result["gguf-fields"] = (samples.other_files()["gguf"], weightpack.load_profile("dense"))
     for name, source in samples.other_files().items():
         result[f"other-{name}"] = (source, weightpack.load_profile("dense"))
     for name, source in samples.foreign_files().items():

@@ -47,6 +47,8 @@ def test_writer_still_writes_the_golden_bytes(isa, tmp_path, version, name):
     expected = MANIFESTS[version][name]
     if not expected["written_by"].endswith(f"zstandard {zstandard.__version__}"):
         pytest.skip(f"written with {expected['written_by']}: another zstd library may write other bytes (FORMAT section 10)")
+    if "writer_changed" in expected:
+        pytest.skip(f"today's writer does better: {expected['writer_changed']}")
     golden = GOLDEN / version / f"{name}.safetensors"
     weightpack.unpack(golden, tmp_path / "source")
     options = weightpack.PackOptions(**{key: tuple(value) if key == "codecs" else value for key, value in expected["options"].items()})

@@ -668,7 +668,8 @@ def changed(at, value):
 FIELDS = {
     # name: layout, n, chunk, expected
     "empty": (BYTES1, 1, b"", TruncatedError),
-    "mode_2": (BYTES1, 1, b"\2\1\0\0\0\1\0\0a", UnsupportedError),
+    "mode_2": (BYTES1, 1, b"\2\1\0\0\0\1\0\0a", False),  # fields are put together by the caller
+    "mode_3": (BYTES1, 1, b"\3\1\0\0\0\1\0\0a", UnsupportedError),
     "no_streams": (BYTES1, 1, b"\0\0\0\0", CorruptionError),
     "two_streams": (BYTES1, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"a")]), CorruptionError),
     "whole_of_no_streams": (BF16, 1, make_chunk(WHOLE, []), CorruptionError),

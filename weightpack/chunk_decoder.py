@@ -46,18 +46,36 @@ def decode_chunks(
         Of the kind that fits; it names the chunk.
     """
     kernels, n_chunks, i = kernel_choice.active(), len(crcs), 0
-    while (i := kernels.decode_chunks(layout, data, offsets, crcs, i, chunk_elems, n_elems, first_number, out)) < n_chunks:
-        # zstd streams are expanded here, by a library, and go to the kernels as raw planes.
+    while i < n_chunks and (i := kernels.decode_chunks(layout, data, offsets, crcs, i, chunk_elems, n_elems, first_number, out)) < n_chunks:
+        # zstd streams are expanded here, by a library, and go to the kernels as raw planes; and fields are put together here.
         begin, end = (offsets[i : i + 2] - offsets[0]).tolist()
         n, number = min(chunk_elems, n_elems - i * chunk_elems), first_number + i
         with located(chunk=number):
             parsed = parse_chunk(memoryview(data)[begin:end], layout)
-            streams = _expand(parsed, layout, n)
-            if kernels.decode_streams(layout, parsed.mode, streams, n, number, out[i * chunk_elems * layout.elem_bytes :]) != int(crcs[i]):
+            to = out[i * chunk_elems * layout.elem_bytes :]
+            if parsed.mode == Mode.FIELDS:
+                _decode_fields(parsed, to[:n])
+                crc = kernels.crc32c(to[:n], kernels.crc32c(number.to_bytes(4, "little")))
+            else:
+                crc = kernels.decode_streams(layout, parsed.mode, _expand(parsed, layout, n), n, number, to)
+            if crc != int(crcs[i]):
                 raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
         i += 1
-        if i == n_chunks:
-            return
+
+
+def _decode_fields(chunk: Chunk, out: NDArray[np.uint8]) -> None:
+    """Decode each field's bytes, and deal them out to the blocks (FORMAT 6.6)."""
+    kernels, block = kernel_choice.active(), sum(chunk.widths)
+    if out.size % block:
+        raise CorruptionError("the chunk is not a whole count of blocks")
+    blocks, begin = out.reshape(-1, block), 0
+    for width, (codec, stream) in zip(chunk.widths, chunk.streams, strict=True):
+        n = len(blocks) * width
+        plane = np.empty(n, np.uint8)
+        raw: tuple[int, Stream] = (Codec.RAW, zstd_decode(stream, n)) if codec == Codec.ZSTD else (codec, stream)
+        kernels.decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [raw], n, 0, plane)
+        blocks[:, begin : begin + width] = plane.reshape(-1, width)
+        begin += width
 
 
 def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, Stream]]:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from math import lcm
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from weightpack import kernels as kernel_choice
 from weightpack.coders.choose import attention, better_stream, worth_zstd, zstd_stream
-from weightpack.format.constants import Codec, Mode
-from weightpack.format.record import build_chunk
+from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, LayoutId
+from weightpack.files import pieces
+from weightpack.format.constants import MAX_CHUNK_BYTES, Codec, Mode
+from weightpack.format.record import build_chunk, chunk_bound, parse_chunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from weightpack.options import PackOptions
 
     Bytes = NDArray[np.uint8]
+
+
+_BYTES = LAYOUTS[LayoutId.BYTES1]
 
 
 class EncodedChunk(NamedTuple):
@@ -33,6 +40,36 @@ def chunk_crc(data: Bytes, chunk_number: int) -> int:
     """Return `crc32c(u32 chunk_number || data)` (FORMAT 6.2); the number is there so that chunks can't trade places."""
     kernels = kernel_choice.active()
     return kernels.crc32c(data, kernels.crc32c(chunk_number.to_bytes(4, "little")))
+
+
+def chunk_bytes_of(layout: Layout, fields: tuple[int, ...], options: PackOptions) -> int:
+    """Return the length of a tensor's chunks: blocks of fields are not cut."""
+    n_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+    step = lcm(BLOCK_ELEMS, sum(fields) or 1)
+    return max(step, n_bytes // step * step) if fields else n_bytes
+
+
+def encode_fields(data: Bytes, fields: tuple[int, ...], chunk_bytes: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:
+    """Encode consecutive chunks of a tensor of blocks: each field's bytes are a plane (FORMAT 6.6), coded as a tensor of bytes would be.
+
+    Parameters are those of `encode_chunks`; `data` is a whole count of blocks.
+    """
+    chunks, position, ends = [], 0, list(accumulate(fields))
+    for number, (begin, n) in enumerate(pieces(data.size, chunk_bytes), first_number):
+        blocks = data[begin : begin + n].reshape(-1, ends[-1])
+        streams = []
+        for width, end in zip(fields, ends, strict=True):
+            plane = np.ascontiguousarray(blocks[:, end - width : end]).reshape(-1)
+            room = np.empty(chunk_bound(_BYTES, plane.size), np.uint8)
+            coded = encode_chunks(plane, _BYTES, -(-plane.size // BLOCK_ELEMS) * BLOCK_ELEMS, 0, options, room)[0]
+            streams.append(parse_chunk(room[: coded.n_bytes].tobytes(), _BYTES).streams[0])  # split or whole: of bytes it is the same
+        chunk = build_chunk(Mode.FIELDS, streams, fields)
+        if len(chunk) >= n:
+            chunk = build_chunk(Mode.WHOLE, [(Codec.RAW, blocks.reshape(-1))])
+        out[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        position += len(chunk)
+        chunks.append(EncodedChunk(len(chunk), chunk_crc(blocks.reshape(-1), number)))
+    return chunks
 
 
 def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_chunks
+from weightpack.chunk_encoder import EncodedChunk, chunk_bytes_of, chunk_crc, encode_chunks, encode_fields
 from weightpack.dtypes import DTYPE_BITS, Layout
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
 from weightpack.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at
@@ -20,7 +20,6 @@ from weightpack.format.constants import (
     INDEX_CRC_KEY,
     INDEX_KEY,
     KEPT_PIECE_BYTES,
-    MAX_CHUNK_BYTES,
     MAX_HEADER_BYTES,
     MAX_RECORD_BYTES,
 )
@@ -197,7 +196,7 @@ class _Packer:
             layout = self._layout(tensor)
             if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes or tensor.n_bytes > MAX_RECORD_BYTES:
                 continue
-            chunk_bytes = self._chunk_bytes(layout)
+            chunk_bytes = self._chunk_bytes(tensor)
             per_run = max(1, _RUN_BYTES // chunk_bytes)
             for i, (offset, n) in enumerate(pieces(tensor.n_bytes, per_run * chunk_bytes)):
                 yield _Run(tensor, i * per_run, tensor.offset + offset, n, offset + n == tensor.n_bytes)
@@ -205,23 +204,25 @@ class _Packer:
     def _layout(self, tensor: Tensor) -> Layout:
         return self.options.layout(tensor.dtype, tensor.n_bytes)
 
-    def _chunk_bytes(self, layout: Layout) -> int:
-        return min(self.options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+    def _chunk_bytes(self, tensor: Tensor) -> int:
+        return chunk_bytes_of(self._layout(tensor), tensor.fields, self.options)
 
     def _encode(self, run: _Run) -> _EncodedRun:
         layout = self._layout(run.tensor)
-        chunk_bytes = self._chunk_bytes(layout)
+        chunk_bytes = self._chunk_bytes(run.tensor)
         out = np.empty(sum(chunk_bound(layout, n // layout.elem_bytes) for _, n in pieces(run.n_bytes, chunk_bytes)), np.uint8)
         with located(tensor=run.tensor.name):
             data = self._scratch.get(run.n_bytes)
             self.source.read_into(run.offset, memoryview(data))
-            chunks = encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, run.first, self.options, out)
+            if run.tensor.fields:
+                chunks = encode_fields(data, run.tensor.fields, chunk_bytes, run.first, self.options, out)
+            else:
+                chunks = encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, run.first, self.options, out)
         return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
 
     def _begin_record(self, tensor: Tensor) -> None:
-        layout = self._layout(tensor)
         self._record_begin = self.position
-        self._offsets = [table_end(-(-tensor.n_bytes // self._chunk_bytes(layout)))]
+        self._offsets = [table_end(-(-tensor.n_bytes // self._chunk_bytes(tensor)))]
 
     def _append(self, encoded: _EncodedRun) -> None:
         """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
@@ -244,7 +245,7 @@ class _Packer:
         layout = self._layout(tensor)
         self._minor_version = max(self._minor_version, self.options.minor_version)
         head = RecordHead(
-            layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(layout) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
+            layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(tensor) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
         )
         self._write(self._record_begin, head.to_bytes())
         self.position = self._record_begin + record_bytes

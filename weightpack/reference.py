@@ -442,19 +442,35 @@ def skip_padding(record: Buffer, end: int) -> int:
 def decode_chunk(record: Buffer, start: int, layout: Layout, n: int) -> tuple[bytes, int]:
     """6.3 the ``n`` elements of the chunk at ``start``, and the chunk's end."""
     mode, n_streams, reserved = struct.unpack("<BBH", take(record, start, 4, "chunk header"))
-    if mode not in (0, 1):
+    if mode not in (0, 1, 2):
         raise UnsupportedError(f"chunk: mode {mode}")
-    need(n_streams == (layout.n_streams if mode == 0 else 1), f"chunk: {n_streams} streams")
+    need(mode < 2 or (2 <= n_streams <= 8 and layout.name == "BYTES1"), "chunk: fields")
+    need(mode == 2 or n_streams == (layout.n_streams if mode == 0 else 1), f"chunk: {n_streams} streams")
     need(reserved == 0, "chunk: reserved bytes")
-    end = start + 4 + 4 * n_streams
+    table_end = end = start + 4 + 4 * n_streams
+    widths = list(take(record, table_end, n_streams if mode == 2 else 0, "widths of fields"))
+    end += len(widths)
     streams = []
-    for at in range(start + 4, end, 4):
+    for at in range(start + 4, table_end, 4):
         size = uint(record, at + 1, 3, "stream table")
         streams.append((uint(record, at, 1, "stream table"), take(record, end, size, "stream")))
         end += size
     if mode == 1:  # 6.4
         return decode_stream(*streams[0], n * layout.elem_bytes).tobytes(), end
+    if mode == 2:
+        return decode_fields(widths, streams, n), end
     return decode_split(layout, streams, n), end
+
+
+def decode_fields(widths: list[int], streams: list[tuple[int, memoryview]], n: int) -> bytes:
+    """6.6 the ``n`` bytes of a chunk of blocks of fields."""
+    need(0 not in widths and n % sum(widths) == 0, "fields: bad widths")
+    blocks = np.empty((n // sum(widths), sum(widths)), np.uint8)
+    begin = 0
+    for width, (codec, stream) in zip(widths, streams, strict=True):
+        blocks[:, begin : begin + width] = decode_stream(codec, stream, len(blocks) * width).reshape(-1, width)
+        begin += width
+    return blocks.tobytes()
 
 
 def decode_record(record: bytes, n_bytes: int) -> bytes:

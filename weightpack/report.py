@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from weightpack.chunk_encoder import encode_chunks
+from weightpack.chunk_encoder import chunk_bytes_of, encode_chunks, encode_fields
 from weightpack.dtypes import DTYPE_BITS, Layout, layout_of
 from weightpack.files import RandomReader, read_at
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, MAX_STREAMS, Codec, Mode
@@ -72,8 +72,9 @@ def _codecs(packed: PackedFile, stored: StoredTensor) -> str:
     for i in range(min(head.n_chunks, 8)):
         begin, end = head.offsets[i : i + 2].tolist()
         chunk = parse_chunk(read_at(packed.file, stored.begin + begin, end - begin), head.layout)
-        names = [CODEC_NAMES[Codec(codec)] if codec in CODEC_NAMES else str(codec) for codec, _ in chunk.streams[: len(head.layout.plane_bits)]]
-        seen[("whole:" if chunk.mode == Mode.WHOLE else "") + "+".join(names)] += 1
+        streams = chunk.streams[: len(chunk.widths) or len(head.layout.plane_bits)]
+        names = [CODEC_NAMES[Codec(codec)] if codec in CODEC_NAMES else str(codec) for codec, _ in streams]
+        seen[{Mode.SPLIT: "", Mode.WHOLE: "whole:", Mode.FIELDS: "fields:"}[chunk.mode] + "+".join(names)] += 1
     return seen.most_common(1)[0][0]
 
 
@@ -117,7 +118,7 @@ def _record_planes(packed: PackedFile, stored: StoredTensor) -> dict[str, int]:
         mode, n_streams = chunk[0], min(chunk[1], MAX_STREAMS)
         for i in range(n_streams):
             at = CHUNK_HEAD_BYTES + 4 * i
-            name = "whole chunks" if mode == Mode.WHOLE else names[i] if i < len(names) else "?"
+            name = "whole chunks" if mode == Mode.WHOLE else f"field {i}" if mode == Mode.FIELDS else names[i]
             planes[name] += int.from_bytes(chunk[at + 1 : at + 4], "little")
     planes["tables"] = stored.packed_bytes - planes.total()
     return dict(planes)
@@ -162,7 +163,7 @@ def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int
 
 def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample_chunks: int) -> tuple[int, int]:
     layout = options.layout(tensor.dtype, tensor.n_bytes)
-    chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+    chunk_bytes = chunk_bytes_of(layout, tensor.fields, options)
     n_chunks = -(-tensor.n_bytes // chunk_bytes)
     if n_chunks == 0 or tensor.n_bytes % layout.elem_bytes:
         return 0, tensor.n_bytes
@@ -174,5 +175,8 @@ def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample
         n = min(chunk_bytes, tensor.n_bytes - i * chunk_bytes)
         data = np.frombuffer(read_at(source, tensor.offset + i * chunk_bytes, n), np.uint8)
         taken += n
-        coded += encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, i, options, out)[0].n_bytes
+        if tensor.fields:
+            coded += encode_fields(data, tensor.fields, chunk_bytes, i, options, out)[0].n_bytes
+        else:
+            coded += encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, i, options, out)[0].n_bytes
     return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)

@@ -30,7 +30,7 @@ typedef enum {
     WP_TRUNCATED = 30,       /* bytes are missing */
     WP_ARGUMENT = 40,        /* the caller broke this header's contract */
     WP_NO_SPACE = 41,        /* the output buffer is too small: nothing useful was written */
-    WP_NEEDS_ZSTD = 50,      /* the chunk has a zstd stream: expand it and call wp_decode_streams */
+    WP_NEEDS_ZSTD = 50,      /* the chunk has a zstd stream, or fields (section 6.6): take it apart and call wp_decode_streams for what is in it */
 } wp_status;
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;

@@ -231,6 +231,7 @@ static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chun
     if (!l) return WP_UNSUPPORTED;
     if (chunk_bytes < 4) return WP_TRUNCATED;
     unsigned mode = chunk[0], n_streams = chunk[1];
+    if (mode == 2) return WP_NEEDS_ZSTD; /* the caller puts fields together (section 6.6) */
     if (mode > 1) return WP_UNSUPPORTED;
     if (chunk[2] || chunk[3] || n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
     if (chunk_bytes < 4 + 4 * n_streams) return WP_TRUNCATED;

@@ -41,6 +41,7 @@ class Mode(IntEnum):
 
     SPLIT = 0
     WHOLE = 1
+    FIELDS = 2
 
 
 def aligned(n_bytes: int) -> int:

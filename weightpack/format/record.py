@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, Layout
+from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, Layout, LayoutId
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_STREAMS, Codec, Mode, aligned
+from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_STREAMS, Mode, aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,10 +103,11 @@ def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHe
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A parsed chunk: its mode and (codec, stream) pairs."""
+    """A parsed chunk: its mode, (codec, stream) pairs, and the fields' widths in bytes in the mode that has them."""
 
     mode: Mode
     streams: tuple[tuple[int, memoryview], ...]
+    widths: tuple[int, ...] = ()
 
 
 def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
@@ -115,15 +116,21 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     if len(view) < _MODE.size:
         raise TruncatedError("the chunk ends inside its header")
     mode, n_streams, reserved = _MODE.unpack_from(view)
-    if mode not in (Mode.SPLIT, Mode.WHOLE):
+    if mode not in (Mode.SPLIT, Mode.WHOLE, Mode.FIELDS):
         raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
-    if reserved or n_streams != (layout.n_streams if mode == Mode.SPLIT else 1):
+    n_widths = n_streams if mode == Mode.FIELDS else 0
+    good = 2 <= n_streams <= MAX_STREAMS and layout.id == LayoutId.BYTES1 if n_widths else n_streams == (layout.n_streams if mode == Mode.SPLIT else 1)
+    if reserved or not good:
         raise CorruptionError("the chunk's header is damaged")
-    position = _MODE.size + 4 * n_streams
+    table_end = _MODE.size + 4 * n_streams
+    position = table_end + n_widths
     if len(view) < position:
         raise TruncatedError("the chunk ends inside its stream table")
+    widths = tuple(view[table_end:position])
+    if 0 in widths:
+        raise CorruptionError("a field of the chunk has no width")
     streams = []
-    for (entry,) in struct.iter_unpack("<I", view[_MODE.size : position]):
+    for (entry,) in struct.iter_unpack("<I", view[_MODE.size : table_end]):
         end = position + (entry >> 8)
         if end > len(view):
             raise TruncatedError("a stream ends behind its chunk")
@@ -131,7 +138,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         position = end
     if len(view) - position >= 16 or any(view[position:]):
         raise CorruptionError("the chunk has bytes behind its last stream")
-    return Chunk(Mode(mode), tuple(streams))
+    return Chunk(Mode(mode), tuple(streams), widths)
 
 
 def chunk_bound(layout: Layout, n_elems: int) -> int:
@@ -148,9 +155,9 @@ def record_bound(layout: Layout, n_elems: int, chunk_elems: int) -> int:
     return table_end(n_chunks) + n_chunks * chunk_bound(layout, chunk_elems)
 
 
-def build_chunk(mode: Mode, streams: Sequence[tuple[Codec, Buffer | NDArray[np.uint8]]]) -> bytes:
+def build_chunk(mode: Mode, streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], widths: Sequence[int] = ()) -> bytes:
     """Serialise a chunk, with its padding."""
     table = [len(stream) << 8 | codec for codec, stream in streams]
-    head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table)
+    head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table) + bytes(widths)
     n_bytes = len(head) + sum(len(stream) for _, stream in streams)
     return b"".join([head, *(memoryview(stream) for _, stream in streams), bytes(aligned(n_bytes) - n_bytes)])

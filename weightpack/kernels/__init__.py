@@ -141,7 +141,8 @@ class Kernels(Protocol):
         """Decode chunks `first` and on of a run of `len(crcs)` that hold `n_elems`, and check their CRCs.
 
         Chunk i stands at `offsets[i] - offsets[0]` of `data` (`offsets` has one more, the end), goes to `out` from element `chunk_elems * i`, and has the
-        number `first_number + i`. Returns the first that has zstd streams (expand them, call `decode_streams`), or `len(crcs)`. Errors name the chunk.
+        number `first_number + i`. Returns the first that has zstd streams or fields (take it apart, call `decode_streams`), or `len(crcs)`. Errors name
+        the chunk.
         """
 
     def decode_streams(

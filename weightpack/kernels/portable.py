@@ -100,6 +100,8 @@ class PortableKernels:
         _expect(len(begins) == len(crcs) + 1 and 0 < n_elems <= chunk_elems * len(crcs) and begins[-1] <= len(view), "chunks")
         for i in range(first, len(crcs)):
             with located(chunk=first_number + i):
+                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] == Mode.FIELDS:
+                    return i  # the caller's, good or bad
                 parsed = parse_chunk(view[begins[i] : begins[i + 1]], layout)
                 if any(codec == Codec.ZSTD for codec, _ in parsed.streams):
                     return i

@@ -20,13 +20,17 @@ _SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the source; `offset` counts from the start of the file."""
+    """A tensor of the source; `offset` counts from the start of the file.
+
+    `fields`: of a tensor of blocks of bytes, the widths of a block's fields (scales, quants, ...), which are coded apart; none where there are no blocks.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     n_bytes: int
+    fields: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

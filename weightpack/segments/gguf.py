@@ -10,12 +10,15 @@ from weightpack.files import RandomReader, read_at
 from weightpack.segments import Segments, Tensor, tiled
 
 _PLAIN = {0: ("F32", 4), 1: ("F16", 2), 24: ("I8", 1), 25: ("I16", 2), 26: ("I32", 4), 27: ("I64", 8), 28: ("F64", 8), 30: ("BF16", 2)}
-# type -> elements and bytes of a block
+# type -> elements of a block, and the widths of its fields in bytes: those of a scale are its low and its high byte
 _BLOCKS = {
-    2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),  # Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
-    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),  # Q2_K .. Q6_K, Q8_K
-    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 29: (256, 56),  # IQ2_XXS ..
-    34: (256, 54), 35: (256, 66), 39: (32, 17),  # TQ1_0 TQ2_0 MXFP4
+    2: (32, (1, 1, 16)), 3: (32, (1, 1, 1, 1, 16)), 6: (32, (1, 1, 4, 16)), 7: (32, (1, 1, 1, 1, 4, 16)), 8: (32, (1, 1, 32)),  # Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
+    10: (256, (16, 64, 1, 1, 1, 1)), 11: (256, (32, 64, 12, 1, 1)), 12: (256, (1, 1, 1, 1, 12, 128)),  # Q2_K Q3_K Q4_K
+    13: (256, (1, 1, 1, 1, 12, 32, 128)), 14: (256, (128, 64, 16, 1, 1)), 15: (256, (4, 128, 128, 32)),  # Q5_K Q6_K Q8_K
+    16: (256, (1, 1, 64)), 17: (256, (1, 1, 64, 8)), 18: (256, (1, 1, 96)), 19: (256, (1, 1, 32, 16)),  # IQ2_XXS IQ2_XS IQ3_XXS IQ1_S
+    20: (32, (1, 1, 16)),  # IQ4_NL
+    21: (256, (1, 1, 64, 8, 32, 4)), 22: (256, (1, 1, 64, 8, 8)), 23: (256, (1, 1, 2, 4, 128)), 29: (256, (32, 16, 8)),  # IQ3_S IQ2_S IQ4_XS IQ1_M
+    34: (256, (48, 4, 1, 1)), 35: (256, (64, 1, 1)), 39: (32, (1, 16)),  # TQ1_0 TQ2_0 MXFP4
 }  # fmt: skip
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _U32 = 8, 9, 4
@@ -104,6 +107,7 @@ def _tensor(name: bytes, dims: tuple[int, ...], kind: int, offset: int, begin: i
         dtype, elem_bytes = _PLAIN[kind]
         return Tensor(name.decode(), dtype, dims[::-1], begin + offset, n_elems * elem_bytes)
     if kind in _BLOCKS and n_elems % _BLOCKS[kind][0] == 0:
-        elems, n_bytes = _BLOCKS[kind]
-        return Tensor(name.decode(), "U8", (n_elems // elems, n_bytes), begin + offset, n_elems // elems * n_bytes)
+        elems, fields = _BLOCKS[kind]
+        n_blocks, n_bytes = n_elems // elems, sum(fields)
+        return Tensor(name.decode(), "U8", (n_blocks, n_bytes), begin + offset, n_blocks * n_bytes, fields)
     return None
