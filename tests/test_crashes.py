@@ -18,6 +18,7 @@ import pytest
 import samples
 
 import weightpack
+from weightpack import workfolder
 from weightpack.errors import LosslessError, OptionError
 from weightpack.files import AtomicFile
 from weightpack.leftovers import PARTIAL, leftovers, working_name
@@ -191,6 +192,23 @@ def test_a_dead_process_s_file_is_removed(tmp_path):
         file.commit()
     assert not dead.exists()
     assert other.exists()
+
+
+def test_folder_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    opened = []
+
+    def open_folder(path):
+        if not opened:
+            path.rmdir()  # as another process does that starts at this moment
+        opened.append(path)
+        return really(path)
+
+    really = workfolder._open_folder
+    monkeypatch.setattr(workfolder, "_open_folder", open_folder)
+    source = model(tmp_path / "plain", shards=1, n=10_000)
+    weightpack.pack(source, tmp_path / "packed")
+    weightpack.verify(tmp_path / "packed", against=source)
+    assert opened[0] == opened[1]
 
 
 def test_two_processes_for_one_target(tmp_path):

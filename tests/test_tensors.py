@@ -23,11 +23,13 @@ from weightpack.errors import FormatError, LimitError, OptionError
 def tensors():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(700, 600, generator=generator) * 0.05
-    return {
+    result = {
         "w.f32": weight, "w.bf16": weight.bfloat16(), "w.f16": weight.half(), "w.e4m3": weight.to(torch.float8_e4m3fn), "w.f64": weight[:50].double(),
         "ids": torch.arange(100), "flag": torch.tensor([True, False] * 50), "scalar": torch.tensor(0.25), "empty": torch.empty(0, 4),
-        "c": weight[:9, :8].to(torch.complex64),
     }  # fmt: skip
+    if tuple(int(part) for part in safetensors.__version__.split(".")[:2]) >= (0, 7):  # older ones know no complex numbers
+        result["c"] = weight[:9, :8].to(torch.complex64)
+    return result
 
 
 def same(a, b):
@@ -55,7 +57,7 @@ def test_safe_open_has_the_methods_of_safetensors(path, tensors, tmp_path):
     with weightpack.safe_open(path, "pt", device="cpu") as ours, safetensors.safe_open(plain, "pt", device="cpu") as stock:
         assert ours.keys() == list(stock.keys())
         assert ours.metadata() == stock.metadata()
-        assert sorted(ours.offset_keys()) == sorted(stock.offset_keys())
+        assert sorted(ours.offset_keys()) == sorted(stock.offset_keys() if hasattr(stock, "offset_keys") else stock.keys())  # old ones lack it
         for name in stock.keys():
             assert same(ours.get_tensor(name), stock.get_tensor(name))
             assert ours.get_slice(name).get_shape() == stock.get_slice(name).get_shape()

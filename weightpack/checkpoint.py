@@ -164,5 +164,5 @@ def carry_over(source: Path, target: Path, data: bytes | None = None) -> None:
         shutil.copyfile(source, target)
     else:
         target.write_bytes(data)
-    with open(target, "rb") as file:
+    with open(target, "r+b") as file:  # Windows syncs only what may be written to
         os.fsync(file.fileno())

@@ -28,7 +28,9 @@ def is_working_name(name: str) -> bool:
 
 
 def lock(fd: int, *, wait: bool = False) -> bool:
-    """Lock an open file or folder until it is closed; False if another process holds it, or there are no locks here."""
+    """Lock an open file or folder until it is closed; False if another process holds it, there are no locks here, or it could not be opened (-1)."""
+    if fd < 0:
+        return False
     try:
         import fcntl
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightpack.errors import OptionError
 from weightpack.files import replace_file, sync_folder
-from weightpack.leftovers import OLD, PARTIAL, leftovers, lock, remove, working_name
+from weightpack.leftovers import OLD, PARTIAL, is_at, leftovers, lock, remove, working_name
 
 _JOURNAL = ".weightpack-journal.json"
 
@@ -81,10 +81,13 @@ def work_folder(target: Path, *, overwrite: bool, job: str) -> Iterator[WorkFold
         raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(target))
     path, fd = _take_over(target, job)
     try:
-        if fd < 0:
-            path.mkdir()
+        while fd < 0:
+            path.mkdir(exist_ok=True)
             fd = _open_folder(path)
-            lock(fd)
+            if fd < 0 and path.exists():
+                break  # folders can't be opened here
+            if fd < 0 or (lock(fd, wait=True) and not is_at(fd, path)):  # another process took it for a leftover before it was locked
+                fd = _closed(fd)
         work = WorkFolder(path, job)
         work.write_journal()
         yield work
@@ -125,6 +128,13 @@ def _move(work: Path, target: Path) -> None:
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _closed(fd: int) -> int:
+    """Close a descriptor, if it is one; return -1."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
 
 
 def _open_folder(path: Path) -> int:

@@ -7,7 +7,7 @@ static const char *const names[WP_N_ISAS] = {"scalar", "avx2", "avx512", "neon"}
 const char *wp_isa_name(unsigned isa) { return isa < WP_N_ISAS ? names[isa] : NULL; }
 
 #ifdef WP_X86_64
-#ifdef _MSC_VER
+#if defined(_MSC_VER) && !defined(__clang__) /* clang-cl has the intrinsic, but not in functions for every CPU */
 #include <intrin.h>
 static void cpuid(unsigned leaf, unsigned r[4]) { int v[4]; __cpuidex(v, (int)leaf, 0); for (int i = 0; i < 4; i++) r[i] = (unsigned)v[i]; }
 static uint64_t xgetbv0(void) { return _xgetbv(0); }
