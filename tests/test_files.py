@@ -238,6 +238,7 @@ def test_command_line(tmp_path):
     run("verify", "model.gguf.wp.safetensors")
     run("unpack", "model.gguf.wp.safetensors")
     assert (tmp_path / "model.gguf").read_bytes() == FILES["gguf"]
+    assert "U8" in run("estimate", "model.gguf")
     run("unpack", "model.gguf.wp.safetensors", "--force", "-o", ".")
 
 

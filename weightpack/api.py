@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from weightpack.checkpoint import Manifest, model_files
-from weightpack.errors import ChecksumError, OptionError, located
+from weightpack.errors import ChecksumError, FormatError, OptionError, located
 from weightpack.fetch import fetch_repo, is_repo_id, published_weights
 from weightpack.files import LocalFile, RandomReader
 from weightpack.jobs import (
@@ -283,8 +283,9 @@ def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str
     with open_weights(src, revision=revision, token=token) as files:
         for file in files:
             with located(path=file.name):
-                if is_packed(read_header(file)):
-                    raise OptionError("the file is packed already")
+                with suppress(FormatError):  # of another kind, then
+                    if is_packed(read_header(file)):
+                        raise OptionError("the file is packed already")
                 samples = {} if isinstance(file, LocalFile) else {"sample_chunks": 1, "budget_bytes": _REMOTE_SAMPLE_BYTES}
                 reports.append(estimate_file(file, options or load_profile(), **samples))
     return reports
