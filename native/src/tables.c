@@ -12,7 +12,7 @@ enum { CLASSES = 16, OTHERS = CLASSES - 1, ROUNDS = 3, BINS = 256, LEAST_FOR_2 =
 
 static size_t blocks_of(size_t n) { return (n + WP_TABLE_GROUPS * WP_BLOCK - 1) / (WP_TABLE_GROUPS * WP_BLOCK); }
 
-size_t wp_tables_scratch(size_t n) { return (blocks_of(n) * (CLASSES * sizeof(uint16_t) + sizeof(uint32_t) + 1) + 63) / 64 * 64; }
+size_t wp_tables_scratch(size_t n) { return (blocks_of(n) * (CLASSES * sizeof(uint16_t) + sizeof(uint32_t) + 1) + 127) / 64 * 64; }
 
 /* Classes of the commonest symbols, the lower of equally common ones first; they stand in the symbols' order. */
 static void classify(const uint32_t counts[256], uint8_t class_of[256]) {
@@ -54,6 +54,7 @@ static void costs_of(const uint32_t sums[CLASSES], const uint32_t log2s[257], ui
 
 void wp_rans_choose_tables(const uint8_t *symbols, size_t n, const uint32_t counts[256], unsigned most, uint8_t *scratch, wp_rans_tables *t) {
     const size_t n_blocks = blocks_of(n);
+    scratch += ((uintptr_t)0 - (uintptr_t)scratch) & 63; /* the caller's may stand anywhere */
     const unsigned n_tables = n < LEAST_FOR_2 ? 1 : n < LEAST_FOR_4 ? 2 : 4;
     uint16_t(*const histograms)[CLASSES] = (uint16_t(*)[CLASSES])(void *)scratch;
     uint32_t *const means = (uint32_t *)(void *)(scratch + n_blocks * sizeof *histograms), log2s[257];
