@@ -12,7 +12,9 @@ import numpy as np
 from weightpack.dtypes import DTYPE_BITS
 from weightpack.errors import MissingExtraError, OptionError
 from weightpack.files import MemoryFile
+from weightpack.frame import decode_bytes, encode_bytes
 from weightpack.frameworks import TORCH_NAMES, TorchFramework
+from weightpack.options import DEFAULT_PROFILE, load_profile
 from weightpack.save import pack_tensors, save_tensors
 from weightpack.tensors import SafeOpen
 from weightpack.tensors import safe_open as _safe_open
@@ -25,7 +27,7 @@ except ImportError:
 if TYPE_CHECKING:
     from weightpack.options import PackOptions
 
-__all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
+__all__ = ["HuffmanCompressor", "HuffmanDecompressor", "load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
 
 _DTYPE_NAMES = {getattr(torch, attribute): name for name, attribute in TORCH_NAMES.items() if hasattr(torch, attribute)}
 
@@ -92,6 +94,70 @@ def load_model(model: torch.nn.Module, filename: str | os.PathLike[str], strict:
         lines += [f"    {what} key(s) in state_dict: {', '.join(sorted(names))}" for what, names in (("Missing", left), ("Unexpected", unexpected)) if names]
         raise RuntimeError("\n".join(lines))
     return sorted(left), list(unexpected)
+
+
+class HuffmanCompressor(torch.nn.Module):
+    """Packs a tensor of any dtype that safetensors has (weights, activations, a KV cache) into a tensor of bytes, without losing a bit.
+
+    Parameters
+    ----------
+    codec
+        "huffman", "rans", "zstd", "raw", or "auto": the smallest of them for each plane.
+    profile
+        As `weightpack.load_profile`.
+    threads
+        Of large tensors.
+
+    What it gives is a tensor frame (FORMAT section 9): dtype and shape are in it, and `HuffmanDecompressor` needs nothing else. Codec and profile are part of a
+    `state_dict`, as extra state. No gradient flows through.
+    """
+
+    def __init__(self, codec: str = "huffman", profile: str = DEFAULT_PROFILE, threads: int | None = 1) -> None:
+        super().__init__()
+        self.codec, self.profile, self.threads = codec, profile, threads
+        load_profile(profile, codec=codec)  # refuses names that do not exist
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the packed bytes: (n,) uint8, on the CPU."""
+        ((dtype, shape, data),) = _buffers({"tensor": tensor.contiguous()}).values()
+        options = load_profile(self.profile, codec=self.codec)
+        frame = encode_bytes(np.frombuffer(data, np.uint8), dtype, shape, options=options, threads=self.threads)
+        return torch.frombuffer(bytearray(frame), dtype=torch.uint8)
+
+    def extra_repr(self) -> str:
+        return f"codec={self.codec!r}, profile={self.profile!r}"
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"codec": self.codec, "profile": self.profile}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        load_profile(state["profile"], codec=state["codec"])
+        self.codec, self.profile = state["codec"], state["profile"]
+
+
+class HuffmanDecompressor(torch.nn.Module):
+    """The inverse of `HuffmanCompressor`, whatever its codec was.
+
+    Parameters
+    ----------
+    device
+        Where the tensors go.
+    max_bytes
+        What a packed tensor may claim to hold.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", threads: int | None = 1, max_bytes: int = 1 << 40) -> None:
+        super().__init__()
+        self._framework, self.threads, self.max_bytes = TorchFramework(device), threads, max_bytes
+
+    def forward(self, packed: torch.Tensor) -> torch.Tensor:
+        """Return the tensor that was packed into `packed`, (n,) uint8; FormatError if those bytes are damaged."""
+        if packed.dtype != torch.uint8 or packed.ndim != 1:
+            raise OptionError(f"a packed tensor is 1-D uint8, got {packed.dtype} of {packed.ndim} dimensions")
+        data, dtype, shape = decode_bytes(packed.detach().cpu().contiguous().numpy().tobytes(), threads=self.threads, max_bytes=self.max_bytes)
+        tensor, memory = self._framework.empty(dtype, shape)
+        memory[:] = data
+        return self._framework.finish(tensor)  # type: ignore[no-any-return]
 
 
 def _safetensors_torch() -> Any:
