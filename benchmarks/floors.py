@@ -2,20 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each dtype can give, beside what the profiles give.   .venv-bench/bin/python benchmarks/floors.py   (after scripts/bench; a minute)
 
+Beside the corpora of the suite, MiniLM's matrices quantised to 4 bits as GPTQ, bitsandbytes and MXFP4 keep them (round to nearest: the shapes of the
+distributions are theirs, the error correction is not).
+
 The floor is the order-0 entropy of a corpus' natural symbols, one table for all of it, nothing for the table: for floats exponent and two leading mantissa bits
-together, the other bits as they are, less the trailing zeros of each 128 elements; for integers the byte. Tables that follow the tensors, and repetition,
-can go below it.
+together, the other bits as they are, less the trailing zeros of each 128 elements; for integers the byte, for 4-bit values the nibble. Tables that follow the
+tensors, and repetition, can go below it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from corpora import CORPORA, build
+import torch
+from corpora import CORPORA, build, fetch_models
 from report import RESULTS
+from safetensors.torch import load_file, save_file
 
 import weightpack
 from weightpack.dtypes import layout_of
@@ -42,6 +48,74 @@ def floor_bits(dtype: str, data: np.ndarray) -> tuple[float, float]:
     return floors[0], floors[1]
 
 
+Tensors = dict[str, torch.Tensor]
+_NF4 = [-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1]  # QLoRA, arXiv:2305.14314
+_E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def _groups(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    flat = tensor.reshape(-1)
+    return flat[: flat.numel() // size * size].reshape(-1, size)
+
+
+def _pairs(codes: torch.Tensor) -> torch.Tensor:
+    """Two 4-bit codes a byte."""
+    codes = codes.reshape(-1, 2).to(torch.uint8)
+    return codes[:, 0] | codes[:, 1] << 4
+
+
+def int4_in_int32(tensor: torch.Tensor) -> Tensors:
+    """GPTQ: unsigned codes around 8, eight an int32, a scale for 128."""
+    groups = _groups(tensor, 128)
+    scale = groups.abs().amax(dim=1, keepdim=True) / 7
+    codes = (torch.round(groups / scale.clamp_min(1e-12)) + 8).to(torch.int64).reshape(-1, 8)
+    words = sum(codes[:, i] << 4 * i for i in range(8))
+    return {"qweight": (words - (words >> 31 << 32)).to(torch.int32), "scales": scale.reshape(-1).half()}
+
+
+def nf4(tensor: torch.Tensor) -> Tensors:
+    """bitsandbytes: the nearest of 16 quantiles of a normal distribution, two a byte, a float for 64."""
+    groups = _groups(tensor, 64)
+    scale = groups.abs().amax(dim=1, keepdim=True)
+    edges = (torch.tensor(_NF4[1:]) + torch.tensor(_NF4[:-1])) / 2
+    return {"weight": _pairs(torch.bucketize(groups / scale.clamp_min(1e-12), edges)), "absmax": scale.reshape(-1)}
+
+
+def mxfp4(tensor: torch.Tensor) -> Tensors:
+    """OCP MX: e2m1, two a byte, an e8m0 exponent for 32."""
+    groups = _groups(tensor, 32)
+    exponent = torch.floor(torch.log2(groups.abs().amax(dim=1, keepdim=True).clamp_min(1e-30))) - 2
+    edges = (torch.tensor(_E2M1[1:]) + torch.tensor(_E2M1[:-1])) / 2
+    codes = torch.bucketize((groups / 2**exponent).abs(), edges) + 8 * (groups < 0)
+    return {"blocks": _pairs(codes), "scales": (exponent.reshape(-1) + 127).to(torch.uint8)}
+
+
+LOW_BITS = {"MiniLM int4 in int32 (GPTQ layout)": int4_in_int32, "MiniLM NF4 (bitsandbytes layout)": nf4, "MiniLM MXFP4": mxfp4}
+
+
+def low_bits_row(quantise: Callable[[torch.Tensor], Tensors], folder: Path) -> dict:
+    """Measure one way to keep 4-bit weights; the floor is the entropy of the nibbles and of the scales' bytes, plane by plane."""
+    tensors = {}
+    for name, tensor in load_file(fetch_models.fetch("minilm") / "model.safetensors").items():
+        if tensor.is_floating_point() and tensor.ndim == 2:
+            tensors |= {f"{name}.{part}": each.contiguous() for part, each in quantise(tensor.float()).items()}
+    floor = n_bytes = 0.0
+    for part in sorted({name.rpartition(".")[2] for name in tensors}):
+        data = np.concatenate([t.reshape(-1).view(torch.uint8).numpy() for name, t in tensors.items() if name.endswith(f".{part}")])
+        n_bytes += data.size
+        if part in ("qweight", "weight", "blocks"):
+            floor += entropy_bits(np.concatenate([data & 15, data >> 4])) / 8
+        else:
+            elem_bytes = next(t for name, t in tensors.items() if name.endswith(f".{part}")).element_size()
+            floor += sum(entropy_bits(data[i::elem_bytes]) for i in range(elem_bytes)) / 8
+    source, target = folder / "source.safetensors", folder / "packed.safetensors"
+    save_file(tensors, source)
+    row = {"dtype": "4 bits", "n_bytes": int(n_bytes), "floor": floor / n_bytes, "floor_lead": floor / n_bytes}
+    for profile in ("fast", "dense"):
+        row[profile] = weightpack.pack(source, target, options=weightpack.load_profile(profile), overwrite=True).ratio
+    return row
+
+
 def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory(prefix="weightpack-floors-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
@@ -58,6 +132,9 @@ def main() -> None:
             print(name, row, flush=True)
             for path in (corpus.file, corpus.elements):
                 Path(path).unlink()
+        for name, quantise in LOW_BITS.items():
+            rows[name] = low_bits_row(quantise, Path(folder))
+            print(name, rows[name], flush=True)
     (RESULTS / "floors.json").write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "floors.md").write_text(page(rows))
 
