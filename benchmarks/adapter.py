@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-NUMPY_DTYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F8_E4M3": "u1", "F8_E5M2": "u1", "I8": "i1"}
+NUMPY_DTYPES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F8_E4M3": "u1", "F8_E5M2": "u1", "I8": "i1", "U8": "u1", "I32": "<i4"}
 
 
 class NotApplicable(Exception):
@@ -67,7 +67,7 @@ class Files:
         self.source = Path(spec["file"])
         self.n_bytes = self.source.stat().st_size
         self.folder = Path(tempfile.mkdtemp(prefix="adapter-", dir=self.source.parent))
-        self.packed, self.restored = self.folder / "packed", self.folder / "restored.safetensors"
+        self.packed, self.restored = self.folder / "packed", self.folder / f"restored{self.source.suffix}"
 
     def fresh_input(self):
         self._remove(self.packed)

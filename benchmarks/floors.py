@@ -36,6 +36,8 @@ def entropy_bits(symbols: np.ndarray) -> float:
 
 def floor_bits(dtype: str, data: np.ndarray) -> tuple[float, float]:
     """Return the floor with exponents alone, and with two leading mantissa bits, in bits."""
+    if dtype == "I32":  # eight codes of 4 bits
+        return (entropy_bits(np.concatenate([data & 15, data >> 4])),) * 2
     plain, lead = layout_of(dtype), layout_of(dtype, lead=True)
     floors = []
     for layout in (plain, lead):
@@ -64,15 +66,6 @@ def _pairs(codes: torch.Tensor) -> torch.Tensor:
     return codes[:, 0] | codes[:, 1] << 4
 
 
-def int4_in_int32(tensor: torch.Tensor) -> Tensors:
-    """GPTQ: unsigned codes around 8, eight an int32, a scale for 128."""
-    groups = _groups(tensor, 128)
-    scale = groups.abs().amax(dim=1, keepdim=True) / 7
-    codes = (torch.round(groups / scale.clamp_min(1e-12)) + 8).to(torch.int64).reshape(-1, 8)
-    words = sum(codes[:, i] << 4 * i for i in range(8))
-    return {"qweight": (words - (words >> 31 << 32)).to(torch.int32), "scales": scale.reshape(-1).half()}
-
-
 def nf4(tensor: torch.Tensor) -> Tensors:
     """bitsandbytes: the nearest of 16 quantiles of a normal distribution, two a byte, a float for 64."""
     groups = _groups(tensor, 64)
@@ -90,7 +83,7 @@ def mxfp4(tensor: torch.Tensor) -> Tensors:
     return {"blocks": _pairs(codes), "scales": (exponent.reshape(-1) + 127).to(torch.uint8)}
 
 
-LOW_BITS = {"MiniLM int4 in int32 (GPTQ layout)": int4_in_int32, "MiniLM NF4 (bitsandbytes layout)": nf4, "MiniLM MXFP4": mxfp4}
+LOW_BITS = {"MiniLM NF4 (bitsandbytes layout)": nf4, "MiniLM MXFP4": mxfp4}
 
 
 def low_bits_row(quantise: Callable[[torch.Tensor], Tensors], folder: Path) -> dict:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """weightpack and its rivals on real weights: size, speed, memory. Run by scripts/bench.
 
-    scripts/bench                                # everything: about 20 minutes, results in benchmarks/results/
+    scripts/bench                                # everything: about an hour, results in benchmarks/results/
     scripts/bench --quick --out /tmp/results     # one small corpus, weightpack and zstd only
     scripts/bench --only "MiniLM bf16"           # some corpora; the others' results stay
 
@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import report
-from corpora import CORPORA, ROOT, build
+from corpora import CORPORA, NAMES, OTHER_FILES, ROOT, build
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = ROOT / ".venv-rivals"
@@ -66,7 +66,7 @@ def machine(cores: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one small corpus, weightpack and zstd, few repeats: shows that the suite runs")
-    parser.add_argument("--only", action="append", choices=list(CORPORA), help="only this corpus (repeatable); merged into what is in --out")
+    parser.add_argument("--only", action="append", choices=NAMES, help="only this corpus (repeatable); merged into what is in --out")
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     arguments = parser.parse_args()
     config = tomllib.loads((HERE / "tools.toml").read_text())
@@ -74,7 +74,7 @@ def main() -> None:
     pythons = {env: environment(env, config["environments"][env]) for env in dict.fromkeys(tools.values()) if env}
     pythons[""] = Path(sys.executable)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    names = ["WordLlama fp16"] if arguments.quick else arguments.only or list(CORPORA)
+    names = ["WordLlama fp16"] if arguments.quick else arguments.only or NAMES
     repeats, seconds = (1, 0.1) if arguments.quick else (5, 2.0)
 
     old = report.load(arguments.out / "suite.json")["corpora"] if arguments.only and (arguments.out / "suite.json").exists() else {}
@@ -89,12 +89,12 @@ def main() -> None:
                     if label == "1" or (threads > 1 and "road" in results["1"][tool]):
                         results[label][tool] = run(pythons[env], spec, threads)
                         print(f"{name}, {label} thread(s), {tool}: {results[label][tool].get('not_applicable', 'ok')}", flush=True)
-            measured[name] = {"model": CORPORA[name][0], "dtype": corpus.dtype, "n_bytes": corpus.n_bytes, "results": results}
+            measured[name] = {"model": (CORPORA | OTHER_FILES)[name][0], "dtype": corpus.dtype, "n_bytes": corpus.n_bytes, "results": results}
             for path in (corpus.file, corpus.elements):
                 Path(path).unlink()
-    merged = {name: measured.get(name) or old.get(name) for name in CORPORA if name in measured or name in old}
-    result = {"command": "scripts/bench", "machine": machine(cores), "corpora": merged}
-    report.write(result, arguments.out, readme=arguments.out == report.RESULTS)
+            merged = {each: measured.get(each) or old.get(each) for each in NAMES if each in measured or each in old}
+            result = {"command": "scripts/bench", "machine": machine(cores), "corpora": merged}
+            report.write(result, arguments.out, readme=arguments.out == report.RESULTS and len(measured) == len(names))
     print(f"written to {arguments.out}")
 
 

@@ -105,6 +105,27 @@ def npy_file(array: np.ndarray) -> bytes:
     return room.getvalue()
 
 
+def message(*fields: tuple[int, int | bytes]) -> bytes:
+    """Build a protobuf message of integers and of bytes."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+    parts = []
+    for number, value in fields:
+        parts.append(varint(number << 3) + varint(value) if isinstance(value, int) else varint(number << 3 | 2) + varint(len(value)) + value)
+    return b"".join(parts)
+
+
+def onnx_file(tensors: dict[str, tuple[int, tuple[int, ...], bytes]], constant: bytes) -> bytes:
+    """Build an ONNX model: initialisers as name -> (type, shape, raw data), and a constant of floats in the branch of an If."""
+    initialisers = [(5, message(*((1, size) for size in shape), (2, kind), (8, name.encode()), (9, raw))) for name, (kind, shape, raw) in tensors.items()]
+    value = message((1, len(constant) // 4), (2, 1), (4, constant), (8, b"constant"))
+    branch = message((1, message((2, b"y"), (4, b"Constant"), (5, message((1, b"value"), (5, value), (20, 4))))), (2, b"then"))
+    node = message((1, b"x"), (4, b"If"), (5, message((1, b"then_branch"), (6, branch), (20, 5))))
+    return message((1, 9), (2, b"samples"), (7, message((1, node), (2, b"main"), *initialisers)), (8, message((1, b""), (2, 17))))
+
+
 def other_files() -> dict[str, bytes]:
     """Return files of other kinds than safetensors, by what they are."""
     generator = rng()
@@ -116,11 +137,14 @@ def other_files() -> dict[str, bytes]:
     arrays["fortran.npy"] = np.asfortranarray(np.arange(600, dtype="<i8").reshape(20, 30))
     torch = {"0": ("FloatStorage", f32), "1": ("BFloat16Storage", bf16_), "2": ("FloatStorage", f32), "3": ("StrangeStorage", f16)}
     torch["4"] = "LongStorage", bytes(800)
+    blocks_of_int8 = np.rint(generator.standard_normal(1200) * 20).astype(np.int8).tobytes()
     return {
         "gguf": gguf_file(gguf), "gguf-unknown-type": gguf_file({"a": (0, (3000,), f32), "b": (9, (64,), f16), "c": (31, (4,), bytes(70000))}, 64),
         "torch": torch_file(torch), "npy": npy_file(arrays["f32.npy"]), "npz": zip_file({name: npy_file(array) for name, array in arrays.items()}),
         "npz-deflated": zip_file({name: npy_file(array) for name, array in arrays.items()}, zipfile.ZIP_DEFLATED),
-        "zip": zip_file({"a.txt": b"text " * 900, "b": f32}), "text": b"a line of text\n" * 700, "one-byte": b"x", "empty": b"",
+        "zip": zip_file({"a.txt": b"text " * 900, "b": f32}),
+        "onnx": onnx_file({"w": (1, (60, 50), f32), "q": (3, (40, 30), blocks_of_int8), "same": (10, (1500,), f16), "small": (7, (2,), bytes(16))}, f32[:4000]),
+        "bytes-with-floats": b"a header of text" * 5000 + b"x" + f32 * 14 + bf16_ * 20 + f16 * 30 + bytes(90_000), "text": b"a line of text\n" * 700, "one-byte": b"x", "empty": b"",
     }  # fmt: skip
 
 

@@ -62,6 +62,47 @@ def test_gguf_tensors():
     assert odd.tensors[1].n_bytes > 70000
 
 
+def test_onnx_tensors():
+    tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in segments(FILES["onnx"]).tensors}
+    assert tensors == {"w": ("F32", (60, 50)), "q": ("I8", (40, 30)), "same": ("F16", (1500,)), "constant": ("F32", (1000,))}
+
+
+def test_what_onnx_saves(tmp_path):
+    """The onnx package writes a model; its tensors are found, two of one name, one as typed data, one in a graph within the graph."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(3)
+    arrays = {"a": rng.standard_normal((30, 40)).astype("f4"), "b": rng.integers(0, 9, (70,)).astype("u1"), "c": rng.standard_normal(50)}
+    initialisers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    typed = helper.make_tensor("typed", TensorProto.FLOAT, [100], arrays["a"].ravel()[:100])
+    inner = helper.make_graph([helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(arrays["a"], "a"))], "inner", [], [])
+    graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)], "outer", [], [], [*initialisers, typed])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    data = (tmp_path / "model.onnx").read_bytes()
+    found = segments(data)
+    assert found.source_format == "onnx"
+    kinds = {tensor.name: (tensor.dtype, tensor.shape) for tensor in found.tensors}
+    a = ("F32", (30, 40))
+    assert kinds == {"a": a, "a#2": a, "a#3": a, "b": ("U8", (70,)), "c": ("F64", (50,)), "typed": ("F32", (100,))}
+    round_trip(tmp_path, data)
+    with weightpack.safe_open(tmp_path / "packed") as opened:
+        assert np.array_equal(opened.get_tensor("a#2"), arrays["a"])
+
+
+@pytest.mark.parametrize("skip", range(4))
+def test_floats_in_bytes_of_no_known_format(tmp_path, skip):
+    """Wherever arrays begin; text and zeros stay bytes."""
+    kinds = ("F32", "BF16", "F16")
+    data = b"t" * skip + b"".join(samples.weights(200_000 // (4 if kind == "F32" else 2), kind) for kind in kinds) + b"some text of words and of words again " * 6000
+    found = segments(data)
+    assert found.source_format == "bytes"
+    assert [tensor.dtype for tensor in sorted(found.tensors, key=lambda t: t.offset)] == [*kinds, "U8"]
+    at = {tensor.dtype: tensor.offset for tensor in found.tensors}
+    assert (at["F32"] - skip) % 4 == (at["BF16"] - skip) % 2 == (at["F16"] - skip) % 2 == 0
+    assert len(round_trip(tmp_path, data)) < 0.7 * len(data)
+
+
 def fields_chunk(streams, widths, mode=2):
     return build_chunk(mode, streams, widths)
 
@@ -183,7 +224,7 @@ def test_numpy_arrays(tmp_path):
     assert [tensor.dtype for tensor in segments(objects.getvalue()).tensors] == ["U8"]
 
 
-@pytest.mark.parametrize("name", ["gguf", "torch", "npy", "npz", "zip"])
+@pytest.mark.parametrize("name", ["gguf", "torch", "npy", "npz", "zip", "onnx"])
 def test_damaged_sources_are_packed_all_the_same(tmp_path, name):
     """A source may be anything: what is not understood is bytes, and comes back."""
     data, rng = FILES[name], np.random.default_rng(1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from weightpack.dtypes import DTYPE_BITS
 from weightpack.errors import CorruptionError, FormatError
 from weightpack.files import RandomReader, read_at
+from weightpack.segments.sniff import sniff
 
 __all__ = ["Segments", "Tensor", "segment", "tiled"]
 
@@ -79,34 +81,39 @@ def segment(source: RandomReader) -> Segments:
             return found
     except FormatError:
         pass
-    return _with_small_gaps(Segments("bytes", (), ((0, source.size),) if source.size else (), None))
+    return _with_small_gaps(source, Segments("bytes", (), ((0, source.size),) if source.size else (), None))
 
 
 def _segment_by_content(source: RandomReader, first: bytes) -> Segments:
     from weightpack.segments.gguf import segment_gguf
     from weightpack.segments.npy import segment_npy
+    from weightpack.segments.onnx import looks_like_onnx, segment_onnx
     from weightpack.segments.safetensors import segment_safetensors
     from weightpack.segments.zip import segment_zip
 
     if first.startswith(b"GGUF"):
-        return _with_small_gaps(segment_gguf(source))
+        return _with_small_gaps(source, segment_gguf(source))
     if first.startswith(b"PK\x03\x04"):
-        return _with_small_gaps(segment_zip(source))
+        return _with_small_gaps(source, segment_zip(source))
     if first.startswith(b"\x93NUMPY"):
-        return _with_small_gaps(segment_npy(source))
+        return _with_small_gaps(source, segment_npy(source))
+    if looks_like_onnx(first) and first[8:] != b"{":  # of a safetensors file, these eight bytes are a length
+        return _with_small_gaps(source, segment_onnx(source))
     return segment_safetensors(source)
 
 
-def _with_small_gaps(segments: Segments) -> Segments:
-    """Make tensors of bytes out of large gaps: a gap is held in memory and in the index, a tensor streams through in chunks."""
+def _with_small_gaps(source: RandomReader, segments: Segments) -> Segments:
+    """Make tensors out of large gaps: a gap is held in memory and in the index, a tensor streams through in chunks."""
     names = {tensor.name for tensor in segments.tensors}
     large = []
-    for offset, n_bytes in segments.gaps:
-        if n_bytes > _MOST_GAP or (segments.source_format == "bytes" and n_bytes):
+    for gap, length in segments.gaps:
+        if length <= _MOST_GAP and segments.source_format != "bytes":
+            continue
+        for dtype, offset, n_bytes in sniff(source, gap, length):
             name = f"bytes at {offset}"
             while name in names:
                 name += "'"
-            large.append(Tensor(name, "U8", (n_bytes,), offset, n_bytes))
+            large.append(Tensor(name, dtype, (n_bytes * 8 // DTYPE_BITS[dtype],), offset, n_bytes))
     end = max((offset + n_bytes for offset, n_bytes in segments.gaps), default=0)
     file_bytes = max([end, *(tensor.offset + tensor.n_bytes for tensor in segments.tensors)])
     return tiled(segments.source_format, (*segments.tensors, *large), file_bytes, segments.metadata)

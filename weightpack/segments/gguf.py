@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import struct
-
 from weightpack.errors import CorruptionError
-from weightpack.files import RandomReader, read_at
+from weightpack.files import RandomReader
 from weightpack.segments import Segments, Tensor, tiled
+from weightpack.segments.cursor import Cursor
 
 _PLAIN = {0: ("F32", 4), 1: ("F16", 2), 24: ("I8", 1), 25: ("I16", 2), 26: ("I32", 4), 27: ("I64", 8), 28: ("F64", 8), 30: ("BF16", 2)}
 # type -> elements of a block, and the widths of its fields in bytes: those of a scale are its low and its high byte
@@ -22,75 +21,49 @@ _BLOCKS = {
 }  # fmt: skip
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _U32 = 8, 9, 4
-_WINDOW = 1 << 20
 _MOST_HEADER = 256 << 20
 _MOST_DIMS = 8
 
 
-class _Reader:
-    """Reads fields one after the other, through a window of the file."""
-
-    def __init__(self, source: RandomReader) -> None:
-        self._source, self.at = source, 0
-        self._window, self._begin = b"", 0
-
-    def take(self, n_bytes: int) -> bytes:
-        if n_bytes > min(self._source.size, _MOST_HEADER) - self.at:
-            raise CorruptionError("the GGUF header ends early, or is too long")
-        offset = self.at - self._begin
-        if not 0 <= offset <= len(self._window) - n_bytes:
-            self._window = bytes(read_at(self._source, self.at, min(max(n_bytes, _WINDOW), self._source.size - self.at)))
-            self._begin, offset = self.at, 0
-        self.at += n_bytes
-        return self._window[offset : offset + n_bytes]
-
-    def number(self, format: str) -> int:
-        return int(struct.unpack(f"<{format}", self.take(struct.calcsize(f"<{format}")))[0])
-
-    def skip(self, n_bytes: int) -> None:
-        if n_bytes > min(self._source.size, _MOST_HEADER) - self.at:
-            raise CorruptionError("the GGUF header ends early, or is too long")
-        self.at += n_bytes
-
-    def skip_value(self, kind: int, depth: int = 0) -> None:
-        if kind == _STRING:
-            self.skip(self.number("Q"))
-        elif kind == _ARRAY and depth < 4:
-            inner, count = self.number("I"), self.number("Q")
-            if inner in _VALUE_BYTES:
-                self.skip(_VALUE_BYTES[inner] * count)
-            else:
-                for _ in range(count):  # each takes 8 bytes of the file at least
-                    self.skip_value(inner, depth + 1)
-        elif kind in _VALUE_BYTES:
-            self.skip(_VALUE_BYTES[kind])
+def _skip_value(cursor: Cursor, kind: int, depth: int = 0) -> None:
+    if kind == _STRING:
+        cursor.skip(cursor.number("Q"))
+    elif kind == _ARRAY and depth < 4:
+        inner, count = cursor.number("I"), cursor.number("Q")
+        if inner in _VALUE_BYTES:
+            cursor.skip(_VALUE_BYTES[inner] * count)
         else:
-            raise CorruptionError(f"a GGUF value of type {kind}")
+            for _ in range(count):  # each takes 8 bytes of the file at least
+                _skip_value(cursor, inner, depth + 1)
+    elif kind in _VALUE_BYTES:
+        cursor.skip(_VALUE_BYTES[kind])
+    else:
+        raise CorruptionError(f"a GGUF value of type {kind}")
 
 
 def segment_gguf(source: RandomReader) -> Segments:
     """Read the header of a GGUF file and find its tensors."""
-    reader = _Reader(source)
-    reader.skip(4)
-    if reader.number("I") not in (2, 3):
+    cursor = Cursor(source, _MOST_HEADER)
+    cursor.skip(4)
+    if cursor.number("I") not in (2, 3):
         raise CorruptionError("a GGUF version that is not known")
-    n_tensors, n_values, alignment = reader.number("Q"), reader.number("Q"), 32
+    n_tensors, n_values, alignment = cursor.number("Q"), cursor.number("Q"), 32
     for _ in range(n_values):
-        key, kind = reader.take(reader.number("Q")), reader.number("I")
+        key, kind = cursor.take(cursor.number("Q")), cursor.number("I")
         if key == b"general.alignment" and kind == _U32:
-            alignment = reader.number("I")
+            alignment = cursor.number("I")
         else:
-            reader.skip_value(kind)
+            _skip_value(cursor, kind)
     infos = []
     for _ in range(n_tensors):
-        name = reader.take(reader.number("Q"))
-        n_dims = reader.number("I")
+        name = cursor.take(cursor.number("Q"))
+        n_dims = cursor.number("I")
         if n_dims > _MOST_DIMS:
             raise CorruptionError("a GGUF tensor of too many dimensions")
-        infos.append((name, tuple(reader.number("Q") for _ in range(n_dims)), reader.number("I"), reader.number("Q")))
+        infos.append((name, tuple(cursor.number("Q") for _ in range(n_dims)), cursor.number("I"), cursor.number("Q")))
     if alignment == 0:
         raise CorruptionError("a GGUF alignment of 0")
-    begin = -(-reader.at // alignment) * alignment
+    begin = -(-cursor.at // alignment) * alignment
     try:
         tensors = [tensor for info in infos if (tensor := _tensor(*info, begin)) is not None]
     except UnicodeDecodeError:
