@@ -144,7 +144,8 @@ def other_files() -> dict[str, bytes]:
         "npz-deflated": zip_file({name: npy_file(array) for name, array in arrays.items()}, zipfile.ZIP_DEFLATED),
         "zip": zip_file({"a.txt": b"text " * 900, "b": f32}),
         "onnx": onnx_file({"w": (1, (60, 50), f32), "q": (3, (40, 30), blocks_of_int8), "same": (10, (1500,), f16), "small": (7, (2,), bytes(16))}, f32[:4000]),
-        "bytes-with-floats": b"a header of text" * 5000 + b"x" + f32 * 14 + bf16_ * 20 + f16 * 30 + bytes(90_000), "text": b"a line of text\n" * 700, "one-byte": b"x", "empty": b"",
+        "bytes-with-floats": b"a header of text" * 5000 + b"x" + f32 * 14 + bf16_ * 20 + f16 * 30 + bytes(90_000), "text": b"a line of text\n" * 700,
+        "one-byte": b"x", "empty": b"",
     }  # fmt: skip
 
 

@@ -94,7 +94,8 @@ def test_what_onnx_saves(tmp_path):
 def test_floats_in_bytes_of_no_known_format(tmp_path, skip):
     """Wherever arrays begin; text and zeros stay bytes."""
     kinds = ("F32", "BF16", "F16")
-    data = b"t" * skip + b"".join(samples.weights(200_000 // (4 if kind == "F32" else 2), kind) for kind in kinds) + b"some text of words and of words again " * 6000
+    data = b"t" * skip + b"".join(samples.weights(200_000 // (4 if kind == "F32" else 2), kind) for kind in kinds)
+    data += b"some text of words and of words again " * 6000
     found = segments(data)
     assert found.source_format == "bytes"
     assert [tensor.dtype for tensor in sorted(found.tensors, key=lambda t: t.offset)] == [*kinds, "U8"]

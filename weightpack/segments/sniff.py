@@ -2,7 +2,8 @@
 """What bytes of no known format look like: floats of 32 or 16 bits, or bytes.
 
 Many formats keep weights as plain arrays: HDF5, msgpack, CTranslate2, old checkpoints of PyTorch, data beside an ONNX file. A piece of such a file is taken for
-the kind of element whose exponents (or bytes) have the least entropy; a wrong guess costs size and nothing else, since the bytes are restored whatever they were taken for.
+the kind of element whose exponents (or bytes) have the least entropy; a wrong guess costs size and nothing else, since the bytes are restored whatever
+they were taken for.
 
 Entropies are computed in integers, so that the guess is the same on every machine.
 """
@@ -70,10 +71,11 @@ def _kind(source: RandomReader, offset: int, n_bytes: int) -> tuple[str, int]:
 def _information(symbols: np.ndarray) -> int:
     """Return the order-0 entropy of all symbols, in 1/64 bits, rounded."""
     counts = np.bincount(symbols.astype(np.uint8))
-    return sum(int(c) * (_log2(symbols.size) - _log2(int(c))) for c in counts[counts > 0])
+    return sum(c * (_log2(symbols.size) - _log2(c)) for c in counts.tolist() if c)
 
 
 @lru_cache(_SAMPLE)
 def _log2(n: int) -> int:
     """Return 64 times the binary logarithm of n, rounded down."""
-    return (n**_UNIT).bit_length() - 1
+    power: int = n**_UNIT
+    return power.bit_length() - 1
