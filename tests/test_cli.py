@@ -64,6 +64,11 @@ def test_json(folder):
     assert sum(t["packed_bytes"] for t in report["tensors"]) < report["packed_bytes"]
     (estimate,) = json.loads(run("estimate", "model.safetensors", "--json", cwd=folder).stdout)
     assert abs(estimate["packed_bytes"] - job["packed_bytes"]) < 0.2 * job["packed_bytes"]
+    steps = json.loads(run("estimate", "model.safetensors", "--steps", "--json", cwd=folder).stdout)
+    sizes = [report["packed_bytes"] for (report,) in steps.values()]
+    assert len(sizes) == 5
+    assert sizes[-1] < sizes[0]
+    assert list(steps)[-1] in run("estimate", "model.safetensors", "--steps", cwd=folder).stdout
     assert json.loads(run("doctor", "--json", cwd=folder).stdout)["weightpack"] == weightpack.__version__
     assert json.loads(run("verify", "model.wp.safetensors", "--json", cwd=folder).stdout)[0]["compared"] is False
 

@@ -257,11 +257,15 @@ def inspect(packed: str, tensors: bool, plot: str | None, revision: str | None, 
 @_codec
 @_revision
 @_token
+@click.option("--steps", is_flag=True, help="What each step of modelling gains, instead of one profile's size.")
 @_as_json
-def estimate(src: str, profile: str, codec: str, revision: str | None, token: str | None, as_json: bool) -> None:
+def estimate(src: str, profile: str, codec: str, revision: str | None, token: str | None, steps: bool, as_json: bool) -> None:
     """Say what packing SRC (a file, directory, URL or Hub repo) would save, from samples, without writing anything; of what is remote little is fetched."""
     from weightpack import api
 
+    if steps:
+        _estimate_steps(src, revision, token, as_json)
+        return
     reports = api.estimate(src, options=_options(profile, codec), revision=revision, token=token)
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports]))
@@ -271,6 +275,23 @@ def estimate(src: str, profile: str, codec: str, revision: str | None, token: st
         rows += [[dtype, human_bytes(a), human_bytes(b), percent(b, a)] for dtype, (a, b) in sorted(report.by_dtype.items())]
         rows += [["file", human_bytes(report.source_bytes), human_bytes(report.packed_bytes), percent(report.packed_bytes, report.source_bytes)]]
         click.echo(f"{report.path} ({human_bytes(report.sampled_bytes)} sampled)\n{table(rows, right='lrrr')}")
+
+
+def _estimate_steps(src: str, revision: str | None, token: str | None, as_json: bool) -> None:
+    from weightpack import api
+    from weightpack.report import MODELLING_STEPS
+
+    steps = {name: api.estimate(src, options=options, revision=revision, token=token) for name, options in MODELLING_STEPS.items()}
+    if as_json:
+        click.echo(json.dumps({name: [asdict(report) for report in reports] for name, reports in steps.items()}))
+        return
+    for reports in zip(*steps.values(), strict=True):
+        dtypes = sorted(reports[0].by_dtype)
+        rows = [["with", *dtypes, "file"]]
+        for name, report in zip(steps, reports, strict=True):
+            sizes = [report.by_dtype[dtype] for dtype in dtypes] + [(report.source_bytes, report.packed_bytes)]
+            rows.append([name, *(percent(packed, source) for source, packed in sizes)])
+        click.echo(f"{reports[0].path}, of the original, about\n{table(rows, right='l' + 'r' * (len(dtypes) + 1))}")
 
 
 @cli.command()

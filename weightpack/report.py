@@ -135,6 +135,16 @@ class EstimateReport:
     by_dtype: dict[str, tuple[int, int]]
 
 
+MODELLING_STEPS: dict[str, PackOptions] = {
+    "Huffman codes for exponents": PackOptions(codecs=("huffman",)),
+    "rANS as well": PackOptions(codecs=("huffman", "rans")),
+    "zstd for what repeats": PackOptions(),
+    "up to 16 codebooks a plane": PackOptions(tables=16),
+    "leading mantissa bits, given the exponent": PackOptions(tables=16, lead=True),
+}
+"""What each step of modelling adds to the one before it, for `estimate --steps`."""
+
+
 def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int = 6, budget_bytes: int | None = None) -> EstimateReport:
     """Encode up to `sample_chunks` chunks of each tensor, spread evenly, and scale up.
 
