@@ -36,7 +36,7 @@ WHY_LARGER = {
     "MiniLM int8 per row": "codebooks of Huffman or of 8-bit frequencies lie 0.1 points above the entropy of bytes (floors.md); lmz reaches it",
     "MGM (GPT-2 type) bf16": "half of the file are integer masks, which zstd codes",
     "Whisper tiny.en fp16": "z4ai is told the dtype; the file's is guessed by weightpack piece by piece",
-    "MiniLM int4 in int32 (GPTQ layout)": "a byte of two nibbles is one symbol, whose codebook lies 0.3 points above the entropy of nibbles (floors.md); lmz goes below",
+    "MiniLM int4 in int32 (GPTQ layout)": "two nibbles are one symbol, whose codebook lies 0.3 points above the entropy of nibbles (floors.md); lmz goes below",
     "Resemblyzer .pt with Adam's state": "z4ai is told that all is fp32; weightpack guesses, and takes no table for Adam's second moment",
     "SmolLM2-135M GGUF Q4_1": "nibbles, as in the int4 file",
     "Kokoro-82M ONNX int8": "bytes, as in the int8 file",
