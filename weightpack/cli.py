@@ -24,6 +24,7 @@ from weightpack.humane import human_bytes, percent, table
 if TYPE_CHECKING:
     from weightpack.jobs import FileProgress, JobResult
     from weightpack.options import PackOptions
+    from weightpack.series import Series
 
 _BAD_DATA, _BAD_CALL, _IO = 1, 2, 3
 
@@ -444,3 +445,81 @@ def doctor(as_json: bool) -> None:
             click.echo(f"{'native core':16}{'built' if value else 'not built: numpy is used, slowly. Install a C compiler and reinstall'}")
         else:
             click.echo(f"{key:16}{show(value)}")
+
+
+@cli.command("series")
+@click.argument("run")
+@click.option("--pack", "do_pack", is_flag=True, help="Pack the checkpoints that are complete and plain, in place, the earliest first.")
+@click.option("--anchor-every", type=click.IntRange(min=1), help="With --pack: each Nth is packed whole, the others as deltas to the one before. [default: 8]")
+@_profile
+@click.option("--restore", "step", metavar="STEP", type=click.IntRange(min=0), help="Restore the checkpoint of this step into the directory -o.")
+@click.option("-o", "--output", "dst", help="With --restore: the target.")
+@click.option("--verify", "do_verify", is_flag=True, help="Prove that each packed file restores to the SHA-256 that its index names.")
+@_threads
+@_force
+@_as_json
+@_quiet
+def series_(
+    run: str, do_pack: bool, anchor_every: int | None, profile: str, step: int | None, dst: str | None, do_verify: bool, threads: int | None,
+    force: bool, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """List, pack, verify or restore the checkpoints of a training run, the directories checkpoint-STEP in RUN."""
+    from weightpack import errors, series
+    from weightpack.jobs import Job
+    from weightpack.parallel import thread_count
+
+    if sum((do_pack, step is not None, do_verify)) > 1:
+        raise errors.OptionError("one of --pack, --restore and --verify at a time")
+    if (step is None) != (dst is None):
+        raise errors.OptionError("--restore STEP and -o (--output) belong together")
+    if anchor_every is not None and not do_pack:
+        raise errors.OptionError("--anchor-every belongs to --pack")
+    start = time.perf_counter()
+    with _Bar("unpacking" if step is not None else "verifying" if do_verify else "packing", quiet) as progress:
+        job = Job(thread_count(threads), force, progress, _options(profile, "auto"))
+        if step is not None and dst is not None:
+            restored = series.restore(run, step, dst, job)
+        elif do_verify:
+            verified = series.verify(run, job)
+        elif do_pack:
+            packed = series.pack_run(run, job, anchor_every=anchor_every or series.ANCHOR_EVERY)
+    if step is not None:
+        _report_job(restored, time.perf_counter() - start, as_json, packing=False)
+    elif do_verify:
+        if as_json:
+            click.echo(json.dumps([{"path": path, **asdict(result)} for path, result in verified]))
+            return
+        for path, result in verified:
+            click.echo(f"ok: {path} restores to {human_bytes(result.source_bytes)}, SHA-256 {result.source_sha256}")
+    elif as_json:
+        found = series.series(run)
+        rows = [{**asdict(each), "source_bytes": each.source_bytes, "packed_bytes": each.packed_bytes, "depth": each.depth} for each in found.checkpoints]
+        click.echo(json.dumps({"path": found.path, "store_bytes": found.store_bytes, "checkpoints": rows}))
+    else:
+        if do_pack:
+            click.echo(f"packed {len(packed)} checkpoint{'s'[: len(packed) != 1]}\n")
+        _show_series(series.series(run))
+
+
+def _show_series(found: Series) -> None:
+    if not found.checkpoints:
+        click.echo(f"no checkpoints in {found.path}")
+        return
+    rows = [["step", "files", "original", "packed", "of original", "kind", "depth", "state"]]
+    for each in found.checkpoints:
+        n_packed = sum(file.packed for file in each.files)
+        if n_packed == 0:
+            kind = "plain"
+        elif each.depth == 0:
+            kind = "full"
+        else:
+            kind = f"delta to {each.base_step}" if each.base_step is not None else "delta to a deleted one"
+        if 0 < n_packed < len(each.files):
+            kind += f", {len(each.files) - n_packed} plain"
+        sizes = [human_bytes(each.source_bytes), human_bytes(each.packed_bytes), percent(each.packed_bytes, each.source_bytes)]
+        rows.append([str(each.step), str(len(each.files)), *sizes, kind, str(each.depth), each.problem or "complete"])
+    source, packed = (sum(sizes) for sizes in zip(*((each.source_bytes, each.packed_bytes) for each in found.checkpoints), strict=True))
+    rows.append(["all", "", human_bytes(source), human_bytes(packed), percent(packed, source), "", "", ""])
+    click.echo(table(rows, right="rrrrrlrl"))
+    if found.store_bytes:
+        click.echo(f"\nand {human_bytes(found.store_bytes)} that they need of checkpoints that were deleted")
