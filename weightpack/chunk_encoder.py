@@ -60,9 +60,7 @@ def encode_fields(data: Bytes, fields: tuple[int, ...], chunk_bytes: int, first_
         streams = []
         for width, end in zip(fields, ends, strict=True):
             plane = np.ascontiguousarray(blocks[:, end - width : end]).reshape(-1)
-            room = np.empty(chunk_bound(_BYTES, plane.size), np.uint8)
-            coded = encode_chunks(plane, _BYTES, -(-plane.size // BLOCK_ELEMS) * BLOCK_ELEMS, 0, options, room)[0]
-            streams.append(parse_chunk(room[: coded.n_bytes].tobytes(), _BYTES).streams[0])  # split or whole: of bytes it is the same
+            streams.append(encode_plane(plane, options))
         chunk = build_chunk(Mode.FIELDS, streams, fields)
         if len(chunk) >= n:
             chunk = build_chunk(Mode.WHOLE, [(Codec.RAW, blocks.reshape(-1))])
@@ -70,6 +68,13 @@ def encode_fields(data: Bytes, fields: tuple[int, ...], chunk_bytes: int, first_
         position += len(chunk)
         chunks.append(EncodedChunk(len(chunk), chunk_crc(blocks.reshape(-1), number)))
     return chunks
+
+
+def encode_plane(plane: Bytes, options: PackOptions) -> tuple[int, memoryview]:
+    """Encode one plane of symbols, (n,) uint8 with n not 0, as a tensor of bytes would be; return codec and stream."""
+    room = np.empty(chunk_bound(_BYTES, plane.size), np.uint8)
+    coded = encode_chunks(plane, _BYTES, -(-plane.size // BLOCK_ELEMS) * BLOCK_ELEMS, 0, options, room)[0]
+    return parse_chunk(room[: coded.n_bytes].tobytes(), _BYTES).streams[0]  # split or whole: of bytes it is the same
 
 
 def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:

@@ -30,12 +30,12 @@ typedef enum {
     WP_TRUNCATED = 30,       /* bytes are missing */
     WP_ARGUMENT = 40,        /* the caller broke this header's contract */
     WP_NO_SPACE = 41,        /* the output buffer is too small: nothing useful was written */
-    WP_NEEDS_ZSTD = 50,      /* the chunk has a zstd stream, or fields (section 6.6): take it apart and call wp_decode_streams for what is in it */
+    WP_NEEDS_ZSTD = 50,      /* the chunk has a zstd stream, fields (section 6.6) or a base (6.7, 6.8): take it apart and decode what is in it */
 } wp_status;
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
-typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_N_CODECS } wp_codec;
+typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_CONDITIONAL = 7, WP_N_CODECS } wp_codec;
 
 typedef enum {
     WP_BYTES1 = 1, WP_BYTES2, WP_BYTES4, WP_BYTES8,
@@ -151,6 +151,31 @@ wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, s
  * not WP_OK and leaves its index in *next. offsets has n_chunks + 1 entries, crcs n_chunks. */
 wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
                            size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next);
+
+/* ---- Section 14: elements as differences from a base. Layouts of 1, 2 and 4 bytes; both sides have the same layout. `shift`: low bits that are dropped, zero in the elements;
+ * at most word bits - 2. */
+
+/* Decodes the streams of sections 6.7 and 6.8 that say the differences (rates, classes, extras; none of them zstd) onto `base` (n_elems * elem_bytes). As wp_decode_streams. */
+wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const wp_stream streams[3], const uint8_t *base, size_t n_elems, uint32_t chunk_number,
+                               wp_workspace *ws, uint8_t *out, uint32_t *crc);
+
+/* The first look: the contexts of the elements (n_elems bytes), and of each block 0 if it equals its base, else 1 + floor(log2) of the sum of its differences, each weighted by
+ * its base's exponent. */
+wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales);
+
+/* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often each pair occurs
+ * (counts[cell * 64 + class]), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
+wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
+                             uint8_t *cells, uint8_t *classes, uint32_t counts[256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
+size_t wp_difference_extras_bound(size_t n_elems);
+
+/* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */
+wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[256], const uint8_t *cells,
+                                const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
+
+/* Section 14.5: the base that n_scales scales (i16: of rows, then of n_cols columns) and signs (one bit an element) make of n_elems elements, the first of which is in column
+ * `phase`. WP_CORRUPT for a layout that has none, WP_ARGUMENT if the count of scales is not that of the rows and columns. */
+wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems, uint8_t *base);
 
 /* How many 8-byte words of a sample repeat an earlier one? The packer's cue to try zstd. The sample is two runs of up to 8 KiB, from the begin and from the middle (rounded
  * down to 8), each counted for itself; less than a word at a run's end is ignored. Exact, so the same on every machine. */

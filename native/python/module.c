@@ -160,6 +160,21 @@ static PyObject *huffman_encode(PyObject *self, PyObject *args) {
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
 }
 
+/* Takes (codec, bytes) pairs apart; the views are to be released. Returns how many there are. */
+static Py_ssize_t take_streams(PyObject *pairs, Py_ssize_t most, wp_stream *streams, Py_buffer *views) {
+    Py_ssize_t n = PySequence_Size(pairs), n_views = 0;
+    if (n < 0 || !fits(n <= most, "streams")) return 0;
+    for (; n_views < n; n_views++) {
+        PyObject *pair = PySequence_GetItem(pairs, n_views);
+        int ok = pair && PyArg_ParseTuple(pair, "Iy*", &streams[n_views].codec, &views[n_views]);
+        Py_XDECREF(pair); /* the view keeps its exporter alive */
+        if (!ok) break;
+        streams[n_views].data = BYTES(views[n_views]);
+        streams[n_views].n_bytes = (size_t)views[n_views].len;
+    }
+    return n_views;
+}
+
 static PyObject *decode_streams(PyObject *self, PyObject *args) {
     (void)self;
     unsigned isa, layout, mode, chunk_number;
@@ -168,22 +183,14 @@ static PyObject *decode_streams(PyObject *self, PyObject *args) {
     Py_buffer out, workspace, views[WP_MAX_STREAMS];
     if (!PyArg_ParseTuple(args, "IIIOnIw*w*", &isa, &layout, &mode, &codecs, &n_elems, &chunk_number, &out, &workspace)) return NULL;
     wp_stream streams[WP_MAX_STREAMS];
-    Py_ssize_t n = PySequence_Size(codecs), n_views = 0;
     wp_status status = WP_ARGUMENT;
     uint32_t crc = 0;
     const wp_layout *l = wp_layout_of(layout);
-    if (n >= 0 && isa_ok(isa) && fits(n <= WP_MAX_STREAMS, "streams") && workspace_ok(&workspace) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
-        for (; n_views < n; n_views++) {
-            PyObject *pair = PySequence_GetItem(codecs, n_views);
-            int ok = pair && PyArg_ParseTuple(pair, "Iy*", &streams[n_views].codec, &views[n_views]);
-            Py_XDECREF(pair); /* the view keeps its exporter alive */
-            if (!ok) break;
-            streams[n_views].data = BYTES(views[n_views]);
-            streams[n_views].n_bytes = (size_t)views[n_views].len;
-        }
+    if (isa_ok(isa) && workspace_ok(&workspace) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out")) {
+        Py_ssize_t n_views = take_streams(codecs, WP_MAX_STREAMS, streams, views);
         if (!PyErr_Occurred()) {
             Py_BEGIN_ALLOW_THREADS
-            status = wp_decode_streams(isa, layout, mode, streams, (unsigned)n, (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
+            status = wp_decode_streams(isa, layout, mode, streams, (unsigned)n_views, (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
             Py_END_ALLOW_THREADS
         }
         while (n_views) PyBuffer_Release(&views[--n_views]);
@@ -268,6 +275,112 @@ static PyObject *encode_workspace_bytes(PyObject *self, PyObject *args) {
     return PyLong_FromSize_t(n < 0 ? 0 : wp_encode_workspace_bytes(layout, (size_t)n));
 }
 
+static PyObject *decode_difference(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, shift, chunk_number;
+    PyObject *pairs;
+    Py_ssize_t n_elems;
+    Py_buffer base, out, workspace, views[3];
+    if (!PyArg_ParseTuple(args, "IIIOy*nIw*w*", &isa, &layout, &shift, &pairs, &base, &n_elems, &chunk_number, &out, &workspace)) return NULL;
+    wp_stream streams[3];
+    wp_status status = WP_ARGUMENT;
+    uint32_t crc = 0;
+    const wp_layout *l = wp_layout_of(layout);
+    if (isa_ok(isa) && workspace_ok(&workspace) &&
+        fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems && base.len / l->elem_bytes >= n_elems, "out or base")) {
+        Py_ssize_t n = take_streams(pairs, 3, streams, views);
+        if (!PyErr_Occurred() && fits(n == 3, "streams")) {
+            Py_BEGIN_ALLOW_THREADS
+            status = wp_decode_difference(isa, layout, shift, streams, BYTES(base), (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
+            Py_END_ALLOW_THREADS
+        }
+        while (n) PyBuffer_Release(&views[--n]);
+    }
+    PyBuffer_Release(&base); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(iI)", (int)status, crc);
+}
+
+static PyObject *difference_planes(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, shift;
+    Py_buffer elems, base, exponents, scales;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "IIIy*y*w*w*", &isa, &layout, &shift, &elems, &base, &exponents, &scales)) return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
+    if (isa_ok(isa) && fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
+        fits((size_t)exponents.len >= n && (size_t)scales.len >= (n + WP_BLOCK - 1) / WP_BLOCK, "exponents or scales")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_difference_planes(isa, layout, shift, BYTES(elems), BYTES(base), n, exponents.buf, scales.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&exponents); PyBuffer_Release(&scales);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong((long)status);
+}
+
+static PyObject *difference_code(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned layout, shift, base_exponent;
+    Py_buffer elems, base, rates, cells, classes, counts, extras;
+    wp_status status = WP_ARGUMENT;
+    size_t n_changed = 0, extras_bytes = 0;
+    if (!PyArg_ParseTuple(args, "IIy*y*y*Iw*w*w*w*", &layout, &shift, &elems, &base, &rates, &base_exponent, &cells, &classes, &counts, &extras)) return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
+    if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
+        fits((size_t)rates.len >= (n + WP_BLOCK - 1) / WP_BLOCK && (size_t)cells.len >= n && (size_t)classes.len >= n, "rates, cells or classes") &&
+        fits(counts.len == 256 * 64 * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, cells.buf, classes.buf, counts.buf, extras.buf, &n_changed,
+                                    &extras_bytes);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&rates); PyBuffer_Release(&cells); PyBuffer_Release(&classes); PyBuffer_Release(&counts);
+    PyBuffer_Release(&extras);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(inn)", (int)status, (Py_ssize_t)n_changed, (Py_ssize_t)extras_bytes);
+}
+
+static PyObject *conditional_encode(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned base_exponent, n_rates;
+    Py_buffer books, map, cells, symbols, scratch, out;
+    size_t n = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "y*IIy*y*y*w*w*", &books, &base_exponent, &n_rates, &map, &cells, &symbols, &scratch, &out)) return NULL;
+    if (fits(books.len % (Py_ssize_t)sizeof(wp_rans_book) == 0 && map.len == 256 && cells.len == symbols.len, "books, map or cells") &&
+        fits((size_t)scratch.len >= wp_rans_scratch((size_t)symbols.len), "scratch")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_conditional_encode(books.buf, (unsigned)((size_t)books.len / sizeof(wp_rans_book)), base_exponent, n_rates, BYTES(map), BYTES(cells), BYTES(symbols),
+                                       (size_t)symbols.len, scratch.buf, out.buf, (size_t)out.len, &n);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&books); PyBuffer_Release(&map); PyBuffer_Release(&cells); PyBuffer_Release(&symbols); PyBuffer_Release(&scratch); PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
+}
+
+static PyObject *scaled_base(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned layout;
+    Py_ssize_t n_cols, phase, n_elems;
+    Py_buffer scales, signs, base;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "Iy*nny*nw*", &layout, &scales, &n_cols, &phase, &signs, &n_elems, &base)) return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    if (fits(l && n_elems > 0 && base.len / l->elem_bytes >= n_elems && signs.len >= (n_elems + 7) / 8, "base or signs") &&
+        fits(n_cols > 0 && phase >= 0 && scales.len % 2 == 0, "scales")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_scaled_base(layout, BYTES(scales), (size_t)scales.len / 2, (size_t)n_cols, (size_t)phase, BYTES(signs), (size_t)n_elems, base.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&scales); PyBuffer_Release(&signs); PyBuffer_Release(&base);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong((long)status);
+}
+
 static PyObject *sample_repeats(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer data;
@@ -293,6 +406,14 @@ static PyMethodDef methods[] = {
     {"encode_chunks", encode_chunks, METH_VARARGS,
      "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last or None)"},
     {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
+    {"decode_difference", decode_difference, METH_VARARGS,
+     "decode_difference(isa, layout, shift, [(codec, stream)], base, n_elems, chunk_number, out, workspace) -> (status, crc)"},
+    {"difference_planes", difference_planes, METH_VARARGS, "difference_planes(isa, layout, shift, elems, base, exponents, scales) -> status"},
+    {"difference_code", difference_code, METH_VARARGS,
+     "difference_code(layout, shift, elems, base, rates, base_exponent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
+    {"conditional_encode", conditional_encode, METH_VARARGS,
+     "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
+    {"scaled_base", scaled_base, METH_VARARGS, "scaled_base(layout, scales, n_cols, phase, signs, n_elems, base) -> status"},
     {"sample_repeats", sample_repeats, METH_VARARGS, "sample_repeats(data) -> count"},
     {NULL, NULL, 0, NULL},
 };

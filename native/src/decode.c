@@ -4,92 +4,13 @@
  * workspace, merged with its raw bits into the output, and the output's CRC is taken, all while the batch is in the first-level cache. So symbols never travel
  * to memory, and any codec works with any layout on any ISA.
  */
-#include "context.h"
-#include "huffman.h"
 #include "mem.h"
+#include "plane.h"
 #include "prefetch.h"
-#include "rans.h"
 
-enum { BATCH_BLOCKS = 32, BATCH_ELEMS = BATCH_BLOCKS * WP_BLOCK, STEP_ELEMS = 4 * WP_BLOCK, MAX_WIDTHS = 65535,
-       STREAMED_BYTES = 64 << 20 };
-
-/* One plane being decoded. */
-typedef struct {
-    unsigned codec;
-    const uint8_t *raw; /* codec raw: what is left of the stream */
-    union { wp_rans_decoder rans; wp_huffman_decoder huffman; wp_context_decoder context; } u;
-} plane_decoder;
-
-struct wp_workspace {
-    plane_decoder planes[WP_MAX_PLANES];
-    uint8_t symbols[WP_MAX_PLANES][BATCH_ELEMS];
-    uint8_t widths[MAX_WIDTHS];
-    uint8_t bits[WP_BLOCK * 7];    /* one block in full width */
-    uint8_t elems[WP_BLOCK * 8];   /* one block of output */
-    uint8_t batch[BATCH_ELEMS * 8]; /* of output that is streamed */
-};
+enum { BATCH_BLOCKS = WP_BATCH_BLOCKS, BATCH_ELEMS = WP_BATCH_ELEMS, STEP_ELEMS = 4 * WP_BLOCK, STREAMED_BYTES = 64 << 20 };
 
 size_t wp_workspace_bytes(void) { return sizeof(wp_workspace); }
-
-/* ---- planes of symbols ---- */
-
-/* `fill` gets batch_elems symbols at once if the plane is constant. `has_context`: another plane may tell what to expect of this one. */
-static wp_status open_plane(plane_decoder *p, const wp_stream *s, size_t n, unsigned plane_bits, int has_context, uint8_t *fill, size_t fill_bytes) {
-    p->codec = s->codec;
-    switch (s->codec) {
-    case WP_RAW:
-        if (s->n_bytes != n) return s->n_bytes < n ? WP_TRUNCATED : WP_CORRUPT;
-        if (plane_bits < 8)
-            for (size_t i = 0; i < n; i++)
-                if (s->data[i] >> plane_bits) return WP_CORRUPT;
-        p->raw = s->data;
-        return WP_OK;
-    case WP_CONSTANT:
-        if (s->n_bytes != 1) return s->n_bytes < 1 ? WP_TRUNCATED : WP_CORRUPT;
-        if (s->data[0] >> plane_bits) return WP_CORRUPT;
-        memset(fill, s->data[0], fill_bytes < n ? fill_bytes : n);
-        return WP_OK;
-    case WP_RANS:
-    case WP_TABLES: return wp_rans_open(&p->u.rans, s->data, s->n_bytes, n, plane_bits, s->codec == WP_TABLES);
-    case WP_HUFFMAN: return wp_huffman_open(&p->u.huffman, s->data, s->n_bytes, plane_bits);
-    case WP_ZSTD: return WP_NEEDS_ZSTD;
-    case WP_CONTEXT: return has_context ? wp_context_open(&p->u.context, s->data, s->n_bytes, plane_bits) : WP_CORRUPT;
-    default: return WP_UNSUPPORTED;
-    }
-}
-
-/* The next n symbols are at *symbols afterwards: in `buffer`, or in the stream itself. `next` are those of the plane that follows, if there is one. */
-static wp_status next_symbols(const wp_kernels *k, plane_decoder *p, size_t n, const uint8_t *next, uint8_t *buffer, const uint8_t **symbols) {
-    *symbols = buffer;
-    switch (p->codec) {
-    case WP_RAW: *symbols = p->raw; p->raw += n; return WP_OK;
-    case WP_RANS:
-    case WP_TABLES: return wp_rans_next(k, &p->u.rans, buffer, n);
-    case WP_HUFFMAN: return wp_huffman_next(&p->u.huffman, buffer, n);
-    case WP_CONTEXT: return wp_context_next(k, &p->u.context, next, buffer, n);
-    default: return WP_OK;
-    }
-}
-
-static wp_status close_plane(const plane_decoder *p) {
-    switch (p->codec) {
-    case WP_RANS:
-    case WP_TABLES: return wp_rans_close(&p->u.rans);
-    case WP_HUFFMAN: return wp_huffman_close(&p->u.huffman);
-    case WP_CONTEXT: return wp_context_close(&p->u.context);
-    default: return WP_OK;
-    }
-}
-
-/* A whole plane at once. */
-static wp_status decode_plane(const wp_kernels *k, plane_decoder *p, const wp_stream *s, size_t n, uint8_t *out) {
-    const uint8_t *symbols;
-    wp_status status = open_plane(p, s, n, 8, 0, out, n);
-    if (status == WP_OK) status = next_symbols(k, p, n, NULL, out, &symbols);
-    if (status == WP_OK) status = close_plane(p);
-    if (status == WP_OK && symbols != out) memcpy(out, symbols, n);
-    return status;
-}
 
 /* ---- blocks of raw bits ---- */
 
@@ -135,7 +56,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         const wp_stream *s = &streams[l->n_planes];
         if (s[1].codec == WP_ZSTD) return WP_NEEDS_ZSTD;
         if (s[1].codec != WP_RAW) return s[1].codec < WP_N_CODECS ? WP_CORRUPT : WP_UNSUPPORTED;
-        if ((status = decode_plane(k, &ws->planes[0], &s[0], n_blocks, ws->widths)) != WP_OK) return status;
+        if ((status = wp_plane_decode(k, &ws->u.planes[0], &s[0], n_blocks, ws->widths)) != WP_OK) return status;
         uint64_t need = 0;
         for (size_t b = 0; b < n_blocks; b++) {
             if (ws->widths[b] > r) return WP_CORRUPT;
@@ -146,7 +67,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         bits_end = bits + s[1].n_bytes;
     }
     for (unsigned p = 0; p < l->n_planes; p++)
-        if ((status = open_plane(&ws->planes[p], &streams[p], n_elems, l->plane_bits[p], wp_has_context(l, p), ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
+        if ((status = wp_plane_open(&ws->u.planes[p], &streams[p], n_elems, l->plane_bits[p], wp_has_context(l, p), ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
 
     for (size_t block = 0; block < n_blocks; block += BATCH_BLOCKS) {
         size_t n = n_elems - block * WP_BLOCK;
@@ -157,7 +78,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         for (size_t i = 0; i < n; i += STEP_ELEMS) {
             size_t m = n - i < STEP_ELEMS ? n - i : STEP_ELEMS;
             for (unsigned p = l->n_planes; p-- > 0;) { /* the last plane first: it may be another's context */
-                if ((status = next_symbols(k, &ws->planes[p], m, step_planes[p + 1], ws->symbols[p] + i, &step_planes[p])) != WP_OK) return status;
+                if ((status = wp_plane_next(k, &ws->u.planes[p], m, step_planes[p + 1], ws->symbols[p] + i, &step_planes[p])) != WP_OK) return status;
                 if (i == 0) planes[p] = step_planes[p];
             }
             if (!streamed) wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
@@ -201,7 +122,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         out += n * l->elem_bytes;
     }
     for (unsigned p = 0; p < l->n_planes; p++)
-        if ((status = close_plane(&ws->planes[p])) != WP_OK) return status;
+        if ((status = wp_plane_close(&ws->u.planes[p])) != WP_OK) return status;
     return WP_OK;
 }
 
@@ -212,7 +133,7 @@ static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, co
     const wp_layout *l = wp_layout_of(layout);
     if (!l || mode > 1) return WP_UNSUPPORTED;
     if (n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
-    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= MAX_WIDTHS) return WP_CORRUPT;
+    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_WIDTHS) return WP_CORRUPT;
     uint8_t number[4];
     wp_store32(number, chunk_number);
     *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
@@ -231,7 +152,7 @@ static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chun
     if (!l) return WP_UNSUPPORTED;
     if (chunk_bytes < 4) return WP_TRUNCATED;
     unsigned mode = chunk[0], n_streams = chunk[1];
-    if (mode == 2) return WP_NEEDS_ZSTD; /* the caller puts fields together (section 6.6) */
+    if (mode >= 2 && mode <= 4) return WP_NEEDS_ZSTD; /* the caller puts fields together (section 6.6), and knows the base (6.7, 6.8) */
     if (mode > 1) return WP_UNSUPPORTED;
     if (chunk[2] || chunk[3] || n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
     if (chunk_bytes < 4 + 4 * n_streams) return WP_TRUNCATED;

@@ -53,6 +53,21 @@ static inline void wp_rans_guard(wp_rans_decoder *d) {
     wp_guard_stream(&d->literals, &d->literals_end, &d->literals_in_tail, d->literals_tail);
 }
 
+/* Section 8.8. Codebook b's rank r at [16 b + r]; the escape is a symbol of its own. step8[b], step4[2 b + i], step2[4 b + i], step1[8 b + i]: a slot above it belongs to rank
+ * 8, to 4 + 8 i, 2 + 4 i, 1 + 2 i or more; 255 if there is no such rank. */
+enum { WP_CONDITIONAL_ESCAPE = 255 };
+
+typedef struct {
+    uint8_t freq[256], start[256], symbol[256];
+    uint8_t step8[16], step4[64], step2[64], step1[128];
+} wp_conditional_tables;
+
+/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8. */
+enum { WP_N_CLASSES = 64 };
+typedef struct { uint64_t entry[WP_N_CLASSES]; } wp_class_table;
+/* Of a block: in 16 bits for words of 16, else in 32. */
+typedef union { uint16_t of_2[WP_BLOCK]; uint32_t of_4[WP_BLOCK]; } wp_differences;
+
 /* Section 8.6. A decoder between calls; `start[s - 1][c]` is where symbol s = 1, 2, 3 starts in context c. The same guard holds for `renorm`. */
 enum { WP_N_CONTEXTS = 16, WP_CONTEXT_SYMBOLS = 4 };
 
@@ -110,6 +125,12 @@ typedef struct {
     /* The same in the context of `next`, the symbols of the plane that follows. */
     wp_status (*context_decode)(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups);
     void (*context_encode)(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups);
+    /* Decodes one group of 128 symbols, each with the codebook row[context of its exponent] < n_tables of `d`; `t` says the same. */
+    wp_status (*conditional_decode)(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out);
+    /* Section 14, see difference_kernels.h. `differences` may read 8 bytes behind the last bit. */
+    void (*exponents)(const uint8_t *base, size_t m, unsigned bytes, unsigned shift, unsigned mask, uint8_t *out);
+    uint64_t (*differences)(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d);
+    void (*apply)(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out);
     /* Whole blocks of full width: planes[p] + element, `bits` as in section 7.4 with w = raw_bits. Indexed by layout id. */
     void (*merge[WP_N_LAYOUTS])(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems);
     /* The reverse. widths[b] gets the block's width; the bits of every block are written in full width all the same. */
@@ -117,6 +138,9 @@ typedef struct {
 } wp_kernels;
 
 extern const wp_kernels wp_kernels_scalar;
+/* Of ISAs that have no faster one. */
+wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
+                                       uint8_t *out);
 #if defined(__x86_64__) || defined(_M_X64)
 #define WP_X86_64 1
 extern const wp_kernels wp_kernels_avx2;

@@ -219,6 +219,10 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
 
 #include "lanes8.h"
 
+#define WP_NONZERO64(p) (~((uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_load(p), _mm256_setzero_si256())) | \
+                           (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_load((p) + 32), _mm256_setzero_si256())) << 32))
+#include "difference_kernels.h"
+
 INLINE __m128i expand_8_lanes(const uint8_t *p, uint32_t mask) {
     return _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)&wp_expand8[mask]));
 }
@@ -456,7 +460,7 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     e->renorm = renorm;
 }
 
-const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, WP_MERGES, WP_SPLITS};
+const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, wp_conditional_decode_scalar, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -374,7 +374,50 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     e->renorm = renorm;
 }
 
-const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, WP_MERGES, WP_SPLITS};
+/* ---- rANS with a codebook a symbol ---- */
+
+typedef struct { V step8, step4, step2, step1[2]; table256 freqs, starts, symbols; } conditional_tables;
+
+#define WP_NONZERO64(p) ((uint64_t)_mm512_test_epi8_mask(v_load(p), v_load(p)))
+#include "difference_kernels.h"
+
+INLINE V conditional_half(states *s, V book, const conditional_tables *t, const uint8_t **renorm, const uint8_t **literals) {
+    const V slot = s->lo_hi[0];
+    /* Four steps of a binary search; i is book * 2^k + the leading bits of the rank. */
+    V i = book, below = _mm512_shuffle_epi8(t->step8, i);
+    i = _mm512_mask_add_epi8(_mm512_add_epi8(i, i), _mm512_cmpgt_epu8_mask(slot, below), _mm512_add_epi8(i, i), v_set(1));
+    below = _mm512_permutexvar_epi8(i, t->step4);
+    i = _mm512_mask_add_epi8(_mm512_add_epi8(i, i), _mm512_cmpgt_epu8_mask(slot, below), _mm512_add_epi8(i, i), v_set(1));
+    below = _mm512_permutexvar_epi8(i, t->step2);
+    i = _mm512_mask_add_epi8(_mm512_add_epi8(i, i), _mm512_cmpgt_epu8_mask(slot, below), _mm512_add_epi8(i, i), v_set(1));
+    below = _mm512_permutex2var_epi8(t->step1[0], i, t->step1[1]);
+    i = _mm512_mask_add_epi8(_mm512_add_epi8(i, i), _mm512_cmpgt_epu8_mask(slot, below), _mm512_add_epi8(i, i), v_set(1));
+    advance(s, look_up(&t->freqs, i), _mm512_sub_epi8(slot, look_up(&t->starts, i)), renorm);
+    V symbol = look_up(&t->symbols, i);
+    const __mmask64 escaped = _mm512_movepi8_mask(symbol); /* classes have 6 bits */
+    if (escaped) {
+        symbol = _mm512_mask_expand_epi8(symbol, escaped, v_load(*literals));
+        *literals += _mm_popcnt_u64(escaped);
+    }
+    return symbol;
+}
+
+static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tables *c, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out) {
+    const V books = table16(row), base = v_set(base_exponent);
+    const conditional_tables t = {table16(c->step8), v_load(c->step4), v_load(c->step2), {v_load(c->step1), v_load(c->step1 + 64)},
+                                  load_table256(c->freq), load_table256(c->start), load_table256(c->symbol)};
+    states s[2];
+    v_load2((const uint8_t *)d->x, s[0].lo_hi);
+    v_load2((const uint8_t *)(d->x + 64), s[1].lo_hi);
+    wp_rans_guard(d);
+    v_store(out, conditional_half(&s[0], _mm512_shuffle_epi8(books, context_of(v_load(exponents), base)), &t, &d->renorm, &d->literals));
+    v_store(out + 64, conditional_half(&s[1], _mm512_shuffle_epi8(books, context_of(v_load(exponents + 64), base)), &t, &d->renorm, &d->literals));
+    v_store2((uint8_t *)d->x, s[0].lo_hi);
+    v_store2((uint8_t *)(d->x + 64), s[1].lo_hi);
+    return overran(d) ? WP_TRUNCATED : WP_OK;
+}
+
+const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, conditional_decode, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -135,6 +135,7 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
 /* ---- moving bytes of 8 lanes by a mask of 8 bits, 64 lanes at a time ---- */
 
 #include "lanes8.h"
+#include "difference_kernels.h"
 
 /* Bit l: lane l of 64 is 0xff, not 0. */
 INLINE uint64_t mask_of(const V *lanes) {
@@ -407,7 +408,7 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     e->renorm = renorm;
 }
 
-const wp_kernels wp_kernels_neon = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, WP_MERGES, WP_SPLITS};
+const wp_kernels wp_kernels_neon = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, wp_conditional_decode_scalar, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

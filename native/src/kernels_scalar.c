@@ -8,6 +8,7 @@
 #include "mem.h"
 
 #include "crc32c_table.h"
+#include "difference_kernels.h"
 
 static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
     /* Slicing by 16: table k advances a byte over k further zero bytes. */
@@ -63,6 +64,35 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
     }
     memcpy(d->x, x, sizeof x);
     return WP_OK;
+}
+
+wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *tables, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
+                                       uint8_t *out) {
+    const wp_rans_table *const restrict of_book = d->tables;
+    uint16_t x[WP_BLOCK];
+    (void)tables;
+    wp_rans_guard(d);
+    memcpy(x, d->x, sizeof x);
+    const uint8_t *p = d->renorm, *q = d->literals;
+    uint8_t escapes[WP_BLOCK], books[WP_BLOCK];
+    uint32_t any = 0;
+    for (int l = 0; l < WP_BLOCK; l++) books[l] = row[wp_context_of(exponents[l], base_exponent)];
+    for (int l = 0; l < WP_BLOCK; l++) {
+        uint32_t state = x[l], t = of_book[books[l]].by_slot[state & 255];
+        state = (t & 255) * (state >> 8) + (t >> 8 & 255);
+        uint32_t low = state < 256;
+        x[l] = (uint16_t)(state << (low << 3) | (*p & -low));
+        p += low;
+        out[l] = (uint8_t)(t >> 16);
+        escapes[l] = (uint8_t)(t >> 24);
+        any |= t;
+    }
+    if (any >> 24)
+        for (int l = 0; l < WP_BLOCK; l++)
+            if (escapes[l]) out[l] = *q++;
+    memcpy(d->x, x, sizeof x);
+    d->renorm = p; d->literals = q;
+    return (d->renorm_in_tail && p > d->renorm_end) || (d->literals_in_tail && q > d->literals_end) ? WP_TRUNCATED : WP_OK;
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
@@ -212,4 +242,4 @@ BYTES_LAYOUT(8)
 
 #define ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2, \
                 f##_bf16_lead, f##_f16_lead, f##_f32_lead, f##_f8_e4m3_lead, f##_f8_e5m2_lead}
-const wp_kernels wp_kernels_scalar = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, ALL(merge), ALL(split)};
+const wp_kernels wp_kernels_scalar = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, wp_conditional_decode_scalar, WP_DIFFERENCES, ALL(merge), ALL(split)};

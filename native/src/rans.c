@@ -21,8 +21,7 @@ void wp_rans_complete_table(wp_rans_table *t) {
         }
 }
 
-/* Parses a codebook; *p moves behind it. */
-static wp_status open_table(wp_rans_table *t, const uint8_t **p, const uint8_t *end, unsigned plane_bits) {
+wp_status wp_rans_open_table(wp_rans_table *t, const uint8_t **p, const uint8_t *end, unsigned plane_bits) {
     if (end - *p < 2) return WP_TRUNCATED;
     const unsigned k = (*p)[0], escape = (*p)[1];
     if (k < 1 || k > 16 || (escape && k > 15)) return WP_CORRUPT;
@@ -59,7 +58,7 @@ static wp_status open_tables(wp_rans_decoder *d, const uint8_t **p, const uint8_
     if (d->n_tables < 2 || d->n_tables > WP_MAX_TABLES || d->block_groups == 0) return WP_CORRUPT;
     *p += 2;
     for (unsigned i = 0; i < d->n_tables; i++) {
-        wp_status status = open_table(&d->tables[i], p, end, plane_bits);
+        wp_status status = wp_rans_open_table(&d->tables[i], p, end, plane_bits);
         if (status != WP_OK) return status;
     }
     const size_t n_blocks = blocks_of(n, d->block_groups);
@@ -77,8 +76,11 @@ static wp_status open_tables(wp_rans_decoder *d, const uint8_t **p, const uint8_
 wp_status wp_rans_open(wp_rans_decoder *d, const uint8_t *p, size_t n_bytes, size_t n, unsigned plane_bits, int has_tables) {
     const uint8_t *const end = p + n_bytes;
     d->n_tables = 1; d->id_bits = 0; d->block_groups = SIZE_MAX / WP_BLOCK; d->group = 0; d->ids = NULL;
-    wp_status status = has_tables ? open_tables(d, &p, end, n, plane_bits) : open_table(&d->tables[0], &p, end, plane_bits);
-    if (status != WP_OK) return status;
+    wp_status status = has_tables ? open_tables(d, &p, end, n, plane_bits) : wp_rans_open_table(&d->tables[0], &p, end, plane_bits);
+    return status == WP_OK ? wp_rans_open_states(d, p, end, plane_bits) : status;
+}
+
+wp_status wp_rans_open_states(wp_rans_decoder *d, const uint8_t *p, const uint8_t *end, unsigned plane_bits) {
     if (end - p < 2 * WP_BLOCK + 4) return WP_TRUNCATED;
     for (int l = 0; l < WP_BLOCK; l++, p += 2) {
         d->x[l] = wp_load16(p);
@@ -233,16 +235,31 @@ wp_status wp_rans_choose(const uint32_t counts[256], wp_rans_book *book, size_t 
 /* At most one renormalisation byte and one literal a symbol, and 64 bytes of room below each for the kernels. */
 size_t wp_rans_scratch(size_t n) { return 2 * (n + 64); }
 
-wp_status wp_rans_encode(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
-                         size_t *out_bytes) {
+int wp_rans_book_is_sound(const wp_rans_book *book) {
     unsigned k = book->n_symbols, sum = book->escape_freq;
     uint8_t coded[256] = {0};
-    if (k < 1 || k > 16 || (book->escape_freq && k > 15)) return WP_ARGUMENT;
+    if (k < 1 || k > 16 || (book->escape_freq && k > 15)) return 0;
     for (unsigned r = 0; r < k; r++) {
-        if (book->freqs[r] == 0 || coded[book->symbols[r]]++) return WP_ARGUMENT;
+        if (book->freqs[r] == 0 || coded[book->symbols[r]]++) return 0;
         sum += book->freqs[r];
     }
-    if (sum != 256) return WP_ARGUMENT;
+    return sum == 256;
+}
+
+uint8_t *wp_rans_put_book(const wp_rans_book *book, uint8_t *out) {
+    const size_t k = book->n_symbols;
+    *out++ = (uint8_t)k;
+    *out++ = book->escape_freq;
+    memcpy(out, book->symbols, k);
+    memcpy(out + k, book->freqs, k);
+    return out + 2 * k;
+}
+
+wp_status wp_rans_encode(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
+                         size_t *out_bytes) {
+    uint8_t coded[256] = {0};
+    if (!wp_rans_book_is_sound(book)) return WP_ARGUMENT;
+    for (unsigned r = 0; r < book->n_symbols; r++) coded[book->symbols[r]] = 1;
     if (!book->escape_freq)
         for (size_t i = 0; i < n; i++)
             if (!coded[symbols[i]]) return WP_ARGUMENT;
@@ -323,14 +340,7 @@ wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigne
     const size_t renorm_bytes = (size_t)(renorm_end - e.renorm), literal_bytes = (size_t)(literals_end - e.literals), need = head + renorm_bytes + literal_bytes;
     if (need > capacity) return WP_NO_SPACE;
     if (n_books > 1) { *out++ = (uint8_t)(n_books - 1); *out++ = (uint8_t)block_groups; }
-    for (const wp_rans_book *book = books; book < books + n_books; book++) {
-        const size_t k = book->n_symbols;
-        *out++ = (uint8_t)k;
-        *out++ = book->escape_freq;
-        memcpy(out, book->symbols, k);
-        memcpy(out + k, book->freqs, k);
-        out += 2 * k;
-    }
+    for (unsigned i = 0; i < n_books; i++) out = wp_rans_put_book(&books[i], out);
     if (n_books > 1) {
         const unsigned bits = id_bits_of(n_books);
         memset(out, 0, (n_blocks * bits + 7) / 8);

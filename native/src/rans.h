@@ -5,11 +5,18 @@
 
 /* Parses and checks a stream's head (section 8.3, or 8.7 if it `has_tables`) for n symbols. `plane_bits`: symbols must fit. */
 wp_status wp_rans_open(wp_rans_decoder *d, const uint8_t *stream, size_t n_bytes, size_t n, unsigned plane_bits, int has_tables);
+/* Its two parts: a codebook, *p moves behind it; and states, renormalisation bytes and literals, once the tables are there. */
+wp_status wp_rans_open_table(wp_rans_table *t, const uint8_t **p, const uint8_t *end, unsigned plane_bits);
+wp_status wp_rans_open_states(wp_rans_decoder *d, const uint8_t *p, const uint8_t *end, unsigned plane_bits);
 /* Decodes the next n symbols; n is a multiple of 128 except in the last call. */
 wp_status wp_rans_next(const wp_kernels *k, wp_rans_decoder *d, uint8_t *out, size_t n);
 /* All states 256, all bytes used. */
 wp_status wp_rans_close(const wp_rans_decoder *d);
 
+/* Frequencies that sum to 256, distinct symbols. */
+int wp_rans_book_is_sound(const wp_rans_book *book);
+/* Writes a codebook as section 8.3 has it; returns the end. */
+uint8_t *wp_rans_put_book(const wp_rans_book *book, uint8_t *out);
 /* What encoders need of a codebook. */
 void wp_rans_encoder_table_of(const wp_rans_book *book, wp_rans_encoder_table *t);
 /* Fills in what follows from freq, start, symbol, n_symbols and has_escape. */

@@ -3,7 +3,7 @@
 
 from enum import IntEnum
 
-VERSION = (1, 1)
+VERSION = (1, 2)
 
 INDEX_KEY = "weightpack"
 INDEX_CRC_KEY = "weightpack.crc32c"
@@ -16,6 +16,8 @@ MAX_CHUNK_BLOCKS = 65535
 MAX_STREAMS = 8
 KEPT_PIECE_BYTES = 1 << 20
 ALIGN_BYTES = 16
+MAX_RATE = 15
+MAX_SCALED_COLS = 1 << 20
 
 
 class Codec(IntEnum):
@@ -28,11 +30,12 @@ class Codec(IntEnum):
     ZSTD = 4
     CONTEXT = 5
     TABLES = 6
+    CONDITIONAL = 7
 
 
 CODEC_NAMES = {
     Codec.RAW: "raw", Codec.CONSTANT: "constant", Codec.RANS: "rans128x8", Codec.HUFFMAN: "huffman", Codec.ZSTD: "zstd", Codec.CONTEXT: "context",
-    Codec.TABLES: "tables",
+    Codec.TABLES: "tables", Codec.CONDITIONAL: "conditional",
 }  # fmt: skip
 
 
@@ -42,6 +45,8 @@ class Mode(IntEnum):
     SPLIT = 0
     WHOLE = 1
     FIELDS = 2
+    DIFFERENCE = 3
+    SCALED = 4
 
 
 def aligned(n_bytes: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, Layout, LayoutId
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_STREAMS, Mode, aligned
+from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +21,9 @@ HEAD_BYTES = 8
 CHUNK_HEAD_BYTES = 4
 _HEAD = struct.Struct("<BBHI")
 _MODE = struct.Struct("<BBH")
+_SCALED = struct.Struct("<BII")
+_N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5}
+_MODES = frozenset(Mode)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -103,11 +106,18 @@ def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHe
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A parsed chunk: its mode, (codec, stream) pairs, and the fields' widths in bytes in the mode that has them."""
+    """A parsed chunk: its mode, (codec, stream) pairs, and what some modes have besides.
+
+    `widths`: of fields, in bytes. `shift`: of differences, the low bits that are dropped. `cols` and `phase`: elements of a row, and the column of the
+    chunk's first element.
+    """
 
     mode: Mode
     streams: tuple[tuple[int, memoryview], ...]
     widths: tuple[int, ...] = ()
+    shift: int = 0
+    cols: int = 0
+    phase: int = 0
 
 
 def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
@@ -116,19 +126,31 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     if len(view) < _MODE.size:
         raise TruncatedError("the chunk ends inside its header")
     mode, n_streams, reserved = _MODE.unpack_from(view)
-    if mode not in (Mode.SPLIT, Mode.WHOLE, Mode.FIELDS):
+    if mode not in _MODES:
         raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
-    n_widths = n_streams if mode == Mode.FIELDS else 0
-    good = 2 <= n_streams <= MAX_STREAMS and layout.id == LayoutId.BYTES1 if n_widths else n_streams == (layout.n_streams if mode == Mode.SPLIT else 1)
+    if mode == Mode.FIELDS:
+        good = 2 <= n_streams <= MAX_STREAMS and layout.id == LayoutId.BYTES1
+    else:
+        good = n_streams == (layout.n_streams if mode == Mode.SPLIT else _N_STREAMS[Mode(mode)])
     if reserved or not good:
         raise CorruptionError("the chunk's header is damaged")
     table_end = _MODE.size + 4 * n_streams
-    position = table_end + n_widths
+    position = table_end + {Mode.FIELDS: n_streams, Mode.DIFFERENCE: 1, Mode.SCALED: _SCALED.size}.get(Mode(mode), 0)
     if len(view) < position:
         raise TruncatedError("the chunk ends inside its stream table")
-    widths = tuple(view[table_end:position])
-    if 0 in widths:
-        raise CorruptionError("a field of the chunk has no width")
+    widths, shift, cols, phase = (), 0, 0, 0
+    if mode == Mode.FIELDS:
+        widths = tuple(view[table_end:position])
+        if 0 in widths:
+            raise CorruptionError("a field of the chunk has no width")
+    elif mode == Mode.DIFFERENCE:
+        shift = view[table_end]
+    elif mode == Mode.SCALED:
+        shift, cols, phase = _SCALED.unpack_from(view, table_end)
+        if not 0 < cols <= MAX_SCALED_COLS or phase >= cols:
+            raise CorruptionError("the rows of the chunk are impossible")
+    if shift and shift + 2 > 8 * layout.elem_bytes:
+        raise CorruptionError("the chunk drops more bits than its elements have")
     streams = []
     for (entry,) in struct.iter_unpack("<I", view[_MODE.size : table_end]):
         end = position + (entry >> 8)
@@ -138,7 +160,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         position = end
     if len(view) - position >= 16 or any(view[position:]):
         raise CorruptionError("the chunk has bytes behind its last stream")
-    return Chunk(Mode(mode), tuple(streams), widths)
+    return Chunk(Mode(mode), tuple(streams), widths, shift, cols, phase)
 
 
 def chunk_bound(layout: Layout, n_elems: int) -> int:
@@ -155,9 +177,14 @@ def record_bound(layout: Layout, n_elems: int, chunk_elems: int) -> int:
     return table_end(n_chunks) + n_chunks * chunk_bound(layout, chunk_elems)
 
 
-def build_chunk(mode: Mode, streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], widths: Sequence[int] = ()) -> bytes:
-    """Serialise a chunk, with its padding."""
+def build_scaled_chunk(streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], shift: int, cols: int, phase: int) -> bytes:
+    """Serialise a chunk of the mode *scaled*."""
+    return build_chunk(Mode.SCALED, streams, _SCALED.pack(shift, cols, phase))
+
+
+def build_chunk(mode: Mode, streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], behind_table: Sequence[int] = ()) -> bytes:
+    """Serialise a chunk, with its padding. `behind_table` are the bytes that the mode has there: fields' widths, a shift."""
     table = [len(stream) << 8 | codec for codec, stream in streams]
-    head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table) + bytes(widths)
+    head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table) + bytes(behind_table)
     n_bytes = len(head) + sum(len(stream) for _, stream in streams)
     return b"".join([head, *(memoryview(stream) for _, stream in streams), bytes(aligned(n_bytes) - n_bytes)])

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Stream = Bytes | bytes | bytearray | memoryview
 
-__all__ = ["Attention", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active", "available_isas", "isa", "use_isa"]
+__all__ = [
+    "Attention", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active",
+    "available_isas", "isa", "use_isa",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,27 @@ class EncodedChunks:
     last: SplitChunk | None
 
 
+class DifferenceCode(NamedTuple):
+    """The elements of the changed blocks of a chunk as differences (FORMAT section 14), n of them.
+
+    `cells` and `classes` are (n,) uint8, `counts` is (256, 64) uint32: how often a cell has a class. `extras` are the extra bits.
+    """
+
+    cells: Bytes
+    classes: Bytes
+    counts: NDArray[np.uint32]
+    extras: Bytes
+
+
+class ConditionalBooks(NamedTuple):
+    """Codebooks of FORMAT 8.8; `book_of` is (256,) uint8, by cell. Cells of rates above `n_rates` do not occur."""
+
+    books: list[RansBook]
+    book_of: Bytes
+    base_exponent: int
+    n_rates: int
+
+
 class Kernels(Protocol):
     """What a backend provides. Buffers are C-contiguous uint8 arrays or bytes-likes; all functions release the GIL where they can."""
 
@@ -149,6 +173,29 @@ class Kernels(Protocol):
         self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         """Decode (codec, stream) pairs, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
+
+    def decode_difference(
+        self, layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+    ) -> int:
+        """Decode rates, classes and extras, none of them zstd, onto `base` (n_elems * elem_bytes,) into `out`; return the CRC as `decode_streams` does."""
+
+    def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
+        """Return the exponents of the base (n_elems,), and of each block 0 if it equals its base, else the size of its differences.
+
+        That is 1 + floor(log2) of their sum, each weighted by its base's exponent. Both uint8.
+        """
+
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+        """Code the blocks whose rate (n_blocks,) is not 0 (FORMAT section 14)."""
+
+    def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
+        """Return the stream of FORMAT 8.8."""
+
+    def scaled_base(self, layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
+        """Return the base that scales and signs make (FORMAT 14.5), (n_elems * elem_bytes,) uint8.
+
+        `scales` are little-endian i16, of the rows that the elements touch, then of `cols` columns.
+        """
 
     def sample_repeats(self, data: Bytes) -> int:
         """Count the 8-byte words of a sample that equal an earlier one: the cue to try zstd.

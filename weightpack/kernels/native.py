@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
-from weightpack.kernels import EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
+from weightpack.kernels import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 from weightpack.parallel import Scratch
 
 try:
@@ -48,6 +48,11 @@ def _check(status: int) -> None:
     raise WeightpackError(f"the native core refused its arguments (status {status}): this is a bug in weightpack")
 
 
+def _packed(book: RansBook) -> bytes:
+    """A wp_rans_book."""
+    return bytes((len(book.symbols), book.escape_freq)) + book.symbols.ljust(16, b"\0") + book.freqs.ljust(16, b"\0")
+
+
 class NativeKernels:
     """See `weightpack.kernels.Kernels` for what the methods do."""
 
@@ -81,8 +86,7 @@ class NativeKernels:
         return RansBook(book[2 : 2 + k], book[18 : 18 + k], book[1]), cost
 
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
-        k = len(book.symbols)
-        packed = bytes((k, book.escape_freq)) + book.symbols.ljust(16, b"\0") + book.freqs.ljust(16, b"\0")
+        k, packed = len(book.symbols), _packed(book)
         # Bound: a renormalisation byte and a literal for each symbol, and the head.
         out = np.empty(2 * len(symbols) + 2 + 2 * k + 256 + 4, np.uint8)
         status, n = _core.rans_encode(self._isa, packed, symbols, self._scratch.get(_core.rans_scratch(len(symbols))), out)
@@ -127,6 +131,42 @@ class NativeKernels:
         )
         _check(status)
         return crc
+
+    def decode_difference(
+        self, layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+    ) -> int:
+        status, crc = _core.decode_difference(
+            self._isa, layout.id, shift, streams, base, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)
+        )
+        _check(status)
+        return crc
+
+    def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
+        n = elems.size // layout.elem_bytes
+        exponents, scales = np.empty(n, np.uint8), np.empty(-(-n // 128), np.uint8)
+        _check(_core.difference_planes(self._isa, layout.id, shift, elems, base, exponents, scales))
+        return exponents, scales
+
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+        n = elems.size // layout.elem_bytes
+        cells, classes = np.empty((2, n), np.uint8)
+        counts, extras = np.empty((256, 64), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
+        status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, cells, classes, counts, extras)
+        _check(status)
+        return DifferenceCode(cells[:n_changed], classes[:n_changed], counts, extras[:n_bytes])
+
+    def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
+        packed, n = b"".join(map(_packed, books.books)), symbols.size
+        out = np.empty(2 * n + 2048, np.uint8)  # a renormalisation byte and a literal for each symbol; head up to 3 + 120 + 16 * 34 + 260 bytes
+        scratch = self._scratch.get(_core.rans_scratch(n))
+        status, n_bytes = _core.conditional_encode(packed, books.base_exponent, books.n_rates, books.book_of, cells, symbols, scratch, out)
+        _check(status)
+        return out[:n_bytes]
+
+    def scaled_base(self, layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
+        base = np.empty(n_elems * layout.elem_bytes, np.uint8)
+        _check(_core.scaled_base(layout.id, scales, cols, phase, signs, n_elems, base))
+        return base
 
     def sample_repeats(self, data: Bytes) -> int:
         return _core.sample_repeats(data)

@@ -18,7 +18,7 @@ from weightpack.dtypes import LAYOUTS, Layout, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
 from weightpack.format.record import CHUNK_HEAD_BYTES, build_chunk, parse_chunk
-from weightpack.kernels import EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
+from weightpack.kernels import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,17 +31,17 @@ _SEGMENT_BYTES = 1 << 14
 _SAMPLE_BYTES = 1 << 13
 
 
-def _u8(data: Stream) -> Bytes:
+def u8(data: Stream) -> Bytes:
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
 
 
-def _expect(ok: bool, what: str) -> None:
+def expect(ok: bool, what: str) -> None:
     """Refuse what only a caller inside weightpack can get wrong: the native core refuses it too, and wrong bytes would be worse."""
     if not ok:
         raise WeightpackError(f"{what}: this is a bug in weightpack")
 
 
-def _need(ok: bool, what: str, error: type[CorruptionError | TruncatedError] = CorruptionError) -> None:
+def need(ok: bool, what: str, error: type[CorruptionError | TruncatedError] = CorruptionError) -> None:
     if not ok:
         raise error(f"{what} {'ends early' if error is TruncatedError else 'contradicts the format'}: the file is damaged")
 
@@ -52,28 +52,28 @@ class PortableKernels:
     name = "numpy"
 
     def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
-        return _crc32c(_u8(data), crc)
+        return _crc32c(u8(data), crc)
 
     def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
-        return np.bincount(_u8(symbols), minlength=256).astype(np.uint32)
+        return np.bincount(u8(symbols), minlength=256).astype(np.uint32)
 
     def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
-        return _split(layout, _u8(elems))
+        return _split(layout, u8(elems))
 
     def rans_choose(self, counts: NDArray[np.uint32]) -> tuple[RansBook, int]:
         return _rans_choose([int(c) for c in counts])
 
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
-        return _rans_encode(book, _u8(symbols))
+        return _rans_encode(book, u8(symbols))
 
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
-        return _huffman_encode(lengths, _u8(symbols))
+        return _huffman_encode(lengths, u8(symbols))
 
     def encode_chunks(
         self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
     ) -> EncodedChunks:
         """Encode one chunk, and say that it deserves attention: here nothing is gained by more at once."""
-        elems = _u8(elems)[: chunk_elems * layout.elem_bytes]
+        elems = u8(elems)[: chunk_elems * layout.elem_bytes]
         split = _split(layout, elems)
         planes = [*split.symbols, *([split.widths, split.bits] if layout.raw_bits else [])]
         streams, facts, begin, plane_begin = [], [], CHUNK_HEAD_BYTES + 4 * len(planes), 0
@@ -88,19 +88,19 @@ class PortableKernels:
             streams.append((codec, stream))
             begin, plane_begin = begin + stream.size, plane_begin + plane.size
         chunk = build_chunk(Mode.SPLIT, streams)
-        _expect(out.size >= len(chunk), "the output is too small")
-        out[: len(chunk)] = _u8(chunk)
-        return EncodedChunks([len(chunk)], [_chunk_crc(elems, first_number)], SplitChunk(self.sample_repeats(elems), facts, np.concatenate(planes)))
+        expect(out.size >= len(chunk), "the output is too small")
+        out[: len(chunk)] = u8(chunk)
+        return EncodedChunks([len(chunk)], [chunk_crc(elems, first_number)], SplitChunk(self.sample_repeats(elems), facts, np.concatenate(planes)))
 
     def decode_chunks(
         self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
         first_number: int, out: Bytes,
     ) -> int:  # fmt: skip
         view, begins = memoryview(data).cast("B"), (offsets - offsets[0]).tolist()
-        _expect(len(begins) == len(crcs) + 1 and 0 < n_elems <= chunk_elems * len(crcs) and begins[-1] <= len(view), "chunks")
+        expect(len(begins) == len(crcs) + 1 and 0 < n_elems <= chunk_elems * len(crcs) and begins[-1] <= len(view), "chunks")
         for i in range(first, len(crcs)):
             with located(chunk=first_number + i):
-                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] == Mode.FIELDS:
+                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] in (Mode.FIELDS, Mode.DIFFERENCE, Mode.SCALED):
                     return i  # the caller's, good or bad
                 parsed = parse_chunk(view[begins[i] : begins[i + 1]], layout)
                 if any(codec == Codec.ZSTD for codec, _ in parsed.streams):
@@ -114,13 +114,40 @@ class PortableKernels:
     def decode_streams(self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes) -> int:
         if mode not in (Mode.SPLIT, Mode.WHOLE):
             raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
-        _need(len(streams) == (layout.n_streams if mode == Mode.SPLIT else 1), "the chunk's count of streams")
+        need(len(streams) == (layout.n_streams if mode == Mode.SPLIT else 1), "the chunk's count of streams")
         n_bytes = n_elems * layout.elem_bytes
-        _need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
+        need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
         if mode == Mode.WHOLE:  # 6.4: what BYTES1 would be
             layout, n_elems = LAYOUTS[LayoutId.BYTES1], n_bytes
-        _merge(layout, [(codec, _u8(stream)) for codec, stream in streams], n_elems, out[:n_bytes])
-        return _chunk_crc(out[:n_bytes], chunk_number)
+        _merge(layout, [(codec, u8(stream)) for codec, stream in streams], n_elems, out[:n_bytes])
+        return chunk_crc(out[:n_bytes], chunk_number)
+
+    def decode_difference(
+        self, layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+    ) -> int:
+        from weightpack.kernels import portable_difference as in_numpy  # which builds on this module
+
+        return in_numpy.decode_difference(layout, shift, streams, base, n_elems, chunk_number, out)
+
+    def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
+        from weightpack.kernels import portable_difference as in_numpy
+
+        return in_numpy.difference_planes(layout, shift, elems, base)
+
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+        from weightpack.kernels import portable_difference as in_numpy
+
+        return in_numpy.difference_code(layout, shift, elems, base, rates, base_exponent)
+
+    def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
+        from weightpack.kernels import portable_difference as in_numpy
+
+        return in_numpy.conditional_encode(books, cells, symbols)
+
+    def scaled_base(self, layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
+        from weightpack.kernels import portable_difference as in_numpy
+
+        return in_numpy.scaled_base(layout, scales, cols, phase, signs, n_elems)
 
     def sample_repeats(self, data: Bytes) -> int:
         middle = len(data) // 2 & ~7
@@ -132,8 +159,8 @@ def _count_repeats(data: Bytes) -> int:
     return int(words.size - np.unique(words).size)
 
 
-def _chunk_crc(elems: Bytes, chunk_number: int) -> int:
-    return _crc32c(elems, _crc32c(_u8(chunk_number.to_bytes(4, "little")), 0))
+def chunk_crc(elems: Bytes, chunk_number: int) -> int:
+    return _crc32c(elems, _crc32c(u8(chunk_number.to_bytes(4, "little")), 0))
 
 
 def _encode_plane(plane: Bytes, most_tables: int, next_plane: Bytes | None) -> tuple[Codec, Bytes, int, int]:
@@ -273,7 +300,7 @@ def _block_values(data: Bytes, w: int, m: int, v: NDArray[Any]) -> None:
     begin, size = w // 8 * m, (m + 7) // 8
     for k in range(w % 8):
         plane = np.unpackbits(data[:, begin + k * size : begin + (k + 1) * size], axis=1, bitorder="little")
-        _need(not plane[:, m:].any(), "the unused bits of a bit plane")
+        need(not plane[:, m:].any(), "the unused bits of a bit plane")
         v <<= 1
         v |= plane[:, :m]
 
@@ -284,14 +311,14 @@ def _merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes)
         codec, bits = streams[-1]
         if codec != Codec.RAW:  # 7.5
             raise (CorruptionError if codec in CODEC_NAMES else UnsupportedError)(f"the bits have codec {codec}")
-        widths = _decode_plane(*streams[-2], -(-n // LANES), 8)
-        _need(int(widths.max()) <= r, "a block's width")  # 7.3
+        widths = decode_plane(*streams[-2], -(-n // LANES), 8)
+        need(int(widths.max()) <= r, "a block's width")  # 7.3
         begins = _begins(widths, n)
-        _need(bits.size >= int(begins[-1]), "the bits stream", TruncatedError)
-        _need(bits.size == int(begins[-1]), "the bits stream's length")
+        need(bits.size >= int(begins[-1]), "the bits stream", TruncatedError)
+        need(bits.size == int(begins[-1]), "the bits stream's length")
     planes: list[Bytes] = []
     for i in reversed(range(len(layout.plane_bits))):  # the last one first: it may be another's context
-        planes.insert(0, _decode_plane(*streams[i], n, layout.plane_bits[i], planes[0] if layout.has_context(i) else None))
+        planes.insert(0, decode_plane(*streams[i], n, layout.plane_bits[i], planes[0] if layout.has_context(i) else None))
     if mantissa is None:
         for i, plane in enumerate(planes):
             out.reshape(n, -1)[:, i] = plane
@@ -313,10 +340,10 @@ def _merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes)
 # ---- codecs (section 8)
 
 
-def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane: Bytes | None = None) -> Bytes:
+def decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane: Bytes | None = None) -> Bytes:
     """Decode n symbols that MUST fit `plane_bits` (7.2). As in the native core, symbols of a codebook must fit whether they occur or not."""
     if codec == Codec.CONTEXT:
-        _need(next_plane is not None, "a codec that needs a context")
+        need(next_plane is not None, "a codec that needs a context")
         assert next_plane is not None
         return _context_decode(stream, next_plane)
     if codec == Codec.RANS:
@@ -326,11 +353,12 @@ def _decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane
     if codec == Codec.HUFFMAN:
         return _huffman_decode(stream, n, plane_bits)
     if codec not in (Codec.RAW, Codec.CONSTANT):
-        _expect(codec != Codec.ZSTD, "a zstd stream that was not expanded")
+        need(codec != Codec.CONDITIONAL, "a codec that is for differences only")
+        expect(codec != Codec.ZSTD, "a zstd stream that was not expanded")
         raise UnsupportedError(f"unknown codec {codec}: upgrade weightpack")
     n_bytes = n if codec == Codec.RAW else 1
-    _need(stream.size >= n_bytes, "a raw or constant stream", TruncatedError)
-    _need(stream.size == n_bytes and int(stream.max()) >> plane_bits == 0, "a raw or constant stream")
+    need(stream.size >= n_bytes, "a raw or constant stream", TruncatedError)
+    need(stream.size == n_bytes and int(stream.max()) >> plane_bits == 0, "a raw or constant stream")
     return stream if codec == Codec.RAW else np.full(n, stream[0], np.uint8)
 
 
@@ -367,7 +395,7 @@ def _share(counts: list[int], total: int) -> tuple[list[int], int]:
 
 def _rans_choose(counts: list[int]) -> tuple[RansBook, int]:
     present = sorted((s for s in range(256) if counts[s]), key=lambda s: (-counts[s], s))
-    _expect(len(present) >= 2, "a rANS codebook for fewer than two symbols")
+    expect(len(present) >= 2, "a rANS codebook for fewer than two symbols")
     total, best = sum(counts), (1 << 64, RansBook(b"", b"", 0))
     for k in range(1, min(16, len(present)) + 1):
         coded = [counts[s] for s in present[:k]]
@@ -387,16 +415,16 @@ def _is_book(symbols: bytes, freqs: bytes, escape: int) -> bool:
 
 def _rans_encode(book: RansBook, symbols: Bytes) -> Bytes:
     k, escape = len(book.symbols), book.escape_freq
-    _expect(1 <= k <= (15 if escape else 16) and _is_book(book.symbols, book.freqs, escape), "a wrong rANS codebook")
-    _expect(bool(escape) or bool(np.isin(symbols, list(book.symbols)).all()), "a symbol that the rANS codebook lacks")
-    return np.concatenate([_book_bytes(book), _encode_symbols([book], np.zeros(symbols.size, np.intp), symbols)])
+    expect(1 <= k <= (15 if escape else 16) and _is_book(book.symbols, book.freqs, escape), "a wrong rANS codebook")
+    expect(bool(escape) or bool(np.isin(symbols, list(book.symbols)).all()), "a symbol that the rANS codebook lacks")
+    return np.concatenate([book_bytes(book), encode_symbols([book], np.zeros(symbols.size, np.intp), symbols)])
 
 
-def _book_bytes(book: RansBook) -> Bytes:
-    return _u8(bytes((len(book.symbols), book.escape_freq)) + book.symbols + book.freqs)
+def book_bytes(book: RansBook) -> Bytes:
+    return u8(bytes((len(book.symbols), book.escape_freq)) + book.symbols + book.freqs)
 
 
-def _encode_symbols(books: Sequence[RansBook], which: NDArray[np.intp], symbols: Bytes) -> Bytes:
+def encode_symbols(books: Sequence[RansBook], which: NDArray[np.intp], symbols: Bytes) -> Bytes:
     """Return states, renormalisation bytes and literals (8.3); symbol i is coded with the book number which[i]."""
     rank_of, freqs, starts = np.empty((len(books), 256), np.uint8), np.zeros((len(books), 17), np.uint32), np.zeros((len(books), 17), np.uint32)
     escapes = np.array([len(book.symbols) for book in books], np.uint8)
@@ -419,7 +447,7 @@ def _encode_symbols(books: Sequence[RansBook], which: NDArray[np.intp], symbols:
         state = np.where(over, state >> 8, state)
         x[: f.size] = (state // f << 8) + state % f + start[begin : begin + LANES]
     renorm = np.concatenate(emitted[::-1])
-    return np.concatenate([_u8(x.astype("<u2").tobytes() + renorm.size.to_bytes(4, "little")), renorm, literals])
+    return np.concatenate([u8(x.astype("<u2").tobytes() + renorm.size.to_bytes(4, "little")), renorm, literals])
 
 
 class _Slots(NamedTuple):
@@ -432,15 +460,15 @@ class _Slots(NamedTuple):
     has_escape: bool
 
 
-def _read_book(stream: Bytes, at: int, plane_bits: int) -> tuple[_Slots, int]:
+def read_book(stream: Bytes, at: int, plane_bits: int) -> tuple[_Slots, int]:
     """Parse the codebook at `at`; return it and its end."""
-    _need(stream.size >= at + 2, "a rANS stream", TruncatedError)
+    need(stream.size >= at + 2, "a rANS stream", TruncatedError)
     k, escape = int(stream[at]), int(stream[at + 1])
-    _need(1 <= k <= (15 if escape else 16), "a rANS codebook's size")
+    need(1 <= k <= (15 if escape else 16), "a rANS codebook's size")
     end = at + 2 + 2 * k
-    _need(stream.size >= end, "a rANS stream", TruncatedError)
+    need(stream.size >= end, "a rANS stream", TruncatedError)
     values, freqs = stream[at + 2 : at + 2 + k], stream[at + 2 + k : end].tobytes()
-    _need(_is_book(values.tobytes(), freqs, escape) and int(values.max()) >> plane_bits == 0, "a rANS codebook")
+    need(_is_book(values.tobytes(), freqs, escape) and int(values.max()) >> plane_bits == 0, "a rANS codebook")
     freq = np.array([*freqs, escape], np.uint32)
     rank = np.repeat(np.arange(k + 1, dtype=np.uint8), freq)
     bias = np.arange(256, dtype=np.uint32) - (np.cumsum(freq, dtype=np.uint32) - freq)[rank]
@@ -448,21 +476,21 @@ def _read_book(stream: Bytes, at: int, plane_bits: int) -> tuple[_Slots, int]:
 
 
 def _rans_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
-    book, at = _read_book(stream, 0, plane_bits)
+    book, at = read_book(stream, 0, plane_bits)
     return _decode_symbols([book], np.zeros(-(-n // LANES), np.intp), stream[at:], n, plane_bits)
 
 
 def _decode_symbols(books: Sequence[_Slots], which: NDArray[np.intp], stream: Bytes, n: int, plane_bits: int) -> Bytes:
-    """Decode what `_encode_symbols` gives; group g has the book number which[g]."""
+    """Decode what `encode_symbols` gives; group g has the book number which[g]."""
     head = 2 * LANES + 4
-    _need(stream.size >= head, "a rANS stream", TruncatedError)
+    need(stream.size >= head, "a rANS stream", TruncatedError)
     x = stream[: 2 * LANES].view("<u2").astype(np.uint32)
-    _need(int(x.min()) >= 256, "a rANS state")
+    need(int(x.min()) >= 256, "a rANS state")
     n_renorm = int.from_bytes(stream[2 * LANES : head].tobytes(), "little")
-    _need(n_renorm <= stream.size - head, "a rANS stream", TruncatedError)
+    need(n_renorm <= stream.size - head, "a rANS stream", TruncatedError)
     renorm, literals = stream[head : head + n_renorm], stream[head + n_renorm :]
     has_escape = any(book.has_escape for book in books)
-    _need((has_escape or not literals.size) and int(literals.max(initial=0)) >> plane_bits == 0, "rANS literals")
+    need((has_escape or not literals.size) and int(literals.max(initial=0)) >> plane_bits == 0, "rANS literals")
     symbols, is_escape, position = np.empty(n, np.uint8), np.empty(n, bool), 0
     for group, begin in enumerate(range(0, n, LANES)):
         book, m = books[which[group]], min(LANES, n - begin)
@@ -472,13 +500,13 @@ def _decode_symbols(books: Sequence[_Slots], which: NDArray[np.intp], stream: By
         is_escape[begin : begin + m] = rank == book.symbols.size - 1
         state = book.freq[slot] * (x[:m] >> 8) + book.bias[slot]
         low = np.flatnonzero(state < 256)
-        _need(position + low.size <= n_renorm, "a rANS stream", TruncatedError)
+        need(position + low.size <= n_renorm, "a rANS stream", TruncatedError)
         state[low] = state[low] << 8 | renorm[position : position + low.size]
         position += low.size
         x[:m] = state
     escaped = np.flatnonzero(is_escape)
-    _need(escaped.size <= literals.size, "a rANS stream", TruncatedError)
-    _need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a rANS stream's end")
+    need(escaped.size <= literals.size, "a rANS stream", TruncatedError)
+    need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a rANS stream's end")
     symbols[escaped] = literals
     return symbols
 
@@ -558,31 +586,31 @@ def _tables_encode(tables: _Tables, plane: Bytes) -> Bytes:
     books, width = tables.books, _id_bits(len(tables.books))
     ids = np.packbits((tables.ids[:, None] >> np.arange(width) & 1).astype(np.uint8).reshape(-1), bitorder="little")
     which = np.repeat(tables.ids, _RUN_GROUPS * LANES)[: plane.size]
-    head = _u8(bytes((len(books) - 1, _RUN_GROUPS)))
-    return np.concatenate([head, *map(_book_bytes, books), ids, _encode_symbols(books, which, plane)])
+    head = u8(bytes((len(books) - 1, _RUN_GROUPS)))
+    return np.concatenate([head, *map(book_bytes, books), ids, encode_symbols(books, which, plane)])
 
 
 def _tables_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
-    _need(stream.size >= 2, "a rANS stream", TruncatedError)
+    need(stream.size >= 2, "a rANS stream", TruncatedError)
     n_books, run_groups = int(stream[0]) + 1, int(stream[1])
-    _need(2 <= n_books <= 16 and run_groups > 0, "the count of codebooks")
+    need(2 <= n_books <= 16 and run_groups > 0, "the count of codebooks")
     books, at = [], 2
     for _ in range(n_books):
-        book, at = _read_book(stream, at, plane_bits)
+        book, at = read_book(stream, at, plane_bits)
         books.append(book)
     n_runs, width = -(-n // (LANES * run_groups)), _id_bits(n_books)
     id_bytes = (n_runs * width + 7) // 8
-    _need(stream.size >= at + id_bytes, "a rANS stream", TruncatedError)
+    need(stream.size >= at + id_bytes, "a rANS stream", TruncatedError)
     bits = np.unpackbits(stream[at : at + id_bytes], bitorder="little")
     ids = bits[: n_runs * width].reshape(n_runs, width) @ (1 << np.arange(width))
-    _need(int(ids.max()) < n_books and not bits[n_runs * width :].any(), "the ids of codebooks")
+    need(int(ids.max()) < n_books and not bits[n_runs * width :].any(), "the ids of codebooks")
     return _decode_symbols(books, np.repeat(ids, run_groups)[: -(-n // LANES)], stream[at + id_bytes :], n, plane_bits)
 
 
 # rANS in a context (8.6)
 
 
-def _contexts(next_plane: Bytes, base: int) -> Bytes:
+def contexts(next_plane: Bytes, base: int) -> Bytes:
     clamped: Bytes = np.clip(next_plane.astype(np.int16) - base, 0, 15).astype(np.uint8)
     return clamped
 
@@ -590,10 +618,10 @@ def _contexts(next_plane: Bytes, base: int) -> Bytes:
 def _context_encode(next_plane: Bytes, symbols: Bytes) -> Bytes:
     in_window = sliding_window_view(np.bincount(next_plane, minlength=256), 16).sum(axis=1)
     base = int(in_window.argmax())  # the lowest of the best
-    counts = np.bincount(_contexts(next_plane, base) * 4 + symbols, minlength=64).reshape(16, 4)
+    counts = np.bincount(contexts(next_plane, base) * 4 + symbols, minlength=64).reshape(16, 4)
     freqs = np.array([_share(row, sum(row))[0] if any(row) else [64] * 4 for row in counts.tolist()], np.uint32)
     starts = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
-    index = _contexts(next_plane, base).astype(np.intp) * 4 + symbols
+    index = contexts(next_plane, base).astype(np.intp) * 4 + symbols
     freq, start = freqs.reshape(-1)[index], starts.reshape(-1)[index]
     x, emitted = np.full(LANES, 256, np.uint32), [np.empty(0, np.uint8)]
     for begin in reversed(range(0, symbols.size, LANES)):
@@ -604,18 +632,18 @@ def _context_encode(next_plane: Bytes, symbols: Bytes) -> Bytes:
         state = np.where(over, state >> 8, state)
         x[: f.size] = (state // f << 8) + state % f + start[begin : begin + LANES]
     head = bytes([base]) + starts[:, 1:].astype(np.uint8).tobytes() + x.astype("<u2").tobytes()
-    return np.concatenate([_u8(head), *emitted[::-1]])
+    return np.concatenate([u8(head), *emitted[::-1]])
 
 
 def _context_decode(stream: Bytes, next_plane: Bytes) -> Bytes:
     head = 1 + 3 * 16 + 2 * LANES
-    _need(stream.size >= head, "a stream in a context", TruncatedError)
+    need(stream.size >= head, "a stream in a context", TruncatedError)
     starts = np.zeros((16, 5), np.uint32)
     starts[:, 1:4], starts[:, 4] = stream[1:49].reshape(16, 3), 256
-    _need(bool((starts[:, 1:] > starts[:, :-1]).all()), "the frequencies of a context")
+    need(bool((starts[:, 1:] > starts[:, :-1]).all()), "the frequencies of a context")
     x, renorm, position = stream[49:head].view("<u2").astype(np.uint32), stream[head:], 0
-    _need(int(x.min()) >= 256, "a rANS state")
-    rows, symbols = starts[_contexts(next_plane, int(stream[0]))], np.empty(next_plane.size, np.uint8)
+    need(int(x.min()) >= 256, "a rANS state")
+    rows, symbols = starts[contexts(next_plane, int(stream[0]))], np.empty(next_plane.size, np.uint8)
     for begin in range(0, symbols.size, LANES):
         row = rows[begin : begin + LANES]
         lanes = np.arange(len(row))
@@ -625,11 +653,11 @@ def _context_decode(stream: Bytes, next_plane: Bytes) -> Bytes:
         start, end = row[lanes, symbol], row[lanes, symbol + 1]
         state = (end - start) * (x[: len(row)] >> 8) + slot - start
         low = np.flatnonzero(state < 256)
-        _need(position + low.size <= renorm.size, "a stream in a context", TruncatedError)
+        need(position + low.size <= renorm.size, "a stream in a context", TruncatedError)
         state[low] = state[low] << 8 | renorm[position : position + low.size]
         position += low.size
         x[: len(row)] = state
-    _need(position == renorm.size and bool((x == 256).all()), "the end of a stream in a context")
+    need(position == renorm.size and bool((x == 256).all()), "the end of a stream in a context")
     return symbols
 
 
@@ -650,10 +678,10 @@ def _codes(lengths: Sequence[int]) -> dict[int, int] | None:
 
 def _huffman_encode(lengths: bytes, symbols: Bytes) -> Bytes:
     codes = _codes(lengths)
-    _expect(codes is not None, "an incomplete Huffman code")
+    expect(codes is not None, "an incomplete Huffman code")
     present = sorted(codes or ())
     is_present = np.isin(np.arange(256), present)
-    _expect(bool(is_present[symbols].all()), "a symbol without a Huffman code")
+    expect(bool(is_present[symbols].all()), "a symbol without a Huffman code")
     symbol_set = bytes(present) if len(present) < 32 else np.packbits(is_present, bitorder="little").tobytes()
     nibbles = [lengths[s] for s in present] + [0]
     packed = bytes(nibbles[i] | nibbles[i + 1] << 4 for i in range(0, len(present), 2))
@@ -664,37 +692,37 @@ def _huffman_encode(lengths: bytes, symbols: Bytes) -> Bytes:
     parts = [symbols[i::4] for i in range(4)]
     bitstreams = [np.packbits(bits_of[part][is_bit[part]], bitorder="little") for part in parts]
     sizes = b"".join(len(bitstream).to_bytes(3, "little") for bitstream in bitstreams[:3])
-    return np.concatenate([_u8(bytes([len(present) - 1]) + symbol_set + packed + sizes), *bitstreams])
+    return np.concatenate([u8(bytes([len(present) - 1]) + symbol_set + packed + sizes), *bitstreams])
 
 
 def _huffman_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
-    _need(stream.size >= 1, "a Huffman stream", TruncatedError)
+    need(stream.size >= 1, "a Huffman stream", TruncatedError)
     n_symbols = int(stream[0]) + 1
-    _need(n_symbols >= 2, "a Huffman code of one symbol")
+    need(n_symbols >= 2, "a Huffman code of one symbol")
     set_end = 1 + min(n_symbols, 32)
     head = set_end + (n_symbols + 1) // 2 + 9
-    _need(stream.size >= head, "a Huffman stream", TruncatedError)
+    need(stream.size >= head, "a Huffman stream", TruncatedError)
     if n_symbols < 32:
         present = stream[1:set_end].tolist()
     else:
         present = np.flatnonzero(np.unpackbits(stream[1:33], bitorder="little")).tolist()
     nibbles = [nibble for byte in stream[set_end : head - 9].tolist() for nibble in (byte & 15, byte >> 4)]
     is_set = len(present) == n_symbols and present == sorted(set(present)) and present[-1] >> plane_bits == 0
-    _need(is_set and 0 not in nibbles[:n_symbols] and not any(nibbles[n_symbols:]), "a Huffman code's table")
+    need(is_set and 0 not in nibbles[:n_symbols] and not any(nibbles[n_symbols:]), "a Huffman code's table")
     lengths = [0] * 256
     for s, length in zip(present, nibbles, strict=False):
         lengths[s] = length
     codes = _codes(lengths)
-    _need(codes is not None, "a Huffman code's lengths")
+    need(codes is not None, "a Huffman code's lengths")
     symbol_of, length_of = np.zeros(1 << MAX_CODE_BITS, np.uint8), np.zeros(1 << MAX_CODE_BITS, np.uint8)
     for s, code in (codes or {}).items():
         symbol_of[code :: 1 << lengths[s]], length_of[code :: 1 << lengths[s]] = s, lengths[s]
     sizes = [int.from_bytes(stream[at : at + 3].tobytes(), "little") for at in (head - 9, head - 6, head - 3)]
-    _need(head + sum(sizes) <= stream.size, "a Huffman stream", TruncatedError)
+    need(head + sum(sizes) <= stream.size, "a Huffman stream", TruncatedError)
     bitstreams = np.split(stream[head:], np.cumsum(sizes))
     symbols = np.empty(n, np.uint8)
     ends = [_huffman_bitstream(bitstream, symbols[i::4], symbol_of, length_of) for i, bitstream in enumerate(bitstreams)]
-    _need(all(ends), "a Huffman bitstream's end")  # only now: a bitstream that ends early comes first
+    need(all(ends), "a Huffman bitstream's end")  # only now: a bitstream that ends early comes first
     return symbols
 
 
@@ -720,5 +748,5 @@ def _huffman_bitstream(data: Bytes, out: Bytes, symbol_of: Bytes, length_of: Byt
             at += steps[at]
         out[done : done + len(chain)] = symbol_of[windows[chain]]
         done, at = done + len(chain), at - len(steps)
-    _need(done == out.size and at <= 0, "a Huffman bitstream", TruncatedError)
+    need(done == out.size and at <= 0, "a Huffman bitstream", TruncatedError)
     return at > -8 and (at == 0 or int(data[-1]) >> (8 + at) == 0)

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Section 14: elements as integer differences from a base. Floats are compared in the order of their values, in which neighbours differ by one, so that a small step of
+ * training is a small number whatever it does to the bits.
+ */
+#include "plane.h"
+#include "words.h"
+
+enum { MAX_RATE = 15, N_CLASSES = WP_N_CLASSES, MAX_EXTRA = 32, BITS_GUARD = 8 };
+
+/* ---- what a layout means here ---- */
+
+/* `exponent_shift` and `exponent_bits`: where the context comes from. Layouts of 8 bytes have none of this. */
+typedef struct { uint8_t word_bits, is_float, exponent_shift, exponent_bits; } word_kind;
+
+static int kind_of(unsigned layout, word_kind *k) {
+    switch (layout) {
+    case WP_BYTES1: *k = (word_kind){8, 0, 4, 4}; return 1;
+    case WP_BYTES2: *k = (word_kind){16, 0, 0, 0}; return 1;
+    case WP_BYTES4: *k = (word_kind){32, 0, 0, 0}; return 1;
+    case WP_BF16: case WP_BF16_LEAD: *k = (word_kind){16, 1, 7, 8}; return 1;
+    case WP_F16: case WP_F16_LEAD: *k = (word_kind){16, 1, 10, 5}; return 1;
+    case WP_F32: case WP_F32_LEAD: *k = (word_kind){32, 1, 23, 8}; return 1;
+    case WP_F8_E4M3: case WP_F8_E4M3_LEAD: *k = (word_kind){8, 1, 3, 4}; return 1;
+    case WP_F8_E5M2: case WP_F8_E5M2_LEAD: *k = (word_kind){8, 1, 2, 5}; return 1;
+    default: return 0;
+    }
+}
+
+static unsigned exponent_mask_of(word_kind k) { return (1u << k.exponent_bits) - 1; }
+
+/* ---- decoding ---- */
+
+static void fill_classes(wp_class_table *t) {
+    t->entry[0] = 0;
+    t->entry[1] = 1 | 1 << 8;
+    for (unsigned c = 2; c < N_CLASSES; c++) {
+        const unsigned low = (c >> 1) - 1;
+        t->entry[c] = (low + 1) | (uint64_t)((2u | (c & 1)) << low) << 8;
+    }
+}
+
+/* Unchanged blocks, and one changed block after the other. */
+static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned shift, const wp_stream *streams, const uint8_t *base, size_t n_elems, wp_workspace *ws,
+                               uint8_t *out, uint32_t *crc) {
+    const unsigned bytes = wp_layout_of(layout)->elem_bytes;
+    const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK;
+    const int conditional = streams[1].codec == WP_CONDITIONAL;
+    word_kind kind;
+    if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits) return WP_CORRUPT;
+    wp_status status = wp_plane_decode(k, &ws->u.planes[0], &streams[0], n_blocks, ws->widths);
+    if (status != WP_OK) return status;
+    size_t n_changed = 0;
+    for (size_t b = 0; b < n_blocks; b++) {
+        if (ws->widths[b] > MAX_RATE) return WP_CORRUPT;
+        if (ws->widths[b]) n_changed += b + 1 < n_blocks ? WP_BLOCK : n_elems - b * WP_BLOCK;
+    }
+    if (streams[2].codec != WP_RAW) return streams[2].codec == WP_ZSTD ? WP_NEEDS_ZSTD : streams[2].codec < WP_N_CODECS ? WP_CORRUPT : WP_UNSUPPORTED;
+    if (n_changed == 0) {
+        if (streams[1].codec != WP_RAW || streams[1].n_bytes || streams[2].n_bytes) return WP_CORRUPT;
+    } else if (conditional) {
+        status = wp_conditional_open(&ws->u.conditional, streams[1].data, streams[1].n_bytes);
+    } else {
+        status = wp_plane_open(&ws->u.planes[0], &streams[1], n_changed, WP_CLASS_BITS, 0, ws->symbols[0], WP_BLOCK);
+    }
+    if (status != WP_OK) return status;
+
+    wp_class_table table;
+    fill_classes(&table);
+    const unsigned last_class = 2 * (kind.word_bits - shift) - 1; /* its magnitude would need more bits than the word has */
+    const uint8_t *bits = streams[2].data;
+    uint64_t n_bits = (uint64_t)streams[2].n_bytes * 8, position = 0;
+    /* Where fewer bytes are left than a block may read, they are read from a copy with zeros behind it. */
+    enum { MOST_READ = WP_BLOCK * MAX_EXTRA / 8 + BITS_GUARD };
+    uint8_t tail[2 * MOST_READ];
+    for (size_t b = 0; b < n_blocks;) {
+        const size_t batch_end = b + WP_BATCH_BLOCKS < n_blocks ? b + WP_BATCH_BLOCKS : n_blocks;
+        uint8_t *const batch = out;
+        for (; b < batch_end; b++) {
+            const size_t m = b + 1 < n_blocks ? WP_BLOCK : n_elems - b * WP_BLOCK;
+            const unsigned rate = ws->widths[b];
+            if (rate == 0) {
+                memcpy(out, base, m * bytes);
+            } else {
+                uint8_t exponents[WP_BLOCK];
+                wp_differences d;
+                const uint8_t *classes = ws->symbols[0];
+                if (conditional) {
+                    k->exponents(base, m, bytes, kind.exponent_shift, exponent_mask_of(kind), exponents);
+                    status = wp_conditional_next(k, &ws->u.conditional, rate, exponents, ws->symbols[0], m);
+                } else {
+                    status = wp_plane_next(k, &ws->u.planes[0], m, NULL, ws->symbols[0], &classes);
+                }
+                if (status != WP_OK) return status;
+                uint8_t largest = 0;
+                for (size_t i = 0; i < m; i++) largest = classes[i] > largest ? classes[i] : largest;
+                if (largest >= last_class) return WP_CORRUPT;
+                if (bits != tail && n_bits / 8 - position / 8 < MOST_READ) {
+                    const size_t begin = (size_t)(position / 8), left = (size_t)(n_bits / 8) - begin;
+                    memset(tail, 0, sizeof tail);
+                    if (left) memcpy(tail, bits + begin, left);
+                    bits = tail;
+                    position -= 8 * begin;
+                    n_bits -= 8 * begin;
+                }
+                position = k->differences(&table, classes, m, bits, position, bytes, &d);
+                if (position > n_bits) return WP_TRUNCATED;
+                k->apply(base, bytes, shift, kind.is_float, &d, m, out);
+            }
+            out += m * bytes;
+            base += m * bytes;
+        }
+        *crc = k->crc32c(*crc, batch, (size_t)(out - batch));
+    }
+    if (n_changed) {
+        status = conditional ? wp_conditional_close(&ws->u.conditional) : wp_plane_close(&ws->u.planes[0]);
+        if (status != WP_OK) return status;
+    }
+    if ((position + 7) / 8 != n_bits / 8) return WP_CORRUPT;
+    return position % 8 && bits[position / 8] >> position % 8 ? WP_CORRUPT : WP_OK;
+}
+
+wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const wp_stream streams[3], const uint8_t *base, size_t n_elems, uint32_t chunk_number,
+                               wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l) return WP_UNSUPPORTED;
+    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_WIDTHS) return WP_CORRUPT;
+    uint8_t number[4];
+    wp_store32(number, chunk_number);
+    *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
+    return decode_blocks(wp_kernels_of(isa), layout, shift, streams, base, n_elems, ws, out, crc);
+}
+
+/* ---- encoding ---- */
+
+/* The difference as sign and magnitude; its magnitude is at most 2^(bits - 1). */
+static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, int is_float, uint32_t *negative) {
+    if (is_float) { word = wp_in_order(word, bits); base = wp_in_order(base, bits); }
+    const uint32_t d = (word - base) & wp_word_mask(bits);
+    *negative = d >> (bits - 1) & 1;
+    return ((d ^ (0u - *negative)) + *negative) & wp_word_mask(bits);
+}
+
+/* The loops of the two functions below, for constants of the cases that matter. */
+#define FOR_KIND(loop)                                                                   \
+    if (bytes == 2 && kind.is_float && shift == 0) loop(2, 0, 1);                        \
+    else if (bytes == 4 && kind.is_float && shift == 0) loop(4, 0, 1);                   \
+    else loop(bytes, shift, kind.is_float)
+
+static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const uint8_t *exponents, unsigned lowest,
+                             uint8_t *scales) {
+    for (size_t b = 0; b * WP_BLOCK < n_elems; b++) {
+        const size_t begin = b * WP_BLOCK, end = n_elems - begin < WP_BLOCK ? n_elems : begin + WP_BLOCK;
+        uint64_t sum = 0;
+        uint32_t any = 0;
+        for (size_t i = begin; i < end; i++) {
+            uint32_t negative;
+            const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, wp_load_word(base, bytes, i) >> shift, 8 * bytes - shift, is_float, &negative);
+            const unsigned e = exponents[i], up = e > lowest ? e - lowest : 0, down = e < lowest ? lowest - e : 0;
+            any |= m;
+            sum += ((uint64_t)m << up) >> (down < 31 ? down : 31);
+        }
+        scales[b] = any ? (uint8_t)(1 + (sum ? wp_highest_bit(sum) : 0)) : 0;
+    }
+}
+
+wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales) {
+    word_kind kind;
+    if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits || n_elems == 0) return WP_ARGUMENT;
+    const unsigned bytes = wp_layout_of(layout)->elem_bytes;
+    wp_kernels_of(isa)->exponents(base, n_elems, bytes, kind.exponent_shift, exponent_mask_of(kind), exponents);
+    uint8_t highest = 0;
+    for (size_t i = 0; i < n_elems; i++) highest = exponents[i] > highest ? exponents[i] : highest;
+    const unsigned lowest = highest > 24 ? highest - 24u : 0; /* what is below is divided: the sums have 24 bits of range, and room for 128 of them */
+#define LOOP(bytes, shift, is_float) scales_of(elems, base, n_elems, bytes, shift, is_float, exponents, lowest, scales)
+    FOR_KIND(LOOP);
+#undef LOOP
+    return WP_OK;
+}
+
+size_t wp_difference_extras_bound(size_t n_elems) { return n_elems * MAX_EXTRA / 8 + 16; }
+
+/* What `code_words` makes; n_changed and extras_bytes at the end. */
+typedef struct { uint8_t *cells, *classes, *extras; uint32_t *counts; size_t n_changed, extras_bytes; } coded;
+
+static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, word_kind kind, const uint8_t *rates,
+                              uint8_t base_exponent, coded *out) {
+    uint64_t held = 0; /* bits that are not written yet, `n_held` of them, below 8 after each element */
+    unsigned n_held = 0;
+    uint8_t *p = out->extras, *cells = out->cells, *classes = out->classes;
+    uint32_t *const counts = out->counts;
+    const uint32_t exponent_mask = exponent_mask_of(kind);
+    for (size_t begin = 0; begin < n_elems; begin += WP_BLOCK) {
+        const unsigned rate = rates[begin / WP_BLOCK];
+        const size_t end = n_elems - begin < WP_BLOCK ? n_elems : begin + WP_BLOCK;
+        if (rate == 0) continue;
+        for (size_t i = begin; i < end; i++) {
+            uint32_t negative;
+            const uint32_t b = wp_load_word(base, bytes, i);
+            const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, b >> shift, 8 * bytes - shift, is_float, &negative);
+            /* Without branches: which elements changed can't be foreseen. */
+            const unsigned k = wp_highest_bit(m | 1), low = k ? k - 1 : 0, c = k ? 2 * k + (m >> low & 1) : m;
+            const unsigned cell = rate * WP_CELL_ROW + wp_context_of((uint8_t)(b >> kind.exponent_shift & exponent_mask), base_exponent);
+            *cells++ = (uint8_t)cell;
+            *classes++ = (uint8_t)c;
+            counts[cell * N_CLASSES + c]++;
+            held |= ((uint64_t)(m & ((1u << low) - 1)) << 1 | negative) << n_held;
+            n_held += low + (m != 0);
+            wp_store64(p, held);
+            p += n_held / 8;
+            held >>= n_held & ~7u;
+            n_held &= 7;
+        }
+    }
+    out->n_changed = (size_t)(classes - out->classes);
+    out->extras_bytes = (size_t)(p - out->extras) + (n_held != 0);
+}
+
+wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
+                             uint8_t *cells, uint8_t *classes, uint32_t counts[256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
+    word_kind kind;
+    if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits || base_exponent > 255) return WP_ARGUMENT;
+    for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
+        if (rates[b] > MAX_RATE) return WP_ARGUMENT;
+    const unsigned bytes = wp_layout_of(layout)->elem_bytes;
+    coded out = {cells, classes, extras, counts, 0, 0};
+    memset(counts, 0, sizeof(uint32_t) * 256 * N_CLASSES);
+#define LOOP(bytes, shift, is_float) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, &out)
+    FOR_KIND(LOOP);
+#undef LOOP
+    *n_changed = out.n_changed;
+    *extras_bytes = out.extras_bytes;
+    return WP_OK;
+}
+
+/* ---- a base from the scales of rows and columns ---- */
+
+/* round(2^23 * (2^(k/16) - 1)) */
+static const uint32_t mantissas[16] = {0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309};
+enum { NO_SCALE = -32768 };
+
+wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems, uint8_t *base) {
+    word_kind kind;
+    if (!kind_of(layout, &kind) || !kind.is_float || kind.exponent_bits != 8) return WP_CORRUPT;
+    if (n_cols == 0 || phase >= n_cols || n_scales < n_cols || (phase + n_elems + n_cols - 1) / n_cols != n_scales - n_cols) return WP_ARGUMENT;
+    const unsigned bytes = kind.word_bits / 8;
+    const uint8_t *cols = scales + 2 * (n_scales - n_cols);
+    size_t row = 0, col = phase;
+    for (size_t i = 0; i < n_elems; i++) {
+        const int r = (int16_t)wp_load16(scales + 2 * row), c = (int16_t)wp_load16(cols + 2 * col);
+        const int sum = r + c + (127 << 4); /* biased, so that the shift below is of what is not negative */
+        uint32_t word = 0;
+        if (r != NO_SCALE && c != NO_SCALE && sum >= 16) word = sum >= 255 << 4 ? 0x7f7fffffu : (uint32_t)sum >> 4 << 23 | mantissas[sum & 15];
+        word |= (uint32_t)(signs[i / 8] >> i % 8 & 1) << 31;
+        wp_store_word(base, bytes, i, bytes == 2 ? word >> 16 : word);
+        if (++col == n_cols) { col = 0; row++; }
+    }
+    return WP_OK;
+}

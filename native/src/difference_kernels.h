@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The hot loops of section 14, in plain C that compilers make vectors of; each kernels_<isa>.c includes it for its own instructions. A file whose vectors can may define
+ * WP_NONZERO64(p), the mask of the bytes at p, 64 of them, that are not 0: then the unchanged elements among changed ones cost nothing.
+ */
+#ifndef WP_DIFFERENCE_KERNELS_H
+#define WP_DIFFERENCE_KERNELS_H
+#include "words.h"
+
+/* The codebooks of 128 elements: what their exponents say, in a block of one rate. */
+static void exponents_2(const uint8_t *base, size_t m, unsigned shift, unsigned mask, uint8_t *out) {
+    for (size_t i = 0; i < m; i++) out[i] = (uint8_t)(wp_load16(base + 2 * i) >> shift & mask);
+}
+static void exponents_4(const uint8_t *base, size_t m, unsigned shift, unsigned mask, uint8_t *out) {
+    for (size_t i = 0; i < m; i++) out[i] = (uint8_t)(wp_load32(base + 4 * i) >> shift & mask);
+}
+static void exponents_1(const uint8_t *base, size_t m, unsigned shift, unsigned mask, uint8_t *out) {
+    for (size_t i = 0; i < m; i++) out[i] = (uint8_t)(base[i] >> shift & mask);
+}
+static void exponents(const uint8_t *base, size_t m, unsigned bytes, unsigned shift, unsigned mask, uint8_t *out) {
+    if (bytes == 2) exponents_2(base, m, shift, mask, out);
+    else if (bytes == 4) exponents_4(base, m, shift, mask, out);
+    else exponents_1(base, m, shift, mask, out);
+}
+
+static inline uint32_t read_one(uint64_t entry, const uint8_t *bits, uint64_t position) {
+    const uint64_t v = wp_load64(bits + (position >> 3)) >> (position & 7) & (((uint64_t)1 << (entry & 255)) - 1);
+    const uint32_t magnitude = (uint32_t)(entry >> 8) | (uint32_t)(v >> 1), sign = (uint32_t)(v & 1);
+    return (magnitude ^ (0u - sign)) + sign;
+}
+
+#define EACH(word, i) d[i] = (word)read_one(t->entry[classes[i]], bits, position); position += t->entry[classes[i]] & 255
+
+#ifdef WP_NONZERO64
+#define ALL(word)                                                                                       \
+    if (m == WP_BLOCK) {                                                                                \
+        memset(d, 0, WP_BLOCK * sizeof *d);                                                             \
+        for (size_t half = 0; half < WP_BLOCK; half += 64)                                              \
+            for (uint64_t changed = WP_NONZERO64(classes + half); changed; changed &= changed - 1) {    \
+                const size_t i = half + wp_lowest_bit(changed);                                         \
+                EACH(word, i);                                                                                \
+            }                                                                                           \
+        return position;                                                                                \
+    }                                                                                                   \
+    for (size_t i = 0; i < m; i++) { EACH(word, i); }                                                         \
+    return position
+#else
+#define ALL(word)                                       \
+    for (size_t i = 0; i < m; i++) { EACH(word, i); }         \
+    return position
+#endif
+
+/* Differences of the m <= 128 classes, whose extra bits are at `position`; returns the position behind them. As wide as the words, or 32 bits. */
+static uint64_t differences_2(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, uint16_t *d) {
+    ALL(uint16_t);
+}
+static uint64_t differences_4(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, uint32_t *d) { ALL(uint32_t); }
+static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
+    return bytes == 2 ? differences_2(t, classes, m, bits, position, d->of_2) : differences_4(t, classes, m, bits, position, d->of_4);
+}
+
+static inline void apply_words(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out) {
+    const unsigned bits = 8 * bytes - shift;
+    for (size_t i = 0; i < m; i++) {
+        uint32_t b = wp_load_word(base, bytes, i) >> shift;
+        if (is_float) b = wp_in_order(b, bits);
+        b = (b + (bytes == 2 ? d->of_2[i] : d->of_4[i])) & wp_word_mask(bits);
+        if (is_float) b = wp_in_order(b, bits);
+        wp_store_word(out, bytes, i, b << shift);
+    }
+}
+
+/* In 16 bits throughout, so that vectors hold as many elements as they can. */
+static inline uint16_t in_order_2(uint16_t w) { return (uint16_t)(w ^ ((uint16_t)((int16_t)w >> 15) & 0x7fff)); }
+static void apply_float_2(const uint8_t *base, const wp_differences *d, size_t m, uint8_t *out) {
+    for (size_t i = 0; i < m; i++) wp_store16(out + 2 * i, in_order_2((uint16_t)(in_order_2(wp_load16(base + 2 * i)) + d->of_2[i])));
+}
+
+/* out = base + d, in the order of the values. */
+static void apply(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out) {
+    /* Constants for the cases that matter. */
+    if (bytes == 2 && is_float && shift == 0) apply_float_2(base, d, m, out);
+    else if (bytes == 4 && is_float && shift == 0) apply_words(base, 4, 0, 1, d, m, out);
+    else apply_words(base, bytes, shift, is_float, d, m, out);
+}
+
+#undef ALL
+#undef EACH
+#define WP_DIFFERENCES exponents, differences, apply
+
+#endif
