@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from weightpack.bases import lineage, weights_below
 from weightpack.checkpoint import Manifest, model_files
 from weightpack.errors import ChecksumError, FormatError, OptionError, located
 from weightpack.fetch import fetch_repo, is_repo_id, published_weights
 from weightpack.files import LocalFile, RandomReader
 from weightpack.jobs import (
+    Base,
     FileProgress,
     Job,
     JobResult,
@@ -43,6 +45,7 @@ def pack(
     src: PathLike,
     dst: PathLike | None = None,
     *,
+    base: PathLike | None = None,
     options: PackOptions | None = None,
     threads: int | None = None,
     verify: bool = True,
@@ -63,6 +66,9 @@ def pack(
         A file, a directory, or a repo id such as "bert-base-uncased".
     dst
         Default: `model.wp.safetensors` beside `model.safetensors`; `name-wp` beside the directory `name`, or here for a repo.
+    base
+        What the source has been trained from, or an earlier checkpoint of it: a file, a directory or a repo id (`name` or `name@revision`), plain or packed.
+        The source is stored as its difference from it, where that is smaller, and can be restored only with it.
     options
         Default: the profile "fast".
     threads
@@ -90,8 +96,8 @@ def pack(
     LosslessError
         The source changed meanwhile, or the result does not decode to it. No target is written.
     """
-    job = Job(thread_count(threads), overwrite, progress, options or load_profile(), verify, hf_flag)
     path = Path(src)
+    job = Job(thread_count(threads), overwrite, progress, options or load_profile(), verify, hf_flag, base=_base(base, path, token, cache_dir))
     if not path.exists():
         if not is_repo_id(os.fspath(src)):
             raise OptionError("no such file or directory", path=os.fspath(src))
@@ -119,8 +125,8 @@ def pack(
 
 
 def unpack(
-    src: PathLike, dst: PathLike | None = None, *, threads: int | None = None, overwrite: bool = False, in_place: bool = False, delete_source: bool = False,
-    limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
+    src: PathLike, dst: PathLike | None = None, *, base: PathLike | None = None, threads: int | None = None, overwrite: bool = False,
+    in_place: bool = False, delete_source: bool = False, limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
 ) -> JobResult:  # fmt: skip
     """Restore the source of a packed file or directory, byte for byte; each chunk's checksum is checked on the way.
 
@@ -128,6 +134,9 @@ def unpack(
     ----------
     dst
         Default: `model.safetensors` for `model.wp.safetensors`, `model.gguf` for `model.gguf.wp.safetensors`; `name` for a directory `name-wp`.
+    base
+        Of a file that is stored as a difference: a file, a directory or a repo id. Default: it is looked for beside the file, in the folders beside its
+        folder, in those that the environment variable WEIGHTPACK_BASES names, and on the Hub if the file says that it is there.
     in_place, delete_source
         As in `pack`; what is restored is read again and its SHA-256 compared with the index first.
 
@@ -135,8 +144,11 @@ def unpack(
     ------
     FormatError, LimitError
         The packed file is damaged or claims too much. No target is written.
+    BaseNotFoundError, WrongBaseError
+        The file is a difference from a base that was not found, or is another than the one named. No target is written.
     """
-    path, job = Path(src), Job(thread_count(threads), overwrite, progress, limits=limits)
+    path = Path(src)
+    job = Job(thread_count(threads), overwrite, progress, limits=limits, base=_found_base(base))
     if not path.exists():
         raise OptionError("no such file or directory", path=os.fspath(src))
     if in_place:
@@ -162,6 +174,44 @@ def unpack(
     return result
 
 
+def _base(base: PathLike | None, src: Path, token: str | None, cache_dir: str | None) -> Base | None:
+    """Return the files that `src` is packed against."""
+    if base is None:
+        return None
+    path, text = Path(base), os.fspath(base)
+    if path.is_file():
+        return Base((path,))
+    if path.is_dir():
+        return Base(_base_files(path, src))
+    repo_id, _, revision = text.partition("@")
+    if not is_repo_id(repo_id):
+        raise OptionError("the base is no file or directory", path=text)
+    folder = fetch_repo(repo_id, revision=revision or None, token=token, cache_dir=cache_dir)
+    return Base(_base_files(folder, src), repo_id, folder.name)  # a snapshot's folder is named by its commit
+
+
+def _base_files(folder: Path, src: Path) -> tuple[Path, ...]:
+    if src.is_file() and (folder / src.name).is_file():
+        return (folder / src.name,)
+    files = tuple(folder / name for name in model_files(folder).weights) or tuple(weights_below(folder))
+    if not files:
+        raise OptionError("the base has no weights", path=str(folder))
+    return files
+
+
+def _found_base(base: PathLike | None) -> Base | None:
+    """Return the files that the base of a packed file is to be among."""
+    if base is None:
+        return None
+    path, text = Path(base), os.fspath(base)
+    if not path.exists():
+        repo_id, _, revision = text.partition("@")
+        if not is_repo_id(repo_id):
+            raise OptionError("the base is no file or directory", path=text)
+        path = fetch_repo(repo_id, revision=revision or None)
+    return Base(tuple(weights_below(path)))
+
+
 def source_format(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
     """Return what kind of file a packed one restores to: "safetensors", "torch", "gguf", ..."""
     with LocalFile(path) as file:
@@ -174,8 +224,8 @@ def _refuse_target(dst: PathLike | None, delete_source: bool) -> None:
 
 
 def verify(
-    src: PathLike, *, against: PathLike | None = None, decode: bool = True, threads: int | None = None, revision: str | None = None,
-    token: str | None = None, limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
+    src: PathLike, *, against: PathLike | None = None, base: PathLike | None = None, decode: bool = True, threads: int | None = None,
+    revision: str | None = None, token: str | None = None, limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
 ) -> list[VerifyResult]:  # fmt: skip
     """Prove that a packed file, directory or Hub repo restores to what its index says (SHA-256), and to the original if one is named.
 
@@ -185,6 +235,8 @@ def verify(
         A file, a directory, or a repo id (which is downloaded).
     against
         The original: a file, a directory, or a repo `name[@revision]`, of which nothing is downloaded: the Hub publishes the SHA-256 of each large file.
+    base
+        As in `unpack`.
     decode
         False: only compare the SHA-256 in the index with that of the repo `against`, which needs the packed file's header alone.
 
@@ -222,7 +274,7 @@ def verify(
     results = []
     for packed_path, original_path in pairs:
         with ExitStack() as stack:
-            packed = stack.enter_context(open_packed(packed_path, limits))
+            packed = stack.enter_context(open_packed(packed_path, limits, _found_base(base)))
             original = None if original_path is None else stack.enter_context(LocalFile(original_path))
             results.append(verify_file(packed, against=original, threads=n_threads, progress=Job(progress=progress).bind(packed_path)))
     if published is not None:
@@ -269,9 +321,11 @@ def inspect(
         Look at the first chunks of each tensor to say which codecs it uses; default: only where the file is on this machine.
     """
     with open_weights(src, revision=revision, token=token) as files:
-        return [
-            inspect_file(PackedFile(file, limits), codecs=isinstance(file, LocalFile) if codecs is None else codecs) for file in files
-        ]  # fmt: skip
+        reports = []
+        for file in files:
+            packed = PackedFile(file, limits)
+            reports.append(inspect_file(packed, codecs=isinstance(file, LocalFile) if codecs is None else codecs, lineage=tuple(lineage(packed, limits))))
+        return reports
 
 
 def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str | None = None, token: str | None = None) -> list[EstimateReport]:

@@ -94,6 +94,8 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
     """Decode rates, classes and extra bits onto the base (FORMAT section 14); returns the CRC."""
     if layout.elem_bytes > 4:
         raise CorruptionError("elements of 8 bytes have no differences")
+    if base.size != n_elems * layout.elem_bytes:
+        raise CorruptionError("the base's elements are not those of the record's layout")
     kernels, streams, n_blocks = kernel_choice.active(), list(chunk.streams[-3:]), -(-n_elems // BLOCK_ELEMS)
     (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = streams
     planes: list[tuple[int, Stream]] = [(rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream)]

@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.exit(_BAD_CALL)
     except (click.Abort, KeyboardInterrupt):
         _fail(130, "interrupted; no target was written")
-    except (errors.OptionError, errors.TensorNotFoundError, errors.MissingExtraError) as error:
+    except (errors.OptionError, errors.TensorNotFoundError, errors.MissingExtraError, errors.BaseNotFoundError, errors.WrongBaseError) as error:
         _fail(_BAD_CALL, str(error))
     except errors.LimitError as error:
         _fail(_BAD_DATA, str(error))
@@ -101,6 +101,11 @@ _hf_flag = click.option(
 )
 _revision = click.option("--revision", help="Branch, tag or commit of a Hub repo.")
 _token = click.option("--token", help="Access token for the Hub. [default: the one of `hf auth login`]")
+
+
+_base_to_unpack = click.option(
+    "--base", help="What PACKED is a difference from: a file, directory or repo. [default: looked for beside it, in WEIGHTPACK_BASES, on the Hub]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -134,6 +139,7 @@ def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool)
 @cli.command()
 @click.argument("src")
 @click.option("-o", "--output", "dst", help="Target. [default: model.wp.safetensors beside model.safetensors; NAME-wp for a directory or repo NAME]")
+@click.option("--base", help="Store SRC as its difference from this: what it was trained from, or an earlier checkpoint; a file, directory or repo.")
 @_profile
 @_codec
 @_threads
@@ -148,7 +154,7 @@ def _report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool)
 @_as_json
 @_quiet
 def pack(
-    src: str, dst: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, in_place: bool,
+    src: str, dst: str | None, base: str | None, profile: str, codec: str, threads: int | None, force: bool, no_verify: bool, in_place: bool,
     delete_source: bool, hf_flag: bool, revision: str | None, token: str | None, cache_dir: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Pack SRC: a .safetensors file, a model directory, or a Hub repo id such as bert-base-uncased."""
@@ -157,7 +163,7 @@ def pack(
     start = time.perf_counter()
     with _Bar("packing", quiet) as progress:
         job = api.pack(
-            src, dst, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, in_place=in_place,
+            src, dst, base=base, options=_options(profile, codec), threads=threads, verify=not no_verify, overwrite=force, in_place=in_place,
             delete_source=delete_source, hf_flag=hf_flag, revision=revision, token=token, cache_dir=cache_dir, progress=progress,
         )  # fmt: skip
     _report_job(job, time.perf_counter() - start, as_json, packing=True)
@@ -166,6 +172,7 @@ def pack(
 @cli.command()
 @click.argument("src")
 @click.option("-o", "--output", "dst", help="Target. [default: the name without .wp, or without -wp]")
+@_base_to_unpack
 @_in_place
 @_delete_source
 @_threads
@@ -173,14 +180,14 @@ def pack(
 @_as_json
 @_quiet
 def unpack(
-    src: str, dst: str | None, in_place: bool, delete_source: bool, threads: int | None, force: bool, as_json: bool, quiet: bool
+    src: str, dst: str | None, base: str | None, in_place: bool, delete_source: bool, threads: int | None, force: bool, as_json: bool, quiet: bool
 ) -> None:
     """Restore the original of SRC, a packed file or directory, byte for byte."""
     from weightpack import api
 
     start = time.perf_counter()
     with _Bar("unpacking", quiet) as progress:
-        job = api.unpack(src, dst, threads=threads, overwrite=force, in_place=in_place, delete_source=delete_source, progress=progress)
+        job = api.unpack(src, dst, base=base, threads=threads, overwrite=force, in_place=in_place, delete_source=delete_source, progress=progress)
     _report_job(job, time.perf_counter() - start, as_json, packing=False)
 
 
@@ -188,19 +195,23 @@ def unpack(
 @click.argument("packed")
 @click.option("--against", help="Compare with this original: a file or directory, by bytes; or a repo NAME[@REVISION], by the SHA-256 that the Hub publishes.")
 @click.option("--no-decode", is_flag=True, help="Only compare the SHA-256 in the index with that of the repo --against; nothing is downloaded but headers.")
+@_base_to_unpack
 @_threads
 @_revision
 @_token
 @_as_json
 @_quiet
 def verify(
-    packed: str, against: str | None, no_decode: bool, threads: int | None, revision: str | None, token: str | None, as_json: bool, quiet: bool
-) -> None:
+    packed: str, against: str | None, no_decode: bool, base: str | None, threads: int | None, revision: str | None, token: str | None, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
     """Prove that PACKED (a file, directory or Hub repo) restores to the file that its index names by SHA-256."""
     from weightpack import api
 
     with _Bar("verifying", quiet) as progress:
-        results = api.verify(packed, against=against, decode=not no_decode, threads=threads, revision=revision, token=token, progress=progress)
+        results = api.verify(
+            packed, against=against, base=base, decode=not no_decode, threads=threads, revision=revision, token=token, progress=progress
+        )
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
         return
@@ -232,7 +243,10 @@ def inspect(packed: str, tensors: bool, plot: str | None, revision: str | None, 
     for report in reports:
         share = percent(report.packed_bytes, report.source_bytes)
         click.echo(f"{report.path}: {human_bytes(report.source_bytes)} -> {human_bytes(report.packed_bytes)} ({share} of original)")
-        click.echo(f"SHA-256 of the original: {report.source_sha256}\n")
+        click.echo(f"SHA-256 of the original: {report.source_sha256}")
+        for line in report.lineage:
+            click.echo(f"a difference from: {line}")
+        click.echo("")
         groups: dict[str, list[int]] = {}
         for tensor in report.tensors:
             group = groups.setdefault(tensor.dtype, [0, 0, 0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack import kernels as kernel_choice
-from weightpack.chunk_encoder import EncodedChunk, chunk_crc, encode_plane
+from weightpack.chunk_encoder import encode_plane
 from weightpack.coders.choose import worth_zstd, zstd_stream
 from weightpack.coders.conditional import choose_books
 from weightpack.dtypes import LayoutId
@@ -29,7 +29,8 @@ _OUTLIERS = 200  # one block in so many may have a higher rate than there are
 _NO_SCALE = -32768
 _LEAST_ROW, _LEAST_ROWS = 16, 16
 _SAMPLE_ROWS = 64
-_LEAST_GAIN = 16  # sixteenths of a bit a value: less than that is not worth a slower decoder
+_SAMPLE_COLS = 64
+_LEAST_GAIN = 8  # sixteenths of a bit a value: less than that is not worth a slower decoder
 
 
 def has_differences(layout: Layout) -> bool:
@@ -37,14 +38,13 @@ def has_differences(layout: Layout) -> bool:
     return layout.elem_bytes <= 4
 
 
-def encode_difference(data: Bytes, base: Bytes, layout: Layout, number: int, options: PackOptions) -> tuple[bytes, EncodedChunk]:
-    """Encode one chunk as differences from `base`, of the same length and layout; return it, its length and its CRC."""
+def encode_difference(data: Bytes, base: Bytes, layout: Layout, options: PackOptions) -> bytes:
+    """Encode one chunk as differences from `base`, of the same length and layout."""
     shift = _shift(data, layout)
-    chunk = build_chunk(Mode.DIFFERENCE, _streams(data, base, layout, shift, options), [shift])
-    return chunk, EncodedChunk(len(chunk), chunk_crc(data, number))
+    return build_chunk(Mode.DIFFERENCE, _streams(data, base, layout, shift, options), [shift])
 
 
-def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, number: int, options: PackOptions) -> tuple[bytes, EncodedChunk]:
+def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: PackOptions) -> bytes:
     """Encode one chunk as differences from what its rows' and columns' scales predict.
 
     `cols` elements make a row, and the first element is in column `phase`.
@@ -56,8 +56,7 @@ def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, number: in
     scales = fit_scales(top.astype(np.int64) & 0x7FFF, cols, phase).astype("<i2").view(np.uint8)
     base = kernel_choice.active().scaled_base(layout, scales, cols, phase, signs, words.size)
     planes: list[Stream] = [_bytes_stream(scales, options), encode_plane(signs, options)]
-    chunk = build_scaled_chunk([*planes, *_streams(data, base, layout, shift, options)], shift, cols, phase)
-    return chunk, EncodedChunk(len(chunk), chunk_crc(data, number))
+    return build_scaled_chunk([*planes, *_streams(data, base, layout, shift, options)], shift, cols, phase)
 
 
 def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:
@@ -67,9 +66,9 @@ def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[
     nothing else has no scale.
     """
     n_rows = -(-(phase + magnitudes.size) // cols)
-    grid = np.zeros(n_rows * cols, np.int64)
-    grid[phase : phase + magnitudes.size] = magnitudes
-    grid = grid.reshape(n_rows, cols)
+    padded = np.zeros(n_rows * cols, np.int64)
+    padded[phase : phase + magnitudes.size] = magnitudes
+    grid = padded.reshape(n_rows, cols)
     there = grid != 0
     logs = np.where(there, grid - (127 << 7), 0)
     in_row, in_col = there.sum(axis=1), there.sum(axis=0)
@@ -89,10 +88,10 @@ def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
         return False
     picked = np.unique(np.arange(_SAMPLE_ROWS) * n_rows // _SAMPLE_ROWS)
     sample = (words[: n_rows * cols].reshape(n_rows, cols)[picked] >> (8 * layout.elem_bytes - 16)).astype(np.int64) & 0x7FFF
-    sample = sample[sample.any(axis=1)]
+    sample = sample[sample.any(axis=1), :_SAMPLE_COLS]
     if len(sample) < _LEAST_ROWS:
         return False
-    scales = fit_scales(sample.reshape(-1), cols, 0)
+    scales = fit_scales(sample.reshape(-1), sample.shape[1], 0)
     predicted = (scales[: len(sample), None] + scales[len(sample) :] << 3) + (127 << 7)
     there = sample != 0
     plain, rest = (sample >> 4)[there], ((sample - predicted) >> 4)[there]  # eighths of an octave

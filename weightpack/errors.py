@@ -12,6 +12,8 @@
     │   └── UnsupportedError           newer than this library: upgrade
     ├── LimitError (ValueError)        larger than `Limits` allows: raise the limit if you trust the file
     ├── OptionError (ValueError)       an argument is wrong
+    ├── BaseNotFoundError (LookupError)  the file is a difference from a base that is not here: name it
+    ├── WrongBaseError (ValueError)    the base that was named is not the one that the file needs
     ├── TensorNotFoundError (KeyError)
     ├── LosslessError (RuntimeError)   what was packed does not decode to the source: a bug, or the source changed; nothing was written
     └── MissingExtraError (ImportError)  names the extra to install
@@ -70,6 +72,14 @@ class LimitError(WeightpackError, ValueError):
 
 class OptionError(WeightpackError, ValueError):
     """An argument is wrong."""
+
+
+class BaseNotFoundError(WeightpackError, LookupError):
+    """The file is a difference from a base that was not found."""
+
+
+class WrongBaseError(WeightpackError, ValueError):
+    """The base that was named is another than the file needs."""
 
 
 class TensorNotFoundError(WeightpackError, KeyError):

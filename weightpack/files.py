@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import threading
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 Buffer = bytes | bytearray | memoryview
+
+_HASH_BYTES = 1 << 20
 
 
 class RandomReader(Protocol):
@@ -58,6 +61,16 @@ def equal_at(reader: RandomReader, offset: int, data: Bytes, scratch: Scratch) -
     reader.read_into(offset, memoryview(there))
     words = data.size // 8 * 8
     return np.array_equal(data[:words].view(np.uint64), there[:words].view(np.uint64)) and np.array_equal(data[words:], there[words:])
+
+
+def sha256_of(source: RandomReader) -> str:
+    """Return the SHA-256 of a source, in hexadecimal."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_HASH_BYTES, source.size) or 1))
+    for offset, n in pieces(source.size, len(buffer)):
+        source.read_into(offset, buffer[:n])
+        digest.update(buffer[:n])
+    return digest.hexdigest()
 
 
 class LocalFile:

@@ -8,16 +8,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from weightpack.bases import OpenBase, close_packed, open_base, open_with_bases
 from weightpack.checkpoint import MANIFEST, Manifest, ModelFiles, carry_over, model_files, packed_config
 from weightpack.errors import ChecksumError, LosslessError, OptionError, TruncatedError
-from weightpack.files import AtomicFile, LocalFile, replace_file, sync_folder
+from weightpack.files import AtomicFile, LocalFile, replace_file, sha256_of, sync_folder
 from weightpack.format.constants import VERSION
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
-from weightpack.packer import PackResult, Progress, pack_file, sha256_of
+from weightpack.packer import PackResult, Progress, pack_file
 from weightpack.reader import PackedFile, is_packed, read_header
 from weightpack.segments import segment
 from weightpack.unpacker import unpack_file
@@ -62,6 +63,24 @@ class JobResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What is packed against, or needed to unpack: files, plain or packed, and the repo whose they are, if they are one's."""
+
+    paths: tuple[Path, ...]
+    repo: str | None = None
+    revision: str | None = None
+
+    def open(self, limits: Limits) -> OpenBase:
+        """Open them all, to pack against them."""
+        return open_base(self.paths, repo=self.repo, revision=self.revision, limits=limits)
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells a job from one with another base."""
+        return [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.paths]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """How a job is done; see `weightpack.pack` and `unpack`."""
 
@@ -72,6 +91,7 @@ class Job:
     verify: bool = True
     hf_flag: bool = False
     limits: Limits = DEFAULT_LIMITS
+    base: Base | None = None
 
     def bind(self, path: Path) -> Progress | None:
         """Return the progress of one file."""
@@ -80,10 +100,14 @@ class Job:
 
 
 @contextmanager
-def open_packed(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[PackedFile]:
-    """Open a packed file and close it behind the block."""
+def open_packed(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, base: Base | None = None) -> Iterator[PackedFile]:
+    """Open a packed file, with the bases that it needs, and close them behind the block."""
     with LocalFile(path) as file:
-        yield PackedFile(file, limits)
+        packed = open_with_bases(file, limits, base=None if base is None else base.paths)
+        try:
+            yield packed
+        finally:
+            close_packed(packed)
 
 
 # ---- one file
@@ -91,15 +115,18 @@ def open_packed(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -
 
 def pack_one(path: Path, target: Path, job: Job) -> FileResult:
     """Pack a file; `target` may be `path` itself, if the job verifies and overwrites."""
-    with LocalFile(path) as source, AtomicFile(target, overwrite=job.overwrite) as file:
-        result: PackResult = pack_file(source, file, job.options, threads=job.threads, verify=job.verify, progress=job.bind(path))
+    with ExitStack() as stack:
+        source = stack.enter_context(LocalFile(path))
+        base = None if job.base is None else stack.enter_context(job.base.open(job.limits))
+        file = stack.enter_context(AtomicFile(target, overwrite=job.overwrite))
+        result: PackResult = pack_file(source, file, job.options, base=base, threads=job.threads, verify=job.verify, progress=job.bind(path))
         file.commit()
     return FileResult(str(path), str(target), result.source_bytes, result.packed_bytes, result.source_sha256)
 
 
 def unpack_one(path: Path, target: Path, job: Job, *, prove: bool = False) -> FileResult:
     """Restore a file's source. With `prove`, what was written is read again, and its SHA-256 compared with the index, before it gets its name."""
-    with open_packed(path, job.limits) as packed, AtomicFile(target, overwrite=job.overwrite) as file:
+    with open_packed(path, job.limits, job.base) as packed, AtomicFile(target, overwrite=job.overwrite) as file:
         unpack_file(packed, file, threads=job.threads, progress=job.bind(path))
         index = packed.index
         if prove:
@@ -118,7 +145,8 @@ def is_packed_weight(path: Path) -> bool:
 
 def _described(path: Path, limits: Limits) -> FileResult:
     """Return the result of a packed file that is there already."""
-    with open_packed(path, limits) as packed:
+    with LocalFile(path) as file:
+        packed = PackedFile(file, limits)
         return FileResult(str(path), str(path), packed.index.source_bytes, packed.file.size, packed.index.source_sha256)
 
 
@@ -135,8 +163,9 @@ def pack_directory(folder: Path, target: Path, job: Job) -> JobResult:
         raise OptionError("the directory is packed already", path=str(folder))
     files = model_files(folder)
     config = packed_config(files, flag=job.hf_flag)
-    one = Job(job.threads, False, job.progress, job.options, job.verify)
-    with work_folder(target, overwrite=job.overwrite, job=_name("pack", folder, asdict(job.options), job.verify)) as work:
+    one = replace(job, overwrite=False)
+    base = job.base.identity if job.base else None
+    with work_folder(target, overwrite=job.overwrite, job=_name("pack", folder, asdict(job.options), job.verify, base)) as work:
         results = [_resumed(work, folder, weight, target, lambda a, b: pack_one(a, b, one)) for weight in files.weights]
         originals = {}
         for other in files.others:
@@ -155,7 +184,7 @@ def unpack_directory(folder: Path, target: Path, job: Job) -> JobResult:
     files = model_files(folder)
     refuse_missing(folder, manifest)
     packed = _packed_weights(folder, files, manifest)
-    one = Job(job.threads, False, job.progress, limits=job.limits)
+    one = replace(job, overwrite=False)
     results = []
     with work_folder(target, overwrite=job.overwrite, job=_name("unpack", folder)) as work:
         for path in (*files.weights, *files.others):
@@ -210,7 +239,7 @@ def refuse_unproven(path: Path, job: Job) -> None:
 def pack_in_place(path: Path, job: Job) -> JobResult:
     """Replace a plain file, or the weights of a directory one after the other, by what decodes to it. A killed job is continued by running it again."""
     refuse_unproven(path, job)
-    one = Job(job.threads, True, job.progress, job.options)
+    one = replace(job, overwrite=True)
     if path.is_file():
         with LocalFile(path) as file:
             if (kind := segment(file).source_format) != "safetensors":
@@ -240,7 +269,7 @@ def pack_in_place(path: Path, job: Job) -> JobResult:
 def unpack_in_place(path: Path, job: Job) -> JobResult:
     """Replace a packed file, or those of a directory one after the other, by their sources. A killed job is continued by running it again."""
     refuse_unproven(path, job)
-    one = Job(job.threads, True, job.progress, limits=job.limits)
+    one = replace(job, overwrite=True)
     if path.is_file():
         return JobResult(str(path), (unpack_one(path, path, one, prove=True),))
     manifest = Manifest.read(path)

@@ -37,6 +37,8 @@ class PackOptions:
         How many rANS codebooks a plane may have, 1 to 16: with more than one, rows of different scale get their own. Slower to pack, as fast to unpack.
     lead
         Code the two leading mantissa bits of floats as well, in the context of the exponent: smaller, and slower to pack and unpack.
+    scales
+        Predict elements from scales of rows and columns where that helps much, as it does for the state of optimizers.
     """
 
     codecs: tuple[str, ...] = CODEC_CHOICES
@@ -45,6 +47,7 @@ class PackOptions:
     exhaustive: bool = False
     tables: int = 1
     lead: bool = False
+    scales: bool = True
 
     @property
     def minor_version(self) -> int:
@@ -85,12 +88,15 @@ class Limits:
         Bytes of the source outside its tensors, all together; they are held in memory.
     max_json_memory
         Memory that a header's objects may take, estimated before it is parsed.
+    max_depth
+        How many files may have to be decoded, one from the other, where each is a difference.
     """
 
     max_tensors: int = 10_000_000
     max_source_bytes: int = 1 << 44
     max_gap_bytes: int = 256 << 20
     max_json_memory: int = 1 << 30
+    max_depth: int = 64
 
 
 DEFAULT_LIMITS = Limits()

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from weightpack.base_range import base_elems
+from weightpack.bases import OpenBase
 from weightpack.chunk_encoder import EncodedChunk, chunk_bytes_of, chunk_crc, encode_chunks, encode_fields
+from weightpack.difference_encoder import encode_difference, encode_scaled, has_differences, scales_help
 from weightpack.dtypes import DTYPE_BITS, Layout
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
-from weightpack.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at
+from weightpack.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at, sha256_of
 from weightpack.format.constants import (
     INDEX_CRC_KEY,
     INDEX_KEY,
@@ -23,10 +25,11 @@ from weightpack.format.constants import (
     MAX_HEADER_BYTES,
     MAX_RECORD_BYTES,
 )
-from weightpack.format.index import Gap, Index
+from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.record import RecordHead, chunk_bound, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.kernels import active
+from weightpack.match import match_tensors
 from weightpack.options import PackOptions
 from weightpack.parallel import Scratch, ordered_map
 from weightpack.reader import PackedFile
@@ -41,6 +44,7 @@ Progress = Callable[[int, int], None]
 
 _DATA_ALIGN = 64
 _COPY_BYTES = 1 << 20
+_DIFFERENCES_MINOR = 2  # of the format, that knows them
 _RUN_BYTES = 1 << 20  # encoded by one thread in one go, in the second-level cache
 
 
@@ -67,9 +71,10 @@ class PackResult:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One unit of encoding: consecutive chunks of a tensor. `offset` is in the source."""
+    """One unit of encoding: consecutive chunks of a tensor. `offset` is in the source; `base` serves the tensor, if there is one."""
 
     tensor: Tensor
+    base: BaseRange | None
     first: int
     offset: int
     n_bytes: int
@@ -78,11 +83,13 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _EncodedRun:
-    """What came out: the chunks one behind the other, and of each its length and CRC."""
+    """What came out: the chunks one behind the other, and of each its length and CRC; and what decoding them takes."""
 
     run: _Run
     data: memoryview
     chunks: list[EncodedChunk]
+    needs_base: bool = False
+    needs_scales: bool = False
 
 
 @dataclass(slots=True)
@@ -93,6 +100,7 @@ class _Stored:
     storage: dict[str, str] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     kept_crcs: dict[str, list[int]] = field(default_factory=dict)
+    ranges: dict[str, BaseRange] = field(default_factory=dict)
 
 
 def pack_file(
@@ -100,11 +108,12 @@ def pack_file(
     target: AtomicFile,
     options: PackOptions,
     *,
+    base: OpenBase | None = None,
     threads: int = 1,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> PackResult:
-    """Pack one source into `target`, which the caller commits.
+    """Pack one source into `target`, which the caller commits; with a base, as the difference from it where that is smaller.
 
     Raises
     ------
@@ -120,25 +129,15 @@ def pack_file(
         with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as pool:
             # Hashing is as slow as packing on one core, so with more than one it has its own thread.
             digest: Future[str] | None = pool.submit(sha256_of, source) if threads > 1 else None
-            packer = _Packer(source, segments, target, options, threads, _Meter(progress, source.size * (2 if verify else 1)))
+            packer = _Packer(source, segments, target, options, base, threads, _Meter(progress, source.size * (2 if verify else 1)))
             packer.write_data()
             sha256 = digest.result() if digest else sha256_of(source)
         packed_bytes = packer.write_header(sha256)
         if verify:
-            _compare(source, target, threads, packer.meter)
-        if source.changed():
+            _compare(source, target, packer.bases(), threads, packer.meter)
+        if source.changed() or any(file.reader.changed() for file in (base.files if base else ())):
             raise LosslessError("the source changed while it was packed: nothing was written")
     return PackResult(source.size, packed_bytes, sha256)
-
-
-def sha256_of(source: RandomReader) -> str:
-    """Return the SHA-256 of a source, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_COPY_BYTES, source.size) or 1))
-    for offset, n in pieces(source.size, len(buffer)):
-        source.read_into(offset, buffer[:n])
-        digest.update(buffer[:n])
-    return digest.hexdigest()
 
 
 class _Meter:
@@ -156,8 +155,11 @@ class _Meter:
 class _Packer:
     """Writes the data section first, behind room for the longest header that could come of it, then the header."""
 
-    def __init__(self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, threads: int, meter: _Meter) -> None:
+    def __init__(
+        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, base: OpenBase | None, threads: int, meter: _Meter
+    ) -> None:
         self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
+        self.base, self.matches = base, match_tensors(source, segments, base) if base else {}
         self._minor_version = int(segments.source_format != "safetensors")  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         self.stored = _Stored()
@@ -165,6 +167,7 @@ class _Packer:
         self.position = 0  # end of what is written, from data_begin
         self._record_begin = 0  # of the record in work, from data_begin
         self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
+        self._needs_base = False
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
         self._scratch = Scratch()
 
@@ -184,6 +187,9 @@ class _Packer:
                 crcs = []
             self._append(encoded)
             crcs += [chunk.crc for chunk in encoded.chunks]
+            self._needs_base |= encoded.needs_base
+            if encoded.needs_scales or encoded.needs_base:
+                self._minor_version = _DIFFERENCES_MINOR
             self.meter.add(run.n_bytes)
             if run.last:
                 self._end_record(run.tensor, np.array(crcs, np.uint32))
@@ -198,8 +204,9 @@ class _Packer:
                 continue
             chunk_bytes = self._chunk_bytes(tensor)
             per_run = max(1, _RUN_BYTES // chunk_bytes)
+            base = self.matches.get(tensor.name) if has_differences(layout) else None
             for i, (offset, n) in enumerate(pieces(tensor.n_bytes, per_run * chunk_bytes)):
-                yield _Run(tensor, i * per_run, tensor.offset + offset, n, offset + n == tensor.n_bytes)
+                yield _Run(tensor, base, i * per_run, tensor.offset + offset, n, offset + n == tensor.n_bytes)
 
     def _layout(self, tensor: Tensor) -> Layout:
         return self.options.layout(tensor.dtype, tensor.n_bytes)
@@ -218,10 +225,42 @@ class _Packer:
                 chunks = encode_fields(data, run.tensor.fields, chunk_bytes, run.first, self.options, out)
             else:
                 chunks = encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, run.first, self.options, out)
-        return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
+                return self._smaller_run(_encoded(run, out, chunks), data, layout, chunk_bytes)
+        return _encoded(run, out, chunks)
+
+    def _smaller_run(self, plain: _EncodedRun, data: NDArray[np.uint8], layout: Layout, chunk_bytes: int) -> _EncodedRun:
+        """Replace chunks that are smaller as differences from the base, or from what scales predict."""
+        run, chunk_elems = plain.run, chunk_bytes // layout.elem_bytes
+        first_elem = run.first * chunk_elems
+        cols = run.tensor.row_elems
+        scaled = self.options.scales and scales_help(data, layout, cols, first_elem % cols) if cols else False
+        if run.base is None and not scaled:
+            return plain
+        base = None
+        if run.base is not None and self.base is not None:
+            reader = self.base.files[run.base.file].reader
+            base = base_elems(reader, run.base, run.tensor.dtype, first_elem, data.size // layout.elem_bytes)
+        parts, chunks, begin, needs = [], [], 0, {"base": False, "scales": False}
+        for i, (offset, n) in enumerate(pieces(data.size, chunk_bytes)):
+            best: bytes | memoryview = plain.data[begin : begin + plain.chunks[i].n_bytes]
+            begin += plain.chunks[i].n_bytes
+            elems, number, what = data[offset : offset + n], run.first + i, ""
+            if base is not None:
+                chunk = encode_difference(elems, base[offset : offset + n], layout, self.options)
+                if len(chunk) < len(best):
+                    best, what = chunk, "base"
+            if scaled:
+                chunk = encode_scaled(elems, layout, cols, number * chunk_elems % cols, self.options)
+                if len(chunk) < len(best):
+                    best, what = chunk, "scales"
+            if what:
+                needs[what] = True
+            parts.append(best)
+            chunks.append(EncodedChunk(len(best), plain.chunks[i].crc))
+        return _EncodedRun(run, memoryview(b"".join(parts)), chunks, needs["base"], needs["scales"])
 
     def _begin_record(self, tensor: Tensor) -> None:
-        self._record_begin = self.position
+        self._record_begin, self._needs_base = self.position, False
         self._offsets = [table_end(-(-tensor.n_bytes // self._chunk_bytes(tensor)))]
 
     def _append(self, encoded: _EncodedRun) -> None:
@@ -249,7 +288,9 @@ class _Packer:
         )
         self._write(self._record_begin, head.to_bytes())
         self.position = self._record_begin + record_bytes
-        self.stored.storage[tensor.name] = "p"
+        self.stored.storage[tensor.name] = "d" if self._needs_base else "p"
+        if self._needs_base:
+            self.stored.ranges[tensor.name] = self.matches[tensor.name]
         self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (record_bytes,), self._record_begin, self.position)
 
     # ---- equal tensors
@@ -281,6 +322,8 @@ class _Packer:
 
     def _header(self, stored: _Stored, sha256: str) -> bytes:
         names = [tensor.name for tensor in self.segments.tensors]
+        ranges = [stored.ranges[name] for name in names if name in stored.ranges]
+        reference, ranges = self._reference(ranges)
         positions = {name: i for i, name in enumerate(names)}
         index = Index(
             self.segments.source_format,
@@ -292,9 +335,29 @@ class _Packer:
             np.array([crc for name in names for crc in stored.kept_crcs.get(name, ())], "<u4").tobytes(),
             self._minor_version,
             None if self.segments.source_format == "safetensors" else tuple((t.dtype, t.shape, t.offset) for t in self.segments.tensors),
+            reference,
+            tuple(ranges),
         ).to_json()
         metadata = {**(self.segments.metadata or {}), INDEX_KEY: index, INDEX_CRC_KEY: f"{active().crc32c(index.encode()):08x}"}
         return build_header(metadata, list(stored.entries.values()))
+
+    def _used(self, ranges: list[BaseRange]) -> list[int]:
+        """Return the numbers of the base's files that are needed; the index names no other."""
+        return sorted({each.file for each in ranges})
+
+    def _reference(self, ranges: list[BaseRange]) -> tuple[BaseReference | None, list[BaseRange]]:
+        if self.base is None or not ranges:
+            return None, []
+        used = self._used(ranges)
+        files = [self.base.files[number] for number in used]
+        reference = BaseReference(tuple(file.file for file in files), self.base.repo, self.base.revision, 1 + max(file.depth for file in files))
+        return reference, [replace(each, file=used.index(each.file)) for each in ranges]
+
+    def bases(self) -> list[RandomReader]:
+        """Return the files that the index names, in its order."""
+        if self.base is None:
+            return []
+        return [self.base.files[number].reader for number in self._used(list(self.stored.ranges.values()))]
 
     def _header_bound(self) -> int:
         """Return room for the longest header that these tensors could get: each may be packed, kept or tied."""
@@ -307,6 +370,9 @@ class _Packer:
             worst.entries[tensor.name] = max(packed, kept, key=lambda entry: len(f"{entry.dtype}{list(entry.shape)}"))
             worst.storage[tensor.name] = "p"
             worst.kept_crcs[tensor.name] = [0] * -(-tensor.n_bytes // KEPT_PIECE_BYTES)
+            if tensor.name in self.matches:
+                worst.storage[tensor.name] = "d"
+                worst.ranges[tensor.name] = self.matches[tensor.name]
             n_ties += 1
         digits = len(str(len(self.segments.tensors)))
         bound = 8 + len(self._header(worst, "0" * 64)) + n_ties * (digits + 1) + _DATA_ALIGN
@@ -335,10 +401,14 @@ class _Packer:
         self.data_begin = data_begin
 
 
-def _compare(source: Source, target: AtomicFile, threads: int, meter: _Meter) -> None:
+def _encoded(run: _Run, out: NDArray[np.uint8], chunks: list[EncodedChunk]) -> _EncodedRun:
+    return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
+
+
+def _compare(source: Source, target: AtomicFile, bases: list[RandomReader], threads: int, meter: _Meter) -> None:
     """Decode what was written and compare it with the source, byte for byte."""
     with LocalFile(target.path) as written:
-        packed, scratch = PackedFile(written), Scratch()
+        packed, scratch = PackedFile(written, bases=bases), Scratch()
         position = 0
         for piece in restored_pieces(packed, threads, lambda offset, data: equal_at(source, offset, data, scratch)):
             if piece.offset != position or not piece.result:

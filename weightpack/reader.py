@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.chunk_decoder import decode_chunks
+from weightpack.base_range import base_elems, check_range
+from weightpack.chunk_decoder import BaseElems, decode_chunks
 from weightpack.chunk_encoder import chunk_crc
 from weightpack.dtypes import DTYPE_BITS, tensor_bytes
-from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, UnsupportedError, located
+from weightpack.errors import BaseNotFoundError, ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, UnsupportedError, located
 from weightpack.files import RandomReader, pieces, read_at
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES
-from weightpack.format.index import Gap, Index
+from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.record import RecordHead, parse_record_head, table_bytes
 from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
 from weightpack.options import DEFAULT_LIMITS, Limits
@@ -53,7 +55,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor and where its bytes are. `storage` is p (packed), k (kept) or t (tied); `begin` and `end` are bytes of the packed file."""
+    """A tensor and where its bytes are.
+
+    `storage` is p (packed), d (differs from a base), k (kept) or t (tied); `begin` and `end` are bytes of the packed file.
+    """
 
     tensor: Tensor
     storage: str
@@ -61,6 +66,11 @@ class StoredTensor:
     begin: int
     end: int
     crcs: NDArray[np.uint32]  # of kept pieces
+    base: BaseRange | None = None
+
+    @property
+    def has_record(self) -> bool:
+        return self.storage in "pd"
 
     @property
     def packed_bytes(self) -> int:
@@ -81,6 +91,12 @@ def read_header(file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> Header:
 class PackedFile:
     """An open packed file. Safe to use from many threads.
 
+    Parameters
+    ----------
+    bases
+        The files that `index.base` names, in its order, as their sources were; without them what differs from a base can't be decoded, but described.
+        `weightpack.bases` finds them.
+
     Attributes
     ----------
     tensors : dict of str to StoredTensor
@@ -97,8 +113,8 @@ class PackedFile:
         Something that the file claims can't be.
     """
 
-    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.file = file
+    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS, bases: Sequence[RandomReader] = ()) -> None:
+        self.file, self.bases = file, bases
         with located(path=file.name):
             self._open(limits)
 
@@ -147,11 +163,11 @@ class PackedFile:
         if len(index.kept_crc32c) % 4:
             raise CorruptionError("the index's checksums of kept tensors are cut")
         kept_crcs = np.frombuffer(index.kept_crc32c, "<u4")
-        n_kept, ties = 0, iter(index.tied)
+        n_kept, ties, ranges = 0, iter(index.tied), iter(index.ranges)
         stored: dict[str, StoredTensor] = {}
         for tensor, storage in zip(tensors, index.storage, strict=True):
             entry = header.entries[tensor.name]
-            n_crcs = 0
+            n_crcs, base = 0, None
             with located(tensor=tensor.name):
                 _check_entry(entry, tensor, storage)
                 holder = tensor.name
@@ -162,9 +178,12 @@ class PackedFile:
                     holder = tensors[i].name
                     if index.storage[i] == "t" or tensors[i].n_bytes != tensor.n_bytes:
                         raise CorruptionError("the tensor is tied to one that can't hold its bytes")
+                elif storage == "d" and index.base is not None:
+                    base = next(ranges)
+                    check_range(base, tensor, index.base.files[base.file].n_bytes)
             crcs = kept_crcs[n_kept : n_kept + n_crcs]
             n_kept += n_crcs
-            stored[tensor.name] = StoredTensor(tensor, storage, holder, header.data_begin + entry.begin, header.data_begin + entry.end, crcs)
+            stored[tensor.name] = StoredTensor(tensor, storage, holder, header.data_begin + entry.begin, header.data_begin + entry.end, crcs, base)
         if n_kept != len(kept_crcs):
             raise CorruptionError("the index's checksums of kept tensors do not match their count")
         return stored
@@ -191,7 +210,7 @@ class PackedFile:
     def check_records(self) -> None:
         """Refuse records that can't hold as much as the header claims, before room for it is asked for."""
         for stored in self.tensors.values():
-            if stored.storage == "p":
+            if stored.has_record:
                 self.record_head(stored)
 
     def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int | None = None) -> list[Piece]:
@@ -202,7 +221,7 @@ class PackedFile:
         n_bytes = stored.tensor.n_bytes
         end = n_bytes if end is None else end
         holder = self.tensors[stored.holder]
-        if holder.storage == "p":
+        if holder.has_record:
             head = self.record_head(holder)
             size = head.chunk_elems * head.layout.elem_bytes
         else:
@@ -220,20 +239,29 @@ class PackedFile:
         """Decode and check one piece into `out`, (piece.n_bytes,) uint8."""
         holder = self.tensors[stored.holder]
         with located(path=self.file.name, tensor=stored.tensor.name):
-            if holder.storage == "p":
+            if holder.has_record:
                 head = self.record_head(holder)
                 offsets, elem_bytes = head.offsets[piece.first : piece.last + 1], head.layout.elem_bytes
                 begin, end = int(offsets[0]), int(offsets[-1])
                 packed = self._scratch.get(end - begin)
                 self.file.read_into(holder.begin + begin, memoryview(packed))
+                base = None if holder.base is None else self._base_elems(holder, holder.base)
                 decode_chunks(
-                    head.layout, packed, offsets, head.crcs[piece.first : piece.last], head.chunk_elems, out.size // elem_bytes, piece.first, out
+                    head.layout, packed, offsets, head.crcs[piece.first : piece.last], head.chunk_elems, out.size // elem_bytes, piece.first, out, base
                 )
             else:
                 self.file.read_into(holder.begin + piece.begin, memoryview(out))
                 for number, (offset, n) in enumerate(pieces(out.size, KEPT_PIECE_BYTES), piece.first):
                     if chunk_crc(out[offset : offset + n], number) != int(holder.crcs[number]):
                         raise ChecksumError("the bytes do not match their checksum: the file is damaged", chunk=number)
+
+    def _base_elems(self, stored: StoredTensor, base: BaseRange) -> BaseElems:
+        reference = self.index.base
+        assert reference is not None
+        if not self.bases:
+            raise BaseNotFoundError(f"the tensor is stored as its difference from a base that was not opened: {described(reference)}")
+        reader = self.bases[base.file]
+        return lambda first, count: base_elems(reader, base, stored.tensor.dtype, first, count)
 
     def decode_gap(self, gap: Gap) -> bytes:
         """Return the bytes of a gap."""
@@ -260,6 +288,13 @@ def _listed(index: Index, names: list[str]) -> Segments:
             raise CorruptionError("the tensor is not inside the source", tensor=name)
         tensors.append(Tensor(name, dtype, shape, offset, n_bytes))
     return tiled(index.source_format, tensors, index.source_bytes)
+
+
+def described(reference: BaseReference) -> str:
+    """Name a base for people."""
+    files = ", ".join(f"{file.name} (SHA-256 {file.sha256})" for file in reference.files[:3]) + (", ..." if len(reference.files) > 3 else "")
+    where = f" of {reference.repo}" + (f"@{reference.revision}" if reference.revision else "") if reference.repo else ""
+    return f"{files}{where}"
 
 
 def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:

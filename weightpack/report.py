@@ -39,19 +39,20 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """A packed file."""
+    """A packed file. `lineage`: what it is a difference from, what that is a difference from, and so on; empty for a file that stands alone."""
 
     path: str
     source_bytes: int
     packed_bytes: int
     source_sha256: str
     tensors: tuple[TensorReport, ...]
+    lineage: tuple[str, ...] = ()
 
 
-def inspect_file(packed: PackedFile, *, codecs: bool = True) -> FileReport:
+def inspect_file(packed: PackedFile, *, codecs: bool = True, lineage: tuple[str, ...] = ()) -> FileReport:
     """Describe a packed file; without `codecs` only its header is read, else some chunks of every tensor too."""
     tensors = tuple(_describe(packed, stored, codecs) for stored in packed.tensors.values())
-    return FileReport(packed.file.name, packed.index.source_bytes, packed.file.size, packed.index.source_sha256, tensors)
+    return FileReport(packed.file.name, packed.index.source_bytes, packed.file.size, packed.index.source_sha256, tensors, lineage)
 
 
 def _describe(packed: PackedFile, stored: StoredTensor, codecs: bool) -> TensorReport:
@@ -72,10 +73,15 @@ def _codecs(packed: PackedFile, stored: StoredTensor) -> str:
     for i in range(min(head.n_chunks, 8)):
         begin, end = head.offsets[i : i + 2].tolist()
         chunk = parse_chunk(read_at(packed.file, stored.begin + begin, end - begin), head.layout)
-        streams = chunk.streams[: len(chunk.widths) or len(head.layout.plane_bits)]
+        streams = chunk.streams[1:2] if chunk.mode == Mode.DIFFERENCE else chunk.streams[3:4] if chunk.mode == Mode.SCALED else chunk.streams
+        streams = streams[: len(chunk.widths) or len(head.layout.plane_bits)]
         names = [CODEC_NAMES[Codec(codec)] if codec in CODEC_NAMES else str(codec) for codec, _ in streams]
-        seen[{Mode.SPLIT: "", Mode.WHOLE: "whole:", Mode.FIELDS: "fields:"}[chunk.mode] + "+".join(names)] += 1
+        seen[_MODE_NAMES[chunk.mode] + "+".join(names)] += 1
     return seen.most_common(1)[0][0]
+
+
+_MODE_NAMES = {Mode.SPLIT: "", Mode.WHOLE: "whole:", Mode.FIELDS: "fields:", Mode.DIFFERENCE: "difference:", Mode.SCALED: "scaled:"}
+_DIFFERENCE_PLANES = ("rates", "classes", "extra bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ def inspect_planes(packed: PackedFile) -> list[PlanesReport]:
     for stored in packed.tensors.values():
         n_elems = stored.tensor.n_bytes * 8 // DTYPE_BITS.get(stored.tensor.dtype, 8)
         if n_elems and stored.storage != "t":
-            planes = _record_planes(packed, stored) if stored.storage == "p" else {"kept": stored.packed_bytes}
+            planes = _record_planes(packed, stored) if stored.has_record else {"kept": stored.packed_bytes}
             reports.append(PlanesReport(stored.tensor.name, stored.tensor.dtype, n_elems, planes))
     return sorted(reports, key=lambda report: (-sum(report.planes.values()), report.name))
 
@@ -118,10 +124,20 @@ def _record_planes(packed: PackedFile, stored: StoredTensor) -> dict[str, int]:
         mode, n_streams = chunk[0], min(chunk[1], MAX_STREAMS)
         for i in range(n_streams):
             at = CHUNK_HEAD_BYTES + 4 * i
-            name = "whole chunks" if mode == Mode.WHOLE else f"field {i}" if mode == Mode.FIELDS else names[i]
+            name = _stream_name(mode, i, names)
             planes[name] += int.from_bytes(chunk[at + 1 : at + 4], "little")
     planes["tables"] = stored.packed_bytes - planes.total()
     return dict(planes)
+
+
+def _stream_name(mode: int, i: int, names: tuple[str, ...]) -> str:
+    if mode == Mode.SPLIT:
+        return names[i]
+    if mode == Mode.DIFFERENCE:
+        return _DIFFERENCE_PLANES[i]
+    if mode == Mode.SCALED:
+        return ("scales", "signs", *_DIFFERENCE_PLANES)[i]
+    return "whole chunks" if mode == Mode.WHOLE else f"field {i}"
 
 
 @dataclass(frozen=True, slots=True)

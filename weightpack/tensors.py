@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from weightpack.bases import close_packed, open_with_bases, weights_below
 from weightpack.errors import OptionError, TensorNotFoundError, located
 from weightpack.files import LocalFile, RandomReader
 from weightpack.format.safetensors import check_tiles
 from weightpack.frameworks import Framework, NumpyFramework, TorchFramework
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.parallel import ordered_map, thread_count
-from weightpack.reader import PackedFile, Piece, StoredTensor, is_packed, read_header
+from weightpack.reader import Piece, StoredTensor, is_packed, read_header
 from weightpack.remote import RemoteFile, is_url
 from weightpack.segments import Tensor
 from weightpack.segments.safetensors import segments_of
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 class TensorReader:
     """Reads tensors' bytes from a packed or a plain safetensors file."""
 
-    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None) -> None:
         self.file = file
         with located(path=file.name):
             header = read_header(file, limits)
-            self._packed = PackedFile(file, limits) if is_packed(header) else None
+            found = None if base is None else weights_below(Path(base))
+            self._packed = open_with_bases(file, limits, base=found) if is_packed(header) else None
             if self._packed:
                 self.tensors = {name: stored.tensor for name, stored in self._packed.tensors.items()}
                 self.metadata = self._packed.metadata
@@ -42,6 +44,13 @@ class TensorReader:
                 check_tiles(header, file.size - header.data_begin)
                 self.tensors = {tensor.name: tensor for tensor in segments_of(header, file.size).tensors}
                 self.metadata = header.metadata
+
+    def close(self) -> None:
+        """Close the file, and the bases that it needs."""
+        if self._packed is not None:
+            close_packed(self._packed)
+        else:
+            self.file.close()
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor's description."""
@@ -53,7 +62,7 @@ class TensorReader:
         """Refuse a tensor whose record can't hold as much as the header claims, before memory for it is asked for."""
         if self._packed is not None:
             holder = self._packed.stored(self._packed.stored(name).holder)
-            if holder.storage == "p":
+            if holder.has_record:
                 self._packed.record_head(holder)
 
     def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
@@ -124,11 +133,14 @@ class SafeOpen:
     Safe to use from many threads, and in a child after a fork. Pickled, it is the path or URL: whoever unpickles it opens the file anew, which must be there.
     """
 
-    def __init__(self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._reader: TensorReader | None = TensorReader(file, limits)
+    def __init__(
+        self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+        base: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
+        self._reader: TensorReader | None = TensorReader(file, limits, base)
         self._framework = framework
         self._threads = thread_count(threads)
-        self._again = (framework, threads, limits)  # of another process: it may have other CPUs
+        self._again = (framework, threads, limits, base)  # of another process: it may have other CPUs
 
     def __reduce__(self) -> tuple[Any, ...]:
         file = self._open().file
@@ -188,7 +200,7 @@ class SafeOpen:
     def close(self) -> None:
         """Close the file."""
         if self._reader is not None:
-            self._reader.file.close()
+            self._reader.close()
         self._reader = None
 
     def __enter__(self) -> SafeOpen:
@@ -199,8 +211,9 @@ class SafeOpen:
 
 
 def safe_open(
-    filename: str | os.PathLike[str], framework: str = "numpy", device: str | int = "cpu", *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS
-) -> SafeOpen:
+    filename: str | os.PathLike[str], framework: str = "numpy", device: str | int = "cpu", *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+    base: str | os.PathLike[str] | None = None,
+) -> SafeOpen:  # fmt: skip
     """Open a packed or plain safetensors file as `safetensors.safe_open` does.
 
     Parameters
@@ -213,11 +226,15 @@ def safe_open(
         Of torch tensors.
     threads
         For decoding; None: the CPUs of this process.
+    base
+        Of a file that is stored as a difference: a file or a directory. By default it is looked for as `weightpack.unpack` does.
 
     Raises
     ------
     FormatError, LimitError
         The file is damaged, or claims too much.
+    BaseNotFoundError, WrongBaseError
+        The base that it differs from is not here, or not the one that was named.
     """
     if framework in ("np", "numpy"):
         if device != "cpu":
@@ -227,13 +244,15 @@ def safe_open(
         chosen = TorchFramework(device)
     else:
         raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
-    return _opened(filename, chosen, threads, limits)
+    return _opened(filename, chosen, threads, limits, base)
 
 
-def _opened(filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits) -> SafeOpen:
+def _opened(
+    filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits, base: str | os.PathLike[str] | None = None
+) -> SafeOpen:
     file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
     try:
-        return SafeOpen(file, framework, threads=threads, limits=limits)
+        return SafeOpen(file, framework, threads=threads, limits=limits, base=base)
     except BaseException:
         file.close()
         raise

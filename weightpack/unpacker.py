@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from weightpack.errors import ChecksumError, CorruptionError
 from weightpack.files import AtomicFile, RandomReader, equal_at
-from weightpack.packer import Progress, sha256_of
+from weightpack.packer import Progress
 from weightpack.parallel import Scratch
 from weightpack.reader import PackedFile
 from weightpack.restore import restored_pieces
@@ -90,4 +90,4 @@ def verify_file(
     return VerifyResult(done, packed.file.size, index.source_sha256, against is not None)
 
 
-__all__ = ["VerifyResult", "sha256_of", "unpack_file", "verify_file"]
+__all__ = ["VerifyResult", "unpack_file", "verify_file"]

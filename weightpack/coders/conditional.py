@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which codebook for which cell of a chunk of differences (FORMAT 8.8): k-means over the cells' histograms, then books that do not pay for themselves are joined.
+"""Which codebook for which cell of a chunk of differences (FORMAT 8.8): k-means over the cells' histograms; then books that don't pay are joined.
 
 A codebook's bits are the distance. Integers only, so that every machine finds the same.
 """

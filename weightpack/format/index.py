@@ -72,10 +72,47 @@ def zstd_decode_any(frame: bytes | memoryview, most: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """`storage`: one of p, k, t for each tensor by name; `tied`: for each t the position of the tensor that holds its bytes.
+class BaseFile:
+    """A file of the base; `name` is for people."""
 
-    `tensors`: dtype, shape and offset of each by name; None for safetensors, whose header says it.
+    name: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReference:
+    """The base that a file is a difference from (FORMAT section 15).
+
+    `repo` and `revision`: where on a Hub it is, if that is known. `depth`: how many files have to be decoded, one from the other: 1 if the base stands alone.
+    """
+
+    files: tuple[BaseFile, ...]
+    repo: str | None
+    revision: str | None
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRange:
+    """What serves a tensor as base: `n_bytes` of file number `file` from `offset`, elements of `dtype`.
+
+    `moves`: (to, from, count) in elements, by rising `to`: element `to + i` of the tensor has the base's `from + i`. None: each has the one of its own
+    number. What has none has zero.
+    """
+
+    file: int
+    dtype: str
+    offset: int
+    n_bytes: int
+    moves: tuple[tuple[int, int, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """`storage`: one of p, d, k, t for each tensor by name; `tied`: for each t the position of the tensor that holds its bytes.
+
+    `tensors`: dtype, shape and offset of each by name; None for safetensors, whose header says it. `base`, and `ranges`: for each d what it differs from.
     """
 
     source_format: str
@@ -87,6 +124,8 @@ class Index:
     kept_crc32c: bytes
     minor_version: int = 0
     tensors: tuple[tuple[str, tuple[int, ...], int], ...] | None = None
+    base: BaseReference | None = None
+    ranges: tuple[BaseRange, ...] = ()
 
     def to_json(self) -> str:
         """Serialise; the same index gives the same text."""
@@ -100,6 +139,14 @@ class Index:
         }
         if self.tensors is not None:
             root["tensors"] = [[dtype, list(shape), offset] for dtype, shape, offset in self.tensors]
+        if self.base is not None:
+            root["base"] = {
+                "files": [[file.name, file.n_bytes, file.sha256] for file in self.base.files],
+                "repo": self.base.repo,
+                "revision": self.base.revision,
+                "depth": self.base.depth,
+            }
+            root["ranges"] = [[r.file, r.dtype, r.offset, r.n_bytes, None if r.moves is None else list(map(list, r.moves))] for r in self.ranges]
         return json.dumps(root, separators=(",", ":"))
 
     @classmethod
@@ -133,7 +180,7 @@ class Index:
         storage, tied = root.get("storage"), _list(root, "tied")
         if not isinstance(storage, str):
             raise CorruptionError("the index's storage is not a string")
-        if set(storage) - set("pkt"):
+        if set(storage) - set("pdkt"):
             raise UnsupportedError("the index has a kind of storage that this version does not know: upgrade weightpack")
         positions = [i for i in tied if isinstance(i, int) and is_count(i) and i < len(storage)]
         if len(positions) != len(tied) or len(tied) != storage.count("t"):
@@ -141,7 +188,12 @@ class Index:
         kept = root.get("kept_crc32c")
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
-        return cls(source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors)
+        base, ranges = (_base(root), _ranges(root)) if "d" in storage else (None, ())
+        if base is not None and (len(ranges) != storage.count("d") or any(r.file >= len(base.files) for r in ranges)):
+            raise CorruptionError("the index's ranges of the base do not match its storage")
+        return cls(
+            source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors, base, ranges
+        )  # fmt: skip
 
 
 def _tensors(root: dict[str, object], source_format: str) -> tuple[tuple[str, tuple[int, ...], int], ...]:
@@ -156,6 +208,39 @@ def _tensors(root: dict[str, object], source_format: str) -> tuple[tuple[str, tu
             raise CorruptionError("the shape of a tensor of the index is not a list of sizes")
         tensors.append((item[0], tuple(item[1]), item[2]))
     return tuple(tensors)
+
+
+def _base(root: dict[str, object]) -> BaseReference:
+    """FORMAT 15.1."""
+    base = root.get("base")
+    if not isinstance(base, dict):
+        raise CorruptionError("the index does not say which base its tensors differ from")
+    files = []
+    for item in _list(base, "files"):
+        if not (isinstance(item, list) and len(item) == 3 and isinstance(item[0], str) and is_count(item[1]) and isinstance(item[2], str)):
+            raise CorruptionError("a file of the base is not [name, bytes, sha256]")
+        if not _SHA256.fullmatch(item[2]):
+            raise CorruptionError("a file of the base has no SHA-256")
+        files.append(BaseFile(*item))
+    repo, revision, depth = base.get("repo"), base.get("revision"), base.get("depth")
+    if not (isinstance(repo, str | None) and isinstance(revision, str | None) and isinstance(depth, int) and is_count(depth) and depth >= 1):
+        raise CorruptionError("the index's base is not described as it should be")
+    return BaseReference(tuple(files), repo, revision, depth)
+
+
+def _ranges(root: dict[str, object]) -> tuple[BaseRange, ...]:
+    """FORMAT 15.2; whether they fit their tensors is for the reader to check."""
+    ranges = []
+    for item in _list(root, "ranges"):
+        if not (isinstance(item, list) and len(item) == 5 and isinstance(item[1], str) and all(map(is_count, (item[0], *item[2:4])))):
+            raise CorruptionError("a range of the base is not [file, dtype, offset, bytes, moves]")
+        moves = item[4]
+        if moves is not None:
+            if not (isinstance(moves, list) and all(isinstance(m, list) and len(m) == 3 and all(map(is_count, m)) for m in moves)):
+                raise CorruptionError("the moves of a range are not [to, from, count]")
+            moves = tuple((m[0], m[1], m[2]) for m in moves)
+        ranges.append(BaseRange(item[0], item[1], item[2], item[3], moves))
+    return tuple(ranges)
 
 
 def _list(root: dict[str, object], key: str) -> list[object]:

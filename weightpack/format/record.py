@@ -138,7 +138,8 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     position = table_end + {Mode.FIELDS: n_streams, Mode.DIFFERENCE: 1, Mode.SCALED: _SCALED.size}.get(Mode(mode), 0)
     if len(view) < position:
         raise TruncatedError("the chunk ends inside its stream table")
-    widths, shift, cols, phase = (), 0, 0, 0
+    widths: tuple[int, ...] = ()
+    shift = cols = phase = 0
     if mode == Mode.FIELDS:
         widths = tuple(view[table_end:position])
         if 0 in widths:

@@ -42,8 +42,7 @@ def _in_order(words: Words, bits: int, layout: Layout) -> Words:
     """Words <-> integers in the order of the values (14.2); its own inverse."""
     if not layout.raw_bits:
         return words
-    flipped: Words = words ^ (words >> (bits - 1)) * np.uint32((1 << (bits - 1)) - 1)
-    return flipped
+    return words ^ (words >> np.uint32(bits - 1)) * np.uint32((1 << (bits - 1)) - 1)
 
 
 def _exponents(base: Words, layout: Layout) -> Bytes:
@@ -86,7 +85,7 @@ def decode_difference(
     bits = 8 * layout.elem_bytes - shift
     need(int(classes.max()) < 2 * bits - 1, "the class of a difference")
     difference = _read_differences(classes, extra_stream)
-    moved = _in_order(words >> shift, bits, layout).astype(np.int64) + difference & (1 << bits) - 1
+    moved = _in_order(words >> np.uint32(shift), bits, layout).astype(np.int64) + difference & (1 << bits) - 1
     elems = out[:n_bytes].view(f"<u{layout.elem_bytes}")
     elems[changed] = _in_order(moved.astype(np.uint32), bits, layout) << np.uint32(shift)
     return chunk_crc(out[:n_bytes], chunk_number)
@@ -109,7 +108,7 @@ def _read_differences(classes: Bytes, stream: Bytes) -> NDArray[np.int64]:
     low = np.maximum(n_bits - 1, 0)
     lead = np.where(classes < 2, classes, (2 | classes.astype(np.int64) & 1) << low)
     magnitude = lead | (values >> np.uint64(1)).astype(np.int64)
-    signed: NDArray[np.int64] = np.where(values & np.uint64(1), -magnitude, magnitude)
+    signed: NDArray[np.int64] = magnitude * (1 - 2 * (values & np.uint64(1)).astype(np.int64))
     return signed
 
 
@@ -166,7 +165,8 @@ def _conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
 def _differences(layout: Layout, shift: int, elems: Words, base: Words) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return magnitudes and signs."""
     bits = 8 * layout.elem_bytes - shift
-    d = _in_order(elems >> shift, bits, layout).astype(np.int64) - _in_order(base >> shift, bits, layout) & (1 << bits) - 1
+    low = np.uint32(shift)
+    d = _in_order(elems >> low, bits, layout).astype(np.int64) - _in_order(base >> low, bits, layout) & (1 << bits) - 1
     negative = d >> (bits - 1) != 0
     return np.where(negative, (1 << bits) - d, d), negative
 

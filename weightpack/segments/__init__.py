@@ -25,6 +25,7 @@ class Tensor:
     """A tensor of the source; `offset` counts from the start of the file.
 
     `fields`: of a tensor of blocks of bytes, the widths of a block's fields (scales, quants, ...), which are coded apart; none where there are no blocks.
+    `row`: how many elements are a row, where `shape` does not tell.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Tensor:
     offset: int
     n_bytes: int
     fields: tuple[int, ...] = ()
+    row: int = 0
+
+    @property
+    def row_elems(self) -> int:
+        """Elements of a row: of the last dimension, or what the format says of a tensor that it knows as a row of numbers; 0 if it has none."""
+        return self.row or (self.shape[-1] if len(self.shape) > 1 else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import io
 import pickletools
 import zipfile
 from collections.abc import Iterator
+from math import prod
 
 from weightpack.dtypes import DTYPE_BITS
 from weightpack.errors import CorruptionError, FormatError
@@ -67,7 +68,7 @@ def segment_zip(source: RandomReader) -> Segments:
         with zipfile.ZipFile(io.BufferedReader(_Stream(source))) as archive:
             members = archive.infolist()
             pickles = [member.filename for member in members if member.filename.endswith("/data.pkl") and member.file_size <= _MOST_PICKLE]
-            dtypes = _storage_dtypes(archive.read(pickles[0])) if pickles else {}
+            kinds = _storage_kinds(archive.read(pickles[0])) if pickles else {}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OverflowError, OSError) as error:
         raise CorruptionError(f"not a zip file that can be read: {error}") from None
     root = pickles[0].removesuffix("data.pkl") + "data/" if pickles else None
@@ -77,7 +78,7 @@ def segment_zip(source: RandomReader) -> Segments:
             continue
         begin = _data_begin(source, member)
         if root is not None and member.filename.startswith(root):
-            tensors.append(_storage(member, begin, dtypes.get(member.filename.removeprefix(root), "U8")))
+            tensors.append(_storage(member, begin, *kinds.get(member.filename.removeprefix(root), ("U8", ()))))
         elif member.filename.endswith(".npy"):
             try:
                 tensors.append(array_in(source, member.filename, begin, begin + member.file_size))
@@ -101,25 +102,37 @@ def _data_begin(source: RandomReader, member: zipfile.ZipInfo) -> int:
     return begin
 
 
-def _storage(member: zipfile.ZipInfo, begin: int, dtype: str) -> Tensor:
+def _storage(member: zipfile.ZipInfo, begin: int, dtype: str, shape: tuple[int, ...] = ()) -> Tensor:
     n_bytes, elem_bytes = member.file_size, DTYPE_BITS[dtype] // 8
     dtype, n_elems = (dtype, n_bytes // elem_bytes) if n_bytes % elem_bytes == 0 else ("U8", n_bytes)
-    return Tensor(member.filename, dtype, (n_elems,), begin, n_bytes)
+    row = shape[-1] if len(shape) > 1 and prod(shape) == n_elems else 0  # of the tensor that has the whole storage
+    return Tensor(member.filename, dtype, (n_elems,), begin, n_bytes, row=row)
 
 
-def _storage_dtypes(pickle: bytes) -> dict[str, str]:
-    """Return storage key -> dtype.
+def _storage_kinds(pickle: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return storage key -> dtype, and the shape of the first tensor that is made of it.
 
     A checkpoint's pickle names storages by persistent ids, ('storage', torch.FloatStorage, key, device, length). Newer dtypes have no storage class: there it
-    is `UntypedStorage`, and the dtype is named later, among the arguments that make the tensor.
+    is `UntypedStorage`, and the dtype is named later, among the arguments that make the tensor. Behind the id stand the tensor's offset in the
+    storage and its sizes, a tuple.
     """
     dtypes: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     untyped: str | None = None
+    waiting: str | None = None  # for its sizes
+    numbers: list[int] = []
     try:
-        for recent, is_persistent_id in _pushed_values(pickle):
-            if is_persistent_id and len(recent) >= 5 and recent[-5] == "storage" and isinstance(recent[-3], str):
+        for recent, opcode in _pushed_values(pickle):
+            if waiting is not None:
+                if opcode.startswith("TUPLE") or opcode == "EMPTY_TUPLE":
+                    shapes.setdefault(waiting, tuple(numbers[-int(opcode[5:]) :] if opcode[5:].isdigit() else numbers[1:]))
+                    waiting = None
+                elif opcode.startswith(("BININT", "LONG", "INT")) and recent and isinstance(recent[-1], int):
+                    numbers.append(recent[-1])
+            if opcode == "BINPERSID" and len(recent) >= 5 and recent[-5] == "storage" and isinstance(recent[-3], str):
                 storage, key = str(recent[-4]).rpartition(" ")[2], recent[-3]
                 untyped = key if storage == "UntypedStorage" else None
+                waiting, numbers = key, []
                 if storage in _STORAGES:
                     dtypes[key] = _STORAGES[storage]
             elif untyped is not None and recent and str(recent[-1]).removeprefix("torch ") in _UNTYPED:
@@ -127,11 +140,11 @@ def _storage_dtypes(pickle: bytes) -> dict[str, str]:
                 untyped = None
     except Exception:  # whatever the opcodes of a strange pickle are: what it has told so far is enough
         pass
-    return dtypes
+    return {key: (dtype, shapes.get(key, ())) for key, dtype in dtypes.items()}
 
 
-def _pushed_values(pickle: bytes) -> Iterator[tuple[list[object], bool]]:
-    """Yield, for each opcode, the last values that were pushed (or came from the memo), and whether it makes a persistent id of them."""
+def _pushed_values(pickle: bytes) -> Iterator[tuple[list[object], str]]:
+    """Yield, for each opcode, the last values that were pushed (or came from the memo), and its name."""
     recent: list[object] = []
     memo: dict[int, object] = {}
     for opcode, argument, _ in pickletools.genops(pickle):
@@ -146,5 +159,5 @@ def _pushed_values(pickle: bytes) -> Iterator[tuple[list[object], bool]]:
             recent[-2:] = [" ".join(map(str, recent[-2:]))]
         elif argument is not None:
             recent.append(argument)
-        yield recent, name == "BINPERSID"
+        yield recent, name
         del recent[:-8]
