@@ -234,8 +234,9 @@ def _candidates(file: RandomReader, given: Sequence[Path] | None, wanted: BaseFi
     if isinstance(file, LocalFile):
         here = Path(file.name).resolve().parent
         folders = [here, here / STORE, here.parent / STORE, here.parent]
-        with suppress(OSError):
-            folders += sorted(path for path in here.parent.iterdir() if path.is_dir() and path != here)
+        for parent in (here.parent, here):
+            with suppress(OSError):
+                folders += sorted(path for path in parent.iterdir() if path.is_dir() and path != here)
     folders += [Path(folder) for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
     yield from (path for _, path in zip(range(_MOST_CANDIDATES), _in_folders(folders, file.name, wanted), strict=False))
     if reference.repo is not None:

@@ -37,9 +37,11 @@ def safe_open(filename: str | os.PathLike[str], framework: str = "pt", device: s
     return _safe_open(filename, framework, device, **kwargs)
 
 
-def load_file(filename: str | os.PathLike[str], device: str | int = "cpu", *, threads: int | None = None) -> dict[str, torch.Tensor]:
-    """Load every tensor of a packed or plain file, in the order of their bytes."""
-    with safe_open(filename, device=device, threads=threads) as opened:
+def load_file(
+    filename: str | os.PathLike[str], device: str | int = "cpu", *, threads: int | None = None, base: str | os.PathLike[str] | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Load every tensor of a packed or plain file, in the order of their bytes; `base` as in `weightpack.safe_open`."""
+    with safe_open(filename, device=device, threads=threads, base=base) as opened:
         return opened.get_tensors(opened.offset_keys())
 
 

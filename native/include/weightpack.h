@@ -164,9 +164,9 @@ wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, co
 wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales);
 
 /* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often each pair occurs
- * (counts[cell * 64 + class]), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
+ * (counts[0][cell * 64 + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             uint8_t *cells, uint8_t *classes, uint32_t counts[256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
+                             uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
 size_t wp_difference_extras_bound(size_t n_elems);
 
 /* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */

@@ -331,7 +331,7 @@ static PyObject *difference_code(PyObject *self, PyObject *args) {
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
     if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
         fits((size_t)rates.len >= (n + WP_BLOCK - 1) / WP_BLOCK && (size_t)cells.len >= n && (size_t)classes.len >= n, "rates, cells or classes") &&
-        fits(counts.len == 256 * 64 * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
+        fits(counts.len == 2 * 256 * 64 * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
         Py_BEGIN_ALLOW_THREADS
         status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, cells.buf, classes.buf, counts.buf, extras.buf, &n_changed,
                                     &extras_bytes);

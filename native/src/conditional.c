@@ -75,33 +75,57 @@ wp_status wp_conditional_close(const wp_conditional_decoder *d) { return wp_rans
 
 /* ---- encoding ---- */
 
+/* `reciprocal` is ceil(2^32 / freq): the product's upper half is the quotient, exactly, of states of 16 bits. An escape that a book does not have has no frequency. */
+typedef struct { uint64_t reciprocal; uint16_t freq; uint8_t start, is_escape; } encoder_entry;
+
+static encoder_entry entry_of(unsigned freq, unsigned start, unsigned is_escape) {
+    return (encoder_entry){freq ? (((uint64_t)1 << 32) + freq - 1) / freq : 0, (uint16_t)freq, (uint8_t)start, (uint8_t)is_escape};
+}
+
+static void fill_entries(const wp_rans_book *book, encoder_entry entries[1 << WP_CLASS_BITS]) {
+    unsigned start = 0;
+    for (unsigned r = 0; r < book->n_symbols; r++) start += book->freqs[r];
+    for (unsigned s = 0; s < 1u << WP_CLASS_BITS; s++) entries[s] = entry_of(book->escape_freq, start, 1);
+    start = 0;
+    for (unsigned r = 0; r < book->n_symbols; start += book->freqs[r++]) {
+        if (book->symbols[r] >> WP_CLASS_BITS == 0) entries[book->symbols[r]] = entry_of(book->freqs[r], start, 0); /* others are asked for by no one */
+    }
+}
+
 wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[256], const uint8_t *cells,
                                 const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
     if (n_books < 1 || n_books > WP_MAX_TABLES || n_rates < 1 || n_rates > MAX_RATE || base_exponent > 255) return WP_ARGUMENT;
-    wp_rans_encoder_table tables[WP_MAX_TABLES];
+    encoder_entry entries[WP_MAX_TABLES][1 << WP_CLASS_BITS];
     size_t head = HEAD_BYTES + ROW_BYTES * n_rates + 2 * WP_BLOCK + 4;
     for (unsigned b = 0; b < n_books; b++) {
         if (!wp_rans_book_is_sound(&books[b])) return WP_ARGUMENT;
-        wp_rans_encoder_table_of(&books[b], &tables[b]);
+        fill_entries(&books[b], entries[b]);
         head += 2 + 2 * (size_t)books[b].n_symbols;
     }
     for (unsigned i = 0; i < WP_N_CELLS; i++)
         if (map[i] >= n_books) return WP_ARGUMENT;
+    uint8_t all = 0;
+    for (size_t i = 0; i < n; i++) all |= symbols[i];
+    if (all >> WP_CLASS_BITS) return WP_ARGUMENT;
 
     uint16_t x[WP_BLOCK];
     uint8_t *const renorm_end = scratch + 64 + n, *const literals_end = renorm_end + 64 + n, *renorm = renorm_end, *literals = literals_end;
     for (int l = 0; l < WP_BLOCK; l++) x[l] = 256;
     for (size_t i = n; i-- > 0;) {
-        const wp_rans_encoder_table *t = &tables[map[cells[i]]];
-        const unsigned r = t->rank_of_symbol[symbols[i]], l = (unsigned)(i % WP_BLOCK);
-        if (r == t->n_symbols) {
-            if (!t->has_escape) return WP_ARGUMENT;
+        const encoder_entry *e = &entries[map[cells[i]]][symbols[i]];
+        const unsigned l = (unsigned)(i % WP_BLOCK);
+        if (e->is_escape) {
+            if (!e->freq) return WP_ARGUMENT;
             *--literals = symbols[i];
         }
-        uint32_t state = x[l], f = t->freq[r];
-        if (state >= f << 8) { *--renorm = (uint8_t)state; state >>= 8; }
-        const uint32_t q = state / f;
-        x[l] = (uint16_t)((q << 8) + (state - q * f) + t->start[r]);
+        /* Branch-free: the byte is written always and counts if the state is full. */
+        uint32_t state = x[l];
+        const uint32_t f = e->freq, full = state >= f << 8;
+        renorm[-1] = (uint8_t)state;
+        renorm -= full;
+        state >>= full << 3;
+        const uint32_t q = (uint32_t)(state * e->reciprocal >> 32);
+        x[l] = (uint16_t)((q << 8) + (state - q * f) + e->start);
     }
 
     const size_t renorm_bytes = (size_t)(renorm_end - renorm), literal_bytes = (size_t)(literals_end - literals), need = head + renorm_bytes + literal_bytes;

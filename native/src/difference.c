@@ -181,14 +181,15 @@ wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, co
 size_t wp_difference_extras_bound(size_t n_elems) { return n_elems * MAX_EXTRA / 8 + 16; }
 
 /* What `code_words` makes; n_changed and extras_bytes at the end. */
-typedef struct { uint8_t *cells, *classes, *extras; uint32_t *counts; size_t n_changed, extras_bytes; } coded;
+typedef struct { uint8_t *cells, *classes, *extras; uint32_t (*counts)[256 * N_CLASSES]; size_t n_changed, extras_bytes; } coded;
 
 static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, word_kind kind, const uint8_t *rates,
                               uint8_t base_exponent, coded *out) {
     uint64_t held = 0; /* bits that are not written yet, `n_held` of them, below 8 after each element */
     unsigned n_held = 0;
     uint8_t *p = out->extras, *cells = out->cells, *classes = out->classes;
-    uint32_t *const counts = out->counts;
+    /* Two histograms in turn: the same pair often comes twice, and the second would wait for the first. */
+    uint32_t *even = out->counts[0], *odd = out->counts[1];
     const uint32_t exponent_mask = exponent_mask_of(kind);
     for (size_t begin = 0; begin < n_elems; begin += WP_BLOCK) {
         const unsigned rate = rates[begin / WP_BLOCK];
@@ -203,7 +204,10 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
             const unsigned cell = rate * WP_CELL_ROW + wp_context_of((uint8_t)(b >> kind.exponent_shift & exponent_mask), base_exponent);
             *cells++ = (uint8_t)cell;
             *classes++ = (uint8_t)c;
-            counts[cell * N_CLASSES + c]++;
+            even[cell * N_CLASSES + c]++;
+            uint32_t *const next = odd;
+            odd = even;
+            even = next;
             held |= ((uint64_t)(m & ((1u << low) - 1)) << 1 | negative) << n_held;
             n_held += low + (m != 0);
             wp_store64(p, held);
@@ -217,17 +221,18 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
 }
 
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             uint8_t *cells, uint8_t *classes, uint32_t counts[256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
+                             uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
     word_kind kind;
     if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits || base_exponent > 255) return WP_ARGUMENT;
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
         if (rates[b] > MAX_RATE) return WP_ARGUMENT;
     const unsigned bytes = wp_layout_of(layout)->elem_bytes;
     coded out = {cells, classes, extras, counts, 0, 0};
-    memset(counts, 0, sizeof(uint32_t) * 256 * N_CLASSES);
+    memset(counts, 0, 2 * sizeof counts[0]);
 #define LOOP(bytes, shift, is_float) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, &out)
     FOR_KIND(LOOP);
 #undef LOOP
+    for (size_t i = 0; i < 256 * N_CLASSES; i++) counts[0][i] += counts[1][i];
     *n_changed = out.n_changed;
     *extras_bytes = out.extras_bytes;
     return WP_OK;

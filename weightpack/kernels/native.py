@@ -150,10 +150,10 @@ class NativeKernels:
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
         n = elems.size // layout.elem_bytes
         cells, classes = np.empty((2, n), np.uint8)
-        counts, extras = np.empty((256, 64), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
+        counts, extras = np.empty((2, 256, 64), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
         status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, cells, classes, counts, extras)
         _check(status)
-        return DifferenceCode(cells[:n_changed], classes[:n_changed], counts, extras[:n_bytes])
+        return DifferenceCode(cells[:n_changed], classes[:n_changed], counts[0], extras[:n_bytes])
 
     def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
         packed, n = b"".join(map(_packed, books.books)), symbols.size
