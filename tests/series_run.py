@@ -71,7 +71,6 @@ def main(run: Path, steps: int, limit: int) -> None:
             series.restore(run, done, Path(folder) / "plain", job)
             training.load(Path(folder) / "plain")
     series.unshare(run, done)
-    series.collect(run)
     print("begin", flush=True)
     series.pack_run(run, job, unfinished=True, last=done, anchor_every=3)
     for step in range(done + 1, steps + 1):

@@ -130,23 +130,39 @@ def test_oldest_are_deleted(run, tmp_path):
     """`save_total_limit`: what a living delta stands on stays in the store, and goes when nobody stands on it."""
     before = checkpoints(run)
     limit, stored = 2, []
-    for step in range(1, 9):
+    for step in range(1, 7):
         if step > limit:
             shutil.rmtree(run / f"checkpoint-{step - limit}")  # as the trainer does, before it calls callbacks
         series.pack_checkpoint(run, step, Job(), anchor_every=3)
         stored.append(len(series._stored(run)) // 2)
-    assert stored == [1, 2, 3, 4, 5, 3, 4, 5]
-    assert depths(run) == [0, 1]
+    assert stored == [1, 2, 3, 4, 2, 3]
+    for step in (7, 8):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    assert depths(run) == [1, 2]
     assert series.series(run).store_bytes > 0
     assert "deleted" in call(run).stdout
     assert same_as(run, before, tmp_path) == []
-    shutil.rmtree(run / "checkpoint-7")
-    assert series.series(run).checkpoints[0].base_step is None
-    assert "delta to a deleted one" in call(run).stdout
+    shutil.rmtree(run / "checkpoint-5")
+    assert series.series(run).checkpoints[0].base_step == 5
+    assert "delta to 5 " in call(run).stdout
     assert same_as(run, before, tmp_path) == []
-    shutil.rmtree(run / "checkpoint-8")
+    shutil.rmtree(run / "checkpoint-6")
     series.collect(run)
     assert series._stored(run) == []
+
+
+def test_one_checkpoint_at_a_time(run, tmp_path):
+    """`save_total_limit=1`: the one before is deleted when the next one comes to be packed, and is its base all the same."""
+    before, seen = checkpoints(run), []
+    later = shutil.move(run, tmp_path / "later")
+    run.mkdir()
+    for step in range(1, 9):
+        shutil.rmtree(run / f"checkpoint-{step - 1}", ignore_errors=True)
+        shutil.copytree(later / f"checkpoint-{step}", run / f"checkpoint-{step}")
+        series.pack_checkpoint(run, step, Job(), anchor_every=3)
+        assert same_as(run, before, tmp_path) == []
+        seen += [(depths(run)[0], len(series._stored(run)) // 2)]
+    assert seen == [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2), (2, 3), (0, 1), (1, 2)]
 
 
 def test_the_folder_keeps_its_time(run):
@@ -284,14 +300,16 @@ def test_sharded_state_stays_as_it_is(run, names):
 # ---- what goes wrong
 
 
-def test_a_trainer_that_writes_over_a_packed_checkpoint(run, tmp_path):
+def test_a_trainer_that_writes_over_a_packed_checkpoint(trained, run, tmp_path):
     """Resumed at step 4, it saves steps 5 to 8 again. torch.save writes into the file that is there, which is one with the store's."""
     before = checkpoints(run)
     series.pack_run(run, Job())
     series.unshare(run, 4)
     training = series_run.Training(120)
-    training.step()
+    training.load(trained / "checkpoint-4")
+    torch.manual_seed(5)
     for step in (5, 6):
+        training.step()
         training.save(run / f"checkpoint-{step}", step)
     again = checkpoints(run)
     expected = {**before, "checkpoint-5": again["checkpoint-5"], "checkpoint-6": again["checkpoint-6"]}
@@ -312,7 +330,7 @@ def test_a_lost_base_is_named(run, tmp_path):
     assert re.search(r"[0-9a-f]{64}", str(error.value))
     assert not (tmp_path / "three").exists()
     done = call(run, "--restore", 8, "-o", tmp_path / "eight")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -381,7 +399,7 @@ def test_killed_at_random_moments(run, tmp_path):
         assert done.returncode == 0, done.stderr
         assert depths(run) == list(range(8))
         assert not hidden(run)
-        assert {path.name for path in (run / series.STORE).iterdir()} == {"README", "lock", *(path.name for path in series._stored(run))}
+        assert {path.name for path in (run / series.STORE).iterdir()} == {"README", "lock", "steps.json", *(path.name for path in series._stored(run))}
         assert len(series._stored(run)) == 16
         assert same_as(run, before, tmp_path) == []
 

@@ -26,10 +26,10 @@ from pathlib import Path
 
 from weightpack.checkpoint import carry_over, model_files
 from weightpack.errors import FormatError, OptionError, TruncatedError, WeightpackError, located
-from weightpack.files import LocalFile, sync_folder
+from weightpack.files import LocalFile, replace_file, sync_folder
 from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.safetensors import check_tiles
-from weightpack.jobs import FileResult, Job, JobResult, open_packed, pack_one, unpack_one
+from weightpack.jobs import Base, FileResult, Job, JobResult, open_packed, pack_one, unpack_one
 from weightpack.leftovers import PARTIAL, is_at, is_working_name, leftovers, lock, remove, working_name
 from weightpack.reader import PackedFile, read_header
 from weightpack.swap import is_packed_file
@@ -41,7 +41,7 @@ ANCHOR_EVERY = 8
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STORED = re.compile(r"[0-9a-f]{64}\.safetensors")
-_STAGING = "staging"
+_STAGING, _STEPS = "staging", "steps.json"
 # What is worth packing, at the top of a checkpoint. Schedulers, random states and arguments have some kilobytes.
 _PACKABLE = re.compile(r".+\.safetensors|(optimizer|pytorch_model.*|adapter_model)\.(pt|bin)")
 _SHARDED_STATE = re.compile(r"global_step\d+|pytorch_model_fsdp.*|optimizer_\d+|.+_fsdp\.bin")  # DeepSpeed's and FSDP's own
@@ -69,7 +69,7 @@ class SeriesFile:
 class Checkpoint:
     """A checkpoint of a run. `problem` says what is not whole of it; None if nothing.
 
-    `base_step`: the step of the checkpoint that it is a delta to, None if there is none or it was deleted (its files are in the store).
+    `base_step`: the step of the checkpoint that it is a delta to, which may have been deleted since: its files are in the store then.
     """
 
     step: int
@@ -121,16 +121,15 @@ def series(run: str | os.PathLike[str]) -> Series:
     if not folder.is_dir():
         raise OptionError("no such directory", path=str(folder))
     checkpoints: list[Checkpoint] = []
-    steps_of: dict[str, int] = {}
+    steps_of = {sha: step for step, files in _stored_steps(folder).items() for sha in files.values()}
     for step, path in _steps(folder):
         try:
             found = checkpoint(path, step)
         except FileNotFoundError:
             continue  # deleted while it was looked at
         wanted = {sha for file in found.files for sha in file.bases}
-        base_steps = {steps_of[sha] for sha in wanted if sha in steps_of}
-        checkpoints.append(replace(found, base_step=max(base_steps, default=None)))
         steps_of.update({file.sha256: step for file in found.files if file.sha256 is not None})
+        checkpoints.append(replace(found, base_step=max((steps_of[sha] for sha in wanted if sha in steps_of), default=None)))
     kept = [path.stat() for path in _stored(folder)]
     return Series(str(folder), tuple(checkpoints), sum(state.st_size for state in kept if state.st_nlink == 1))
 
@@ -197,19 +196,10 @@ def _described(path: Path) -> SeriesFile:
     n_bytes = path.stat().st_size
     if not is_packed_file(path):
         return SeriesFile(path.name, False, n_bytes, n_bytes)
-    with open_packed(path) as packed:
-        index = packed.index
-        return SeriesFile(path.name, True, index.source_bytes, n_bytes, index.source_sha256, _depth(packed), _bases(packed))
-
-
-def _bases(packed: PackedFile) -> tuple[str, ...]:
-    base = getattr(packed.index, "base", None)  # TEMPORARY
-    return () if base is None else tuple(file.sha256 for file in base.files)
-
-
-def _depth(packed: PackedFile) -> int:
-    base = getattr(packed.index, "base", None)  # TEMPORARY
-    return 0 if base is None else base.depth
+    with LocalFile(path) as file:
+        index = PackedFile(file).index
+    depth, bases = (0, ()) if index.base is None else (index.base.depth, tuple(base.sha256 for base in index.base.files))
+    return SeriesFile(path.name, True, index.source_bytes, n_bytes, index.source_sha256, depth, bases)
 
 
 def _problem(path: Path, step: int, files: tuple[SeriesFile, ...]) -> str | None:
@@ -309,10 +299,9 @@ def pack_checkpoint(run: str | os.PathLike[str], step: int, job: Job, *, anchor_
         if found.problem is not None:
             raise TruncatedError(f"incomplete: {found.problem}", path=str(path))
         _share(folder)
-        before = [earlier for number, earlier in reversed(_steps(folder)) if number < step]
         for file in found.files:
             if not file.packed:
-                _pack_into(folder, path / file.name, _base(folder, file.name, before, anchor_every), job)
+                _pack_into(folder, path / file.name, _base(folder, file.name, step, min(anchor_every, job.limits.max_depth + 1)), job)
         result = checkpoint(path, step)
         _collect(folder)
     files = tuple(
@@ -332,7 +321,7 @@ def pack_run(run: str | os.PathLike[str], job: Job, *, anchor_every: int = ANCHO
         Leave checkpoints of later steps alone.
     """
     found = [each for each in series(run).checkpoints if last is None or each.step <= last]
-    newest = max((each.step for each in found if each.is_packed), default=None)
+    newest = max([each.step for each in found if each.is_packed] + [step for step in _stored_steps(Path(run)) if last is None or step <= last], default=None)
     results = []
     for each in found:
         wanted = not unfinished or any(file.packed for file in each.files) or (newest is not None and each.step > newest)
@@ -343,22 +332,28 @@ def pack_run(run: str | os.PathLike[str], job: Job, *, anchor_every: int = ANCHO
     return results
 
 
-def _base(run: Path, name: str, before: list[Path], anchor_every: int) -> Path | None:
-    """Return what a file is to be a delta to, in the store; None if it is to be full."""
-    for path in before:
-        try:
-            file = _described(path / name)
-        except (OSError, WeightpackError):
-            continue
-        if file.packed and file.sha256 is not None:
-            return run / STORE / f"{file.sha256}.safetensors" if file.depth + 1 < anchor_every else None
+def _base(run: Path, name: str, step: int, anchor_every: int) -> Path | None:
+    """Return what a file is to be a delta to, in the store; None if it is to be full.
+
+    That is the newest of earlier steps, be its checkpoint deleted: with `save_total_limit=1` the trainer has done so when the next one is to be packed.
+    """
+    known = {number: files[name] for number, files in _stored_steps(run).items() if number < step and name in files}
+    for number, path in _steps(run):
+        if number < step:
+            with contextlib.suppress(OSError, WeightpackError):
+                if sha := _described(path / name).sha256:
+                    known[number] = sha
+    for _, sha in sorted(known.items(), reverse=True):
+        stored = run / STORE / f"{sha}.safetensors"
+        with contextlib.suppress(OSError, WeightpackError):
+            return stored if _described(stored).depth + 1 < anchor_every else None
     return None
 
 
 def _pack_into(run: Path, path: Path, base: Path | None, job: Job) -> None:
     """Replace a file by its packed form, by way of the store."""
     staging = run / STORE / f"{_STAGING}-{path.name}"
-    one = Job(job.threads, True, job.progress, job.options, **({"base": base} if "base" in Job.__dataclass_fields__ else {}))  # TEMPORARY
+    one = Job(job.threads, True, job.progress, job.options, base=None if base is None else Base((base,)))
     with located(path=str(path)):
         result = pack_one(path, staging, one)
     stored = run / STORE / f"{result.source_sha256}.safetensors"
@@ -435,6 +430,15 @@ def _stored(run: Path) -> list[Path]:
     return sorted(path for path in store.iterdir() if _STORED.fullmatch(path.name)) if store.is_dir() else []
 
 
+def _stored_steps(run: Path) -> dict[int, dict[str, str]]:
+    """Return step -> name -> SHA-256 of what the store has, of deleted checkpoints too."""
+    try:
+        found = json.loads(_small(run / STORE / _STEPS))
+        return {int(step): {str(name): str(sha) for name, sha in files.items()} for step, files in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # each is found again by its checkpoint, if that is there
+
+
 def _living(run: Path) -> Iterator[tuple[Path, SeriesFile | None]]:
     """Yield the packed files of all checkpoints, whole or not; None with one that is damaged."""
     for _, path in _steps(run):
@@ -477,7 +481,7 @@ def collect(run: str | os.PathLike[str]) -> None:
 
 
 def _collect(run: Path) -> None:
-    stored = {path.stem: path for path in _stored(run)}
+    stored, steps = {path.stem: path for path in _stored(run)}, _stored_steps(run)
     needed: set[str] = set()
     wanted: list[str] = []
     try:
@@ -485,6 +489,7 @@ def _collect(run: Path) -> None:
             if living is None:
                 raise FormatError("damaged", path=str(path))
             wanted += (str(living.sha256), *living.bases)
+            steps.setdefault(int(path.parent.name.rpartition("-")[2]), {})[path.name] = str(living.sha256)
         while wanted:
             sha = wanted.pop()
             if sha not in needed and sha in stored:
@@ -495,6 +500,10 @@ def _collect(run: Path) -> None:
     for sha, path in stored.items():
         if sha not in needed:
             remove(path)
+    kept = {step: {name: sha for name, sha in files.items() if sha in needed and sha in stored} for step, files in sorted(steps.items())}
+    kept = {step: files for step, files in kept.items() if files}
+    if kept != _stored_steps(run):
+        replace_file(run / STORE / _STEPS, json.dumps(kept).encode())
     for path in (run / STORE).iterdir():
         if path.name.startswith(f"{_STAGING}-"):
             remove(path)

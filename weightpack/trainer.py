@@ -26,6 +26,7 @@ from weightpack.parallel import thread_count
 from weightpack.swap import enable
 
 try:
+    import torch
     from transformers import Trainer, TrainerCallback
 except ImportError as error:
     raise MissingExtraError(f"weightpack.trainer needs transformers, 4.57 or later, accelerate and PyTorch: {error}") from None
@@ -59,6 +60,11 @@ class PackedCheckpoint:
         """Return what the trainer's loggers are told."""
         values = {"step": self.step, "ratio": self.ratio, "source_bytes": self.source_bytes, "packed_bytes": self.packed_bytes, "seconds": self.seconds}
         return {f"weightpack/{name}": value for name, value in values.items()}
+
+
+def _meet() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class WeightpackCallback(TrainerCallback):
@@ -115,17 +121,14 @@ class WeightpackCallback(TrainerCallback):
 
     def _finish_killed(self, run: Path, last: int) -> list[PackedCheckpoint]:
         """Pack what a killed run had saved and not packed; tidy up behind it."""
-        series.collect(run)
         series.pack_run(run, self._job(), anchor_every=self.anchor_every, unfinished=True, last=last)
         return []
 
-    def _start(self, work: Callable[[Path, int], list[PackedCheckpoint]], run: Path, step: int, *, background: bool) -> None:
+    def _start(self, work: Callable[[Path, int], list[PackedCheckpoint]], run: Path, step: int) -> None:
         self.wait()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="weightpack")
         self._work = self._pool.submit(work, run, step)
-        if not background:
-            self.wait()
 
     def wait(self) -> None:
         """Wait until nothing is packed any more; then a checkpoint may be deleted, moved or read by other means."""
@@ -139,6 +142,13 @@ class WeightpackCallback(TrainerCallback):
                 raise
             # A checkpoint that was deleted meanwhile comes here too: there is nothing to pack any more.
             warnings.warn(f"a checkpoint was not packed, it stays as the trainer wrote it: {error}", RuntimeWarning, stacklevel=2)
+
+    def _wait_together(self) -> None:
+        """Wait, and let the other processes of a distributed run wait, which would read what is packed here."""
+        try:
+            self.wait()
+        finally:
+            _meet()
 
     def _deliver(self) -> None:
         """Hand over figures. Not while the trainer is about to log: `log` would take its turn for done."""
@@ -165,11 +175,14 @@ class WeightpackCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         enable()
+        _meet()  # others may still be loading the checkpoint
         run = Path(args.output_dir)
         if args.should_save and run.is_dir():
             series.unshare(run, state.global_step)  # before the first save, which may be over a checkpoint of an earlier run
             if (run / series.STORE).is_dir():
-                self._start(self._finish_killed, run, state.global_step, background=self.background)
+                self._start(self._finish_killed, run, state.global_step)
+        if not self.background:
+            self.wait()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._work is not None and self._work.done():
@@ -190,7 +203,7 @@ class WeightpackCallback(TrainerCallback):
         if control.should_save:
             self._before_save(args, state)
         elif control.should_training_stop:  # the best checkpoint is loaded before on_train_end
-            self.wait()
+            self._wait_together()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if getattr(args.save_strategy, "value", args.save_strategy) == "best":  # it decides now
@@ -198,9 +211,11 @@ class WeightpackCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.wait()
+        ending = control.should_training_stop or state.global_step >= state.max_steps
         if args.should_save:
-            ending = control.should_training_stop or state.global_step >= state.max_steps
-            self._start(self._pack, Path(args.output_dir), state.global_step, background=self.background and not ending)
+            self._start(self._pack, Path(args.output_dir), state.global_step)
+        if ending or not self.background:
+            self._wait_together()
         self._deliver()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:

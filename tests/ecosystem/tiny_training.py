@@ -58,17 +58,33 @@ def same(a, b):
     assert all(a[1][name] == b[1][name] for name in a[1] if name != "lr_lambdas")
 
 
-def main(folder, final):
-    """Train with packed checkpoints from wherever the last process came to, and save the final state."""
+class Crash(Exception):
+    """Training ends here."""
+
+
+class CrashAt(t.TrainerCallback):
+    """Raises when a step begins."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Crash
+
+
+def main(folder, final, crash=None, **changes):
+    """Train with packed checkpoints from wherever the last process came to, and save the final state; each process of a distributed run its own."""
     from weightpack import series
     from weightpack.trainer import WeightpackCallback, WeightpackTrainer
 
     warnings.filterwarnings("ignore", message=".*is passed over")
-    last = series.last_checkpoint(folder)
-    run = trainer(folder, [WeightpackCallback(anchor_every=3)], WeightpackTrainer, save_steps=1, save_total_limit=3)
+    last = series.last_checkpoint(folder) if folder.exists() else None
+    callbacks = [WeightpackCallback(anchor_every=3)] + ([CrashAt(int(crash))] if crash else [])
+    run = trainer(folder, callbacks, WeightpackTrainer, **{"save_steps": 1, "save_total_limit": 3, **changes})
     run.train(resume_from_checkpoint=None if last is None else True)
-    torch.save(state(run), final)
+    torch.save(state(run), f"{final}.{run.args.process_index}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
