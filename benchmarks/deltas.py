@@ -30,6 +30,7 @@ from delta_pairs import PAIRS, ROOT, Pair, models_folder, n_elements, place
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+SLOW, SLOW_BYTES = ("bigsmall", "zstd --patch-from -19"), 100_000_000
 ABOUT = """
 - A *pair* is a target and its base; the size is of what is needed beside the base. GB = 10^9 bytes of target. *Bits* are bits of packed file an element of
   the target. Every tool runs in a process and an environment of its own, pinned to one core, from files to a file on tmpfs, the base read from its own file
@@ -93,7 +94,11 @@ def measure_pair(pair: Pair, old: dict, tools: dict[str, Path], models: Path, fo
             "tool": tool.removesuffix(", no base"), "target": str(target), "base": str(base) if base and not alone else None,
             "timed": pair.timed and not arguments.sizes, "repeats": 3, "slow_seconds": arguments.slow, "folder": str(folder), "cpu": cpu,
         }  # fmt: skip
-        measured, before = run(python, spec), result["results"].get(tool, {})
+        before = result["results"].get(tool, {})
+        if tool in SLOW and (target.stat().st_size > SLOW_BYTES or not pair.timed):
+            measured = {"not_applicable": f"slow: left out of files over {SLOW_BYTES // 1_000_000} MB and of pairs of which only sizes are measured"}
+        else:
+            measured = run(python, spec)
         if "packed_bytes" in measured and not spec["timed"] and before.get("packed_bytes") == measured["packed_bytes"]:
             measured = before
         result["results"][tool] = measured

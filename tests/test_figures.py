@@ -30,6 +30,39 @@ def test_results_page_is_that_of_the_committed_figures():
     assert (ROOT / "benchmarks" / "results" / "suite.md").read_text() == report.page(report.load()), "run benchmarks/report.py"
 
 
+def _deltas(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("deltas")
+
+
+def test_deltas_page_is_that_of_the_committed_figures(monkeypatch):
+    import json
+
+    folder = ROOT / "benchmarks" / "results"
+    assert (folder / "deltas.md").read_text() == _deltas(monkeypatch).page(json.loads((folder / "deltas.json").read_text())), "run scripts/bench-deltas --page"
+
+
+def test_delta_adapter_measures_what_is_installed_here(tmp_path, monkeypatch):
+    """A pair of which all tensors but one have a partner, through weightpack and what needs no more than zstandard."""
+    import json
+
+    import numpy as np
+
+    pairs = (_deltas(monkeypatch), importlib.import_module("delta_pairs"))[1]
+    base = (np.random.default_rng(1).standard_normal(100_000) * 0.02).astype("<f4")
+    target = (base * np.float32(1.0001)).astype("<f4")
+    pairs.write_tensors(tmp_path / "base.safetensors", {"a": ("F32", [100_000], base.view(np.uint8))})
+    extra = np.arange(7, dtype=np.uint8)
+    pairs.write_tensors(tmp_path / "target.safetensors", {"a": ("F32", [100_000], target.view(np.uint8)), "b": ("U8", [7], extra)})
+    for tool in ("weightpack", "weightpack dense", "bitx", "xor planes zstd-3", "zstd-3"):
+        spec = {"tool": tool, "target": str(tmp_path / "target.safetensors"), "base": str(tmp_path / "base.safetensors"), "timed": True, "repeats": 1}
+        spec |= {"slow_seconds": 10, "folder": str(tmp_path)}
+        done = subprocess.run([sys.executable, ROOT / "benchmarks" / "delta_adapter.py", json.dumps(spec)], capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        assert result["source_bytes"] == (tmp_path / "target.safetensors").stat().st_size, (tool, result)
+        assert 0.1 < result["packed_bytes"] / result["source_bytes"] < 0.95, (tool, result)
+
+
 def test_adapter_measures_what_is_installed_here(tmp_path):
     """The measuring process itself, on weightpack and zstd; the others need environments of their own."""
     import json
