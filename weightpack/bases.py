@@ -232,11 +232,12 @@ def _candidates(file: RandomReader, given: Sequence[Path] | None, wanted: BaseFi
         return
     folders: list[Path] = []
     if isinstance(file, LocalFile):
-        here = Path(file.name).resolve().parent
-        folders = [here, here / STORE, here.parent / STORE, here.parent]
-        for parent in (here.parent, here):
-            with suppress(OSError):
-                folders += sorted(path for path in parent.iterdir() if path.is_dir() and path != here)
+        path = Path(file.name)
+        for here in dict.fromkeys((path.absolute().parent, path.resolve().parent)):  # where a link is, and where it leads, as in the Hub client's cache
+            folders += [here, here / STORE, here.parent / STORE, here.parent]
+            for parent in (here.parent, here):
+                with suppress(OSError):
+                    folders += sorted(each for each in parent.iterdir() if each.is_dir() and each != here)
     folders += [Path(folder) for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
     yield from (path for _, path in zip(range(_MOST_CANDIDATES), _in_folders(folders, file.name, wanted), strict=False))
     if reference.repo is not None:

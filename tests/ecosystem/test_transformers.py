@@ -63,6 +63,31 @@ def test_minilm(model, tmp_path, enabled):
     assert tiny_models.same_outputs(plain.eval(), ours.eval(), inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_fine_tune_stored_as_its_difference(tmp_path, dtype, enabled):
+    """The base stands beside it, plain or packed; without it, the load says what is missing."""
+    cls, inputs = tiny_models.make("llama", tmp_path / "base", dtype)
+    tuned = cls.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 1e-4 * torch.randn_like(parameter)
+    tuned.save_pretrained(tmp_path / "tuned")
+    alone = weightpack.pack(tmp_path / "tuned", tmp_path / "alone").packed_bytes
+    assert weightpack.pack(tmp_path / "tuned", base=tmp_path / "base").packed_bytes < alone
+    plain = cls.from_pretrained(tmp_path / "tuned")
+    (tmp_path / "tuned").rename(tmp_path / "elsewhere")
+    for base_is_packed in (False, True):
+        if base_is_packed:
+            weightpack.pack(tmp_path / "base", in_place=True)
+        ours = cls.from_pretrained(tmp_path / "tuned-wp")
+        assert tiny_models.same_state(plain, ours)
+        assert tiny_models.same_outputs(plain.eval(), ours.eval(), inputs)
+    for path in (tmp_path / "base").iterdir():
+        path.unlink()
+    with pytest.raises(weightpack.errors.BaseNotFoundError, match="SHA-256"):
+        cls.from_pretrained(tmp_path / "tuned-wp")
+
+
 @pytest.mark.parametrize("wanted", [torch.float16, torch.float64, "auto"], ids=str)
 def test_dtype(tmp_path, wanted, enabled):
     cls, _ = tiny_models.make("llama", tmp_path / "m", torch.bfloat16)
