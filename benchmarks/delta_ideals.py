@@ -9,12 +9,14 @@ import numpy as np
 from delta_adapter import ELEM_BYTES, FLOATS, cast_base, planes, read_tensors
 
 BLOCK_ELEMS = 128
+N_STEPS = 15
 MODELS = {
     "alone": "byte planes of the target, exponent's first",
     "xor": "byte planes of the XOR",
     "difference": "difference as integers, in the order of the floats: sign, length, two bits; the other bits as they are",
     "given exponent": "the same, given the base's exponent",
     "given block": "the same, given the base's exponent and the mean length in 128 elements, whose entropy is included",
+    "frequent steps": f"the same, and the {N_STEPS} most frequent differences, away from zero or to it, are symbols of their own, without other bits",
 }
 
 
@@ -51,10 +53,17 @@ def difference_bits(target: np.ndarray, base: np.ndarray, dtype: str) -> dict[st
     blocks = np.add.reduceat(length, np.arange(0, length.size, BLOCK_ELEMS)) * 4 // BLOCK_ELEMS
     classes = np.repeat(blocks, BLOCK_ELEMS)[: length.size]
     n_raw = float(raw.sum())
+    steps = np.where(words >> (8 * words.itemsize - 1), -change, change)  # decay takes all to zero
+    values, counts = np.unique(steps, return_counts=True)
+    with_steps, rest = symbols.copy(), raw.copy()
+    for i, step in enumerate(values[np.argsort(-counts, kind="stable")[:N_STEPS]]):
+        at = steps == step
+        with_steps[at], rest[at] = symbols.max() + 1 + i, 0
     return {
         "difference": entropy(symbols) + n_raw,
         "given exponent": entropy(symbols, exponent) + n_raw,
         "given block": entropy(symbols, classes << 8 | exponent) + entropy(blocks) + n_raw,
+        "frequent steps": entropy(with_steps, classes << 8 | exponent) + entropy(blocks) + float(rest.sum()),
     }
 
 
