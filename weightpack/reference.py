@@ -2,7 +2,7 @@
 """Reference decoder of the weightpack format, written from docs/FORMAT.md alone.
 
 It is the oracle of the tests and a rescue tool: slow, plain, and independent of the rest of the package. It runs as a lone file with
-only numpy and zstandard: ``python reference.py PACKED [-o OUT]``. The numbers in the docstrings are those of FORMAT.md's sections.
+only numpy and zstandard: ``python reference.py PACKED [--base FILE]... [-o OUT]``. The numbers in the docstrings are those of FORMAT.md's sections.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +31,10 @@ import zstandard
 
 Buffer = bytes | bytearray | memoryview
 Plane = npt.NDArray[np.uint8]
+Words = npt.NDArray[Any]  # unsigned integers of 64 bits
 Decoded = tuple[str, tuple[int, ...], bytes]
+Bases = Mapping[str, Buffer] | Iterable[Buffer]
+BaseOf = Callable[[int, int], Words]
 
 DTYPE_BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -42,6 +45,9 @@ BLOCK = 128  # elements
 PIECE = 1 << 20  # bytes of a kept tensor under one CRC
 MAX_HEADER = 100_000_000
 MAX_CHUNK = 1 << 23
+MAX_PLANE = 2 * MAX_CHUNK  # scales of a column of 2-byte elements are as many bytes, and a few
+MAX_DEPTH = 64  # files that are decoded one from the other
+MAX_COLS = 1 << 20
 MAX_WINDOW = 1 << 27  # of a zstd frame: it decides what the decoder allocates
 
 
@@ -63,6 +69,10 @@ class UnsupportedError(FormatError):
 
 class NotPackedError(FormatError):
     """Not a packed file at all."""
+
+
+class BaseNotFoundError(LookupError):
+    """The file is a difference from one that was not given."""
 
 
 # ------------------------------------------------------------------------------------------------------------ 1 Conventions
@@ -229,8 +239,28 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class BaseFile:
+    """15 a file of the base."""
+
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """15.2 what a tensor of `to_dtype` is a difference from; the moves are (to, from, count)."""
+
+    file: int
+    dtype: str
+    offset: int
+    n_bytes: int
+    moves: list[tuple[int, int, int]]
+    to_dtype: str
+
+
+@dataclass(frozen=True)
 class Tensor:
-    """A tensor of the source, and the record or the kept bytes (with their CRCs) that stand for it."""
+    """A tensor of the source, and the record (with its base, if any) or the kept bytes (with their CRCs) that stand for it."""
 
     name: str
     dtype: str
@@ -240,6 +270,7 @@ class Tensor:
     storage: str
     body: memoryview
     crcs: memoryview
+    base: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +281,7 @@ class Index:
     sha256: str
     gaps: list[Gap]
     tensors: list[Tensor]
+    base: list[BaseFile]
 
 
 def read_index(data: Buffer, max_bytes: int) -> Index:
@@ -273,7 +305,7 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
 
     storage: Any = index.get("storage")
     need(isinstance(storage, str) and len(storage) == len(entries), "index: bad storage")
-    if unknown := set(storage) - set("pkt"):
+    if unknown := set(storage) - set("pdkt"):
         raise UnsupportedError(f"tensor storage {min(unknown)!r}")
     crcs, crcs_end = read_base64(index.get("kept_crc32c"), "kept_crc32c"), 0
     tensors = []
@@ -287,11 +319,17 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         else:
             need(size > 0, f"tensor {name!r}: empty, but not kept")
             need(stored.dtype == "U8" and len(stored.shape) == 1, f"tensor {name!r}: not U8 of one dimension")
-            need(kind == "p" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
+            need(kind in "pd" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
         piece_crcs = take(crcs, crcs_begin, crcs_end - crcs_begin, "kept_crc32c")
         body = section[stored.begin : stored.end]
         tensors.append(Tensor(name, entry.dtype, entry.shape, start + entry.begin, size, kind, body, piece_crcs))
     need(crcs_end == len(crcs), "kept_crc32c: too long")
+    base: list[BaseFile] = []
+    if "d" in storage:
+        base = read_base(index.get("base"))
+        differing = [i for i, kind in enumerate(storage) if kind == "d"]
+        for i, tensor_base in zip(differing, read_ranges(index.get("ranges"), base, [tensors[i] for i in differing]), strict=True):
+            tensors[i] = replace(tensors[i], base=tensor_base)
     tied: Any = index.get("tied")
     need(is_uints(tied) and len(tied) == storage.count("t"), "index: bad tied")
     for position, target in zip((i for i, kind in enumerate(storage) if kind == "t"), tied, strict=True):
@@ -299,7 +337,7 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         need(target < len(storage) and storage[target] != "t", f"tied tensor {tensor.name!r}: bad target")
         holder = tensors[target]
         need(holder.n_bytes == tensor.n_bytes, f"tied tensor {tensor.name!r}: lengths differ")
-        tensors[position] = replace(tensor, storage=holder.storage, body=holder.body, crcs=holder.crcs)
+        tensors[position] = replace(tensor, storage=holder.storage, body=holder.body, crcs=holder.crcs, base=holder.base)
 
     end = 0
     items: list[Gap | Tensor] = [*gaps, *tensors]
@@ -309,7 +347,7 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
             need(offset == end, "index: gaps and tensors do not tile the source")
             end += size
     need(end == n_bytes, "index: gaps and tensors do not tile the source")
-    return Index(n_bytes, sha256, gaps, tensors)
+    return Index(n_bytes, sha256, gaps, tensors, base)
 
 
 def read_base64(text: object, what: str) -> bytes:
@@ -344,6 +382,51 @@ def read_source_header(gaps: list[Gap]) -> tuple[int, dict[str, Entry]]:
     return start, read_entries(tensors, of_source=True)
 
 
+def read_base(base: Any) -> list[BaseFile]:
+    """15 the key `base`."""
+    need(isinstance(base, dict) and isinstance(base.get("files"), list), "base: not there, or without files")
+    need({"repo", "revision"} <= base.keys() and all(base[key] is None or isinstance(base[key], str) for key in ("repo", "revision")), "base: bad repo")
+    need(is_uints([base.get("depth")]) and base["depth"] > 0, "base: bad depth")
+    files = []
+    for item in base["files"]:
+        need(isinstance(item, list) and len(item) == 3 and isinstance(item[0], str) and is_uints(item[1:2]), "base: bad file")
+        need(isinstance(item[2], str) and re.fullmatch("[0-9a-f]{64}", item[2]), "base: bad SHA-256")
+        files.append(BaseFile(item[1], item[2]))
+    return files
+
+
+def read_ranges(items: Any, base: list[BaseFile], tensors: list[Tensor]) -> Iterator[Range]:
+    """15.2 to 15.4 the key `ranges`: what each of the tensors is a difference from."""
+    need(isinstance(items, list) and len(items) == len(tensors), "ranges: not a list of all tensors with a base")
+    for item, tensor in zip(items, tensors, strict=True):
+        need(isinstance(item, list) and len(item) == 5, "ranges: bad item")
+        number, dtype, offset, n_bytes, moves = item
+        need(is_uints([number, offset, n_bytes]) and isinstance(dtype, str), "ranges: bad item")
+        need(number < len(base), "ranges: no such file")
+        need(offset + n_bytes <= base[number].n_bytes, "ranges: beyond the file")
+        need(dtype == tensor.dtype or {dtype, tensor.dtype} <= {"F32", "F16", "BF16"}, f"ranges: {dtype} for {tensor.dtype}")
+        need(DTYPE_BITS.get(dtype) in (8, 16, 32), f"ranges: dtype {dtype!r}")
+        n_base, n = n_bytes * 8 // DTYPE_BITS[dtype], tensor.n_bytes * 8 // DTYPE_BITS[tensor.dtype]
+        need(n_bytes * 8 % DTYPE_BITS[dtype] == 0, "ranges: not a whole count of elements")
+        yield Range(number, dtype, offset, n_bytes, read_moves(moves, n, n_base), tensor.dtype)
+
+
+def read_moves(items: Any, n: int, n_base: int) -> list[tuple[int, int, int]]:
+    """15.3 moves of ``n_base`` elements to ``n``."""
+    if items is None:
+        return [(0, 0, min(n, n_base))]
+    need(isinstance(items, list), "moves: not a list")
+    moves, end = [], 0
+    for item in items:
+        need(is_uints(item) and len(item) == 3 and item[2] > 0, "moves: bad item")
+        to, start, count = item
+        need(end <= to, "moves: not ascending, or overlapping")
+        end = to + count
+        need(end <= n and start + count <= n_base, "moves: beyond the tensor or the range")
+        moves.append((to, start, count))
+    return moves
+
+
 def read_tensors(items: Any, names: list[str]) -> dict[str, Entry]:
     """5.7 the source's tensors, from the key `tensors`; names ascend."""
     need(isinstance(items, list) and len(items) == len(names), "tensors: not a list of all")
@@ -369,45 +452,50 @@ def kept_parts(body: Buffer, crcs: Buffer) -> Iterator[bytes]:
         yield piece
 
 
-def parts(item: Gap | Tensor) -> Iterator[bytes]:
-    """5.4 the bytes of a gap or a tensor, part by part."""
+def parts(item: Gap | Tensor, base: list[Buffer]) -> Iterator[bytes]:
+    """5.4 the bytes of a gap or a tensor, part by part; ``base`` are the base's files."""
     if isinstance(item, Gap):
         yield from zstd_parts(item.frame, item.n_bytes)
         return
     try:
-        yield from kept_parts(item.body, item.crcs) if item.storage == "k" else record_parts(item.body, item.n_bytes)
+        if item.storage == "k":
+            yield from kept_parts(item.body, item.crcs)
+        else:
+            yield from record_parts(item.body, item.n_bytes, None if item.base is None else (item.base.to_dtype, base_elements(item.base, base)))
     except FormatError as error:
         raise type(error)(f"tensor {item.name!r}: {error}") from None
 
 
-def source_parts(data: Buffer, max_bytes: int) -> Iterator[bytes]:
+def source_parts(data: Buffer, max_bytes: int, shelf: Shelf) -> Iterator[bytes]:
     """5.1 the source, part by part; corrupt at its end if the SHA-256 differs."""
     index = read_index(data, max_bytes)
+    base = find_bases(index.base, shelf, max_bytes)
     items: list[Gap | Tensor] = [*index.gaps, *(tensor for tensor in index.tensors if tensor.n_bytes)]
     digest = hashlib.sha256()
     for item in sorted(items, key=lambda item: item.offset):
-        for part in parts(item):
+        for part in parts(item, base):
             digest.update(part)
             yield part
     need(digest.hexdigest() == index.sha256, f"{index.n_bytes} bytes, but the SHA-256 does not match")
 
 
-def decode_file(data: bytes, max_bytes: int = 1 << 40) -> bytes:
-    """5 the source of the packed file ``data``, SHA-256 checked."""
-    return b"".join(source_parts(data, max_bytes))
+def decode_file(data: bytes, max_bytes: int = 1 << 40, bases: Bases = ()) -> bytes:
+    """5 the source of the packed file ``data``, SHA-256 checked; ``bases`` may be packed themselves."""
+    return b"".join(source_parts(data, max_bytes, Shelf(bases)))
 
 
-def decode_tensors(data: bytes, max_bytes: int = 1 << 40) -> dict[str, Decoded]:
+def decode_tensors(data: bytes, max_bytes: int = 1 << 40, bases: Bases = ()) -> dict[str, Decoded]:
     """5.3 the tensors of the packed file ``data``: name -> dtype, shape, bytes."""
-    tensors = read_index(data, max_bytes).tensors
-    return {tensor.name: (tensor.dtype, tensor.shape, b"".join(parts(tensor))) for tensor in tensors}
+    index = read_index(data, max_bytes)
+    base = find_bases(index.base, Shelf(bases), max_bytes)
+    return {tensor.name: (tensor.dtype, tensor.shape, b"".join(parts(tensor, base))) for tensor in index.tensors}
 
 
 # ----------------------------------------------------------------------------------------------------------------- 6 Records
 
 
-def record_parts(record: Buffer, n_bytes: int) -> Iterator[bytes]:
-    """6 Records: the chunks of one, decoded and checked."""
+def record_parts(record: Buffer, n_bytes: int, base: tuple[str, BaseOf] | None = None) -> Iterator[bytes]:
+    """6 Records: the chunks of one, decoded and checked; ``base`` is the tensor's dtype, and what it is a difference from."""
     layout_id, reserved, chunk_blocks, record_16 = struct.unpack("<BBHI", take(record, 0, 8, "record header"))
     if layout_id not in LAYOUTS:
         raise UnsupportedError(f"record: layout {layout_id}")
@@ -426,7 +514,7 @@ def record_parts(record: Buffer, n_bytes: int) -> Iterator[bytes]:
         start = skip_padding(record, end)
         need(16 * offset_16 == start, f"chunk {number}: wrong offset")
         n = min(chunk_elems, n_elems - number * chunk_elems)
-        chunk, end = decode_chunk(record, start, layout, n)
+        chunk, end = decode_chunk(record, start, layout, n, base, number * chunk_elems)
         need(numbered_crc(number, chunk) == crc, f"chunk {number}: CRC mismatch")
         yield chunk
     need(skip_padding(record, end) == len(record), "record: bytes after the last chunk")
@@ -439,17 +527,17 @@ def skip_padding(record: Buffer, end: int) -> int:
     return start
 
 
-def decode_chunk(record: Buffer, start: int, layout: Layout, n: int) -> tuple[bytes, int]:
-    """6.3 the ``n`` elements of the chunk at ``start``, and the chunk's end."""
+def decode_chunk(record: Buffer, start: int, layout: Layout, n: int, base: tuple[str, BaseOf] | None = None, first: int = 0) -> tuple[bytes, int]:
+    """6.3 the ``n`` elements of the chunk at ``start``, from element ``first`` of the tensor, and the chunk's end."""
     mode, n_streams, reserved = struct.unpack("<BBH", take(record, start, 4, "chunk header"))
-    if mode not in (0, 1, 2):
+    if mode > 4:
         raise UnsupportedError(f"chunk: mode {mode}")
-    need(mode < 2 or (2 <= n_streams <= 8 and layout.name == "BYTES1"), "chunk: fields")
-    need(mode == 2 or n_streams == (layout.n_streams if mode == 0 else 1), f"chunk: {n_streams} streams")
+    need(mode != 2 or (2 <= n_streams <= 8 and layout.name == "BYTES1"), "chunk: fields")
+    need(mode == 2 or n_streams == (layout.n_streams, 1, 0, 3, 5)[mode], f"chunk: {n_streams} streams")
     need(reserved == 0, "chunk: reserved bytes")
     table_end = end = start + 4 + 4 * n_streams
-    widths = list(take(record, table_end, n_streams if mode == 2 else 0, "widths of fields"))
-    end += len(widths)
+    extra = bytes(take(record, table_end, (0, 0, n_streams, 1, 9)[mode], "end of the chunk header"))
+    end += len(extra)
     streams = []
     for at in range(start + 4, table_end, 4):
         size = uint(record, at + 1, 3, "stream table")
@@ -458,7 +546,16 @@ def decode_chunk(record: Buffer, start: int, layout: Layout, n: int) -> tuple[by
     if mode == 1:  # 6.4
         return decode_stream(*streams[0], n * layout.elem_bytes).tobytes(), end
     if mode == 2:
-        return decode_fields(widths, streams, n), end
+        return decode_fields(list(extra), streams, n), end
+    if mode == 3:  # 6.7
+        if base is None:
+            raise CorruptError("difference: the tensor has no base")
+        need(layout.elem_bytes == DTYPE_BITS[base[0]] // 8, "difference: elements of another length than the dtype's")  # 15.5
+        return decode_difference(layout, extra[0], base[1](first, n), streams), end
+    if mode == 4:  # 6.8
+        shift, cols, phase = struct.unpack("<BII", extra)
+        scaled = scaled_elements(layout, cols, phase, streams[:2], n)
+        return decode_difference(layout, shift, scaled, streams[2:]), end
     return decode_split(layout, streams, n), end
 
 
@@ -551,7 +648,7 @@ def decode_raw_words(r: int, widths: tuple[int, memoryview], bits: tuple[int, me
     sizes = w // 8 * m + w % 8 * -(-m // 8)
     ends = np.cumsum(sizes)
     codec, stream = bits
-    need(codec in (0, 4) or codec not in (*CODECS, CONTEXT), f"bits: codec {codec}")  # 7.5
+    need(codec in (0, 4) or codec not in (*CODECS, CONTEXT, CONDITIONAL), f"bits: codec {codec}")  # 7.5
     plane = decode_stream(codec, stream, int(ends[-1]))
     words = np.zeros((n_blocks, BLOCK), np.uint64)
     for width in np.unique(w):
@@ -585,9 +682,10 @@ def block_words(rows: Plane, m: int, w: int) -> npt.NDArray[np.uint64]:
 def decode_stream(codec: int, stream: Buffer, n: int) -> Plane:
     """8 Codecs: the plane of ``n`` symbols that ``stream`` stands for."""
     need(codec != CONTEXT, "context: no next plane, or not 2 bits")
+    need(codec != CONDITIONAL, "conditional: not of classes")
     if codec not in CODECS:
         raise UnsupportedError(f"codec {codec}")
-    need(n <= MAX_CHUNK, f"plane: {n} symbols, above the limit")
+    need(n <= MAX_PLANE, f"plane: {n} symbols, above the limit")
     need(n > 0 or codec in (0, 4), "plane: no symbols")
     return CODECS[codec](bytes(stream), n)
 
@@ -608,11 +706,11 @@ def decode_constant(stream: bytes, n: int) -> Plane:
 class Codebook:
     """8.3 a codebook: its symbols by rank, and what each slot stands for."""
 
-    symbols: Plane
-    slot_rank: npt.NDArray[np.int64]
+    symbols: bytes
+    slot_symbol: Plane
+    slot_escape: npt.NDArray[np.bool_]
     slot_freq: npt.NDArray[np.int64]
     slot_above_start: npt.NDArray[np.int64]
-    has_escape: bool
 
 
 def read_codebook(stream: bytes, at: int) -> tuple[Codebook, int]:
@@ -624,11 +722,11 @@ def read_codebook(stream: bytes, at: int) -> tuple[Codebook, int]:
     need(len(set(symbols)) == k, "rans: a symbol stands twice")
     need(0 not in freqs[:k] and sum(freqs) == 256, "rans: bad frequencies")
     book = Codebook(
-        np.frombuffer(symbols + b"\0", np.uint8),
-        np.repeat(np.arange(k + 1), freqs),
+        symbols,
+        np.repeat(np.frombuffer(symbols + b"\0", np.uint8), freqs),
+        np.repeat(np.arange(k + 1) == k, freqs),
         np.repeat(freqs, freqs),
         np.concatenate([np.arange(freq) for freq in freqs]),
-        escape_freq > 0,
     )
     return book, at + 2 + 2 * k
 
@@ -636,7 +734,7 @@ def read_codebook(stream: bytes, at: int) -> tuple[Codebook, int]:
 def decode_rans(stream: bytes, n: int) -> Plane:
     """8.3 rans128x8."""
     book, at = read_codebook(stream, 0)
-    return decode_groups(stream, at, n, lambda group: book, book.has_escape)
+    return decode_groups(stream, at, [book], np.zeros(n, np.int64))
 
 
 def decode_tables(stream: bytes, n: int) -> Plane:
@@ -655,11 +753,12 @@ def decode_tables(stream: bytes, n: int) -> Plane:
     need(not bits[n_runs * width :].any(), "tables: unused bits are not zero")
     ids = bits[: n_runs * width].reshape(n_runs, width) @ (1 << np.arange(width))
     need(ids.max() < n_books, "tables: an id of no codebook")
-    return decode_groups(stream, at + len(packed), n, lambda group: books[ids[group // run_groups]], any(book.has_escape for book in books))
+    return decode_groups(stream, at + len(packed), books, np.repeat(ids, 128 * run_groups)[:n])
 
 
-def decode_groups(stream: bytes, at: int, n: int, book_of: Callable[[int], Codebook], has_escape: bool) -> Plane:
-    """8.3.2 the symbols of the groups, each with its codebook; states and streams begin at ``at``."""
+def decode_groups(stream: bytes, at: int, books: list[Codebook], ids: npt.NDArray[np.int64]) -> Plane:
+    """8.3.2 the symbols, ``ids`` says the codebook of each; states and streams begin at ``at``."""
+    n = len(ids)
     x = np.frombuffer(take(stream, at, 256, "rans"), "<u2").astype(np.int64)
     need(x.min() >= 256, "rans: a state below 256")
     at += 256
@@ -667,18 +766,18 @@ def decode_groups(stream: bytes, at: int, n: int, book_of: Callable[[int], Codeb
     renorm = np.frombuffer(take(stream, at + 4, n_renorm, "rans"), np.uint8)
     literals = np.frombuffer(stream[at + 4 + n_renorm :], np.uint8)
 
-    need(has_escape or len(literals) == 0, "rans: Literals without an escape")
+    need(len(literals) == 0 or any(book.slot_escape.any() for book in books), "rans: Literals without an escape")
+    symbols, escapes = np.stack([book.slot_symbol for book in books]), np.stack([book.slot_escape for book in books])
+    freqs, above_starts = np.stack([book.slot_freq for book in books]), np.stack([book.slot_above_start for book in books])
     plane = np.empty(n, np.uint8)
     escaped = np.zeros(n, bool)
     used = 0
     for i in range(0, n, 128):
-        book = book_of(i // 128)
         lanes = x[: n - i]  # the last group may be shorter
-        slot = lanes & 255
-        ranks = book.slot_rank[slot]
-        plane[i : i + 128] = book.symbols[ranks]
-        escaped[i : i + 128] = ranks == len(book.symbols) - 1
-        lanes[:] = book.slot_freq[slot] * (lanes >> 8) + book.slot_above_start[slot]
+        at_slot = ids[i : i + 128], lanes & 255
+        plane[i : i + 128] = symbols[at_slot]
+        escaped[i : i + 128] = escapes[at_slot]
+        lanes[:] = freqs[at_slot] * (lanes >> 8) + above_starts[at_slot]
         low = np.flatnonzero(lanes < 256)
         need(used + len(low) <= len(renorm), "rans: Renorm is too short")
         lanes[low] = lanes[low] << 8 | renorm[used : used + len(low)]
@@ -800,8 +899,27 @@ def decode_context(stream: bytes, next_plane: Plane) -> Plane:
     return plane
 
 
+def decode_conditional(stream: bytes, rates: Plane, exponents: Words) -> Plane:
+    """8.8 conditional: the classes of elements in blocks of these rates, whose base elements have these exponents."""
+    n_books, base_exponent, n_rates = uint(stream, 0, 1, "conditional") + 1, uint(stream, 1, 1, "conditional"), uint(stream, 2, 1, "conditional")
+    need(n_books <= 16 and 1 <= n_rates <= 15, f"conditional: {n_books} codebooks, {n_rates} rates")
+    book_of_cell = np.array([half for byte in take(stream, 3, 8 * n_rates, "conditional") for half in (byte & 15, byte >> 4)])
+    need(book_of_cell.max() < n_books, "conditional: a number of no codebook")
+    books, at = [], 3 + 8 * n_rates
+    for _ in range(n_books):
+        book, at = read_codebook(stream, at)
+        books.append(book)
+    need(all(symbol < 64 for book in books for symbol in book.symbols), "conditional: a symbol of no class")
+    need(rates.max() <= n_rates, "conditional: a rate above N_Rates")
+    cells = 16 * rates.astype(np.int64) + np.minimum(np.maximum(exponents.astype(np.int64) - base_exponent, 0), 15)  # 14.4
+    plane = decode_groups(stream, at, books, book_of_cell[cells - 16])
+    need(plane.max() < 64, "conditional: a literal of no class")
+    return plane
+
+
 CODECS = {0: decode_raw, 1: decode_constant, 2: decode_rans, 3: decode_huffman, 4: decode_zstd, 6: decode_tables}
 CONTEXT = 5  # 8.6, which needs more than a stream
+CONDITIONAL = 7  # 8.8, which does too
 
 
 # ----------------------------------------------------------------------------------------------------------- 9 Tensor frames
@@ -838,6 +956,167 @@ def decode_frame(data: bytes, max_bytes: int = 1 << 40) -> Decoded:
     return dtype, shape, b"".join(kept_parts(body, crcs))
 
 
+# ------------------------------------------------------------------------------------------------------------ 14 Differences
+
+
+def decode_difference(layout: Layout, shift: int, base: Words, streams: list[tuple[int, memoryview]]) -> bytes:
+    """14 Differences: the elements of a chunk that differ from ``base``; the streams are rates, classes and extra bits."""
+    w, n = 8 * layout.elem_bytes, len(base)
+    need(w <= 32, f"difference: layout {layout.name}")
+    need(shift <= w - 2, f"difference: Shift is {shift}")  # 14.1
+    v = w - shift
+    block_rates = decode_stream(*streams[0], ceil_div(n, BLOCK))  # 14.4
+    need(block_rates.max() <= 15, "rates: above 15")
+    rates = np.repeat(block_rates, BLOCK)[:n]
+    changed = np.flatnonzero(rates)
+    elems = base.copy()
+    if len(changed):
+        low, width = layout.fields[-1] if layout.raw_bits else (4, 4) if w == 8 else (0, 0)
+        exponents = base[changed] >> low & (1 << width) - 1
+        distances = read_distances(streams[1], streams[2], v, rates[changed], exponents)
+        moved = order(base[changed] >> shift, v, layout).astype(np.int64) + distances
+        elems[changed] = order((moved & (1 << v) - 1).astype(np.uint64), v, layout) << shift
+    else:
+        need(all(codec == 0 and len(stream) == 0 for codec, stream in streams[1:]), "difference: nothing changed, but there are classes or extra bits")
+    return elems.astype(f"<u{layout.elem_bytes}").tobytes()
+
+
+def order(x: Words, v: int, layout: Layout) -> Words:
+    """14.2 integers of ``v`` bits in the order of what they stand for, and back."""
+    return np.where(x >> v - 1 == 1, x ^ (1 << v - 1) - 1, x) if layout.raw_bits else x
+
+
+def read_distances(classes: tuple[int, memoryview], extra: tuple[int, memoryview], v: int, rates: Plane, exponents: Words) -> npt.NDArray[np.int64]:
+    """14.3 the differences of the elements that changed, at least one, from the streams *classes* and *extra bits*."""
+    codec, stream = classes
+    plane = decode_conditional(bytes(stream), rates, exponents) if codec == CONDITIONAL else decode_stream(codec, stream, len(rates))
+    c = plane.astype(np.int64)
+    need(c.max() < 2 * v - 1, f"classes: {c.max()} with {v} bits")
+    m = np.maximum(c // 2 - 1, 0)
+    n_bits = np.where(c > 0, 1 + m, 0)
+    ends = np.cumsum(n_bits)
+    starts, total = ends - n_bits, int(ends[-1])
+    codec, stream = extra
+    need(codec in (0, 4), f"extra bits: codec {codec}")  # 14.4
+    bits = np.unpackbits(decode_stream(codec, stream, ceil_div(total, 8)), bitorder="little")
+    need(not bits[total:].any(), "extra bits: unused bits are not zero")
+    magnitudes = np.where(c > 1, 2 + c % 2, c) << m
+    for k in range(int(m.max())):
+        has = np.flatnonzero(m > k)
+        magnitudes[has] |= bits[starts[has] + 1 + k].astype(np.int64) << k
+    has = np.flatnonzero(c)
+    negative = np.zeros(len(c), bool)
+    negative[has] = bits[starts[has]] == 1
+    return np.where(negative, -magnitudes, magnitudes)
+
+
+SIXTEENTHS = np.array(  # 14.5, M
+    [
+        0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309,
+    ],
+    np.int64,
+)  # fmt: skip
+
+
+def scaled_elements(layout: Layout, cols: int, phase: int, streams: list[tuple[int, memoryview]], n: int) -> Words:
+    """14.5 the base elements that scales of rows and columns and the signs give; the streams are scales and signs."""
+    need(layout.name.removesuffix("_LEAD") in ("BF16", "F32"), f"scaled: layout {layout.name}")
+    need(1 <= cols <= MAX_COLS and phase < cols, f"scaled: Cols is {cols}, Phase {phase}")  # 6.8
+    n_rows = ceil_div(phase + n, cols)
+    scales = decode_stream(*streams[0], 2 * (n_rows + cols)).view("<i2").astype(np.int64)
+    signs = np.unpackbits(decode_stream(*streams[1], ceil_div(n, 8)), bitorder="little")
+    need(not signs[n:].any(), "signs: unused bits are not zero")
+    places = np.arange(phase, phase + n)
+    row, col = scales[places // cols], scales[n_rows + places % cols]
+    s = row + col + 2032
+    p = np.where(s >= 4080, 0x7F7FFFFF, (s // 16 << 23) + SIXTEENTHS[s % 16])
+    p[(row == -32768) | (col == -32768) | (s < 16)] = 0
+    p |= signs[:n].astype(np.int64) << 31
+    return p.astype(np.uint64) >> (32 - 8 * layout.elem_bytes)
+
+
+# ------------------------------------------------------------------------------------------------------------------ 15 Bases
+
+
+class Shelf:
+    """15.1 files that may be bases, found by the SHA-256 of what they restore to."""
+
+    def __init__(self, bases: Bases) -> None:
+        self.files = list(bases.values() if isinstance(bases, Mapping) else bases)
+        self.found: dict[str, Buffer] | None = None
+        self.depth = 0
+
+    def find(self, file: BaseFile, max_bytes: int) -> Buffer:
+        """15.1 what the base's file holds: one of the files, or what a packed one restores to."""
+        if self.found is None:
+            self.found = {hashlib.sha256(data).hexdigest(): data for data in self.files}
+        if file.sha256 not in self.found:
+            packed = next((data for data in self.files if claimed_sha256(data) == file.sha256), None)
+            if packed is None:
+                raise BaseNotFoundError(f"a difference from a file with the SHA-256 {file.sha256}, which is not among the bases")
+            if self.depth == MAX_DEPTH:
+                raise UnsupportedError(f"a chain of more than {MAX_DEPTH} differences")
+            self.depth += 1
+            self.found[file.sha256] = b"".join(source_parts(packed, max_bytes, self))
+            self.depth -= 1
+        data = self.found[file.sha256]
+        need(len(data) == file.n_bytes, f"base: {file.n_bytes} bytes, but the file with that SHA-256 has {len(data)}")
+        return data
+
+
+def claimed_sha256(data: Buffer) -> str | None:
+    """15.1 what a packed file says that it restores to; None if it is none."""
+    try:
+        source = read_container(data)[2].get("source")
+    except FormatError:
+        return None
+    sha256 = source.get("sha256") if isinstance(source, dict) else None
+    return sha256 if isinstance(sha256, str) else None
+
+
+def base_elements(base: Range, files: list[Buffer]) -> BaseOf:
+    """15.3 a function that gives base elements: of ``n`` elements, from ``first`` on."""
+    size = DTYPE_BITS[base.dtype] // 8
+    source = np.frombuffer(memoryview(files[base.file])[base.offset : base.offset + base.n_bytes], f"<u{size}")
+
+    def elements(first: int, n: int) -> Words:
+        """15.3."""
+        words = np.zeros(n, np.uint64)
+        for to, start, count in base.moves:
+            begin, end = max(to, first), min(to + count, first + n)
+            if begin < end:
+                part = source[start + begin - to : start + end - to].astype(np.uint64)
+                words[begin - first : end - first] = converted(part, base.dtype, base.to_dtype)
+        return words
+
+    return elements
+
+
+def converted(x: Words, dtype: str, to: str) -> Words:
+    """15.4 elements of one dtype as those of another."""
+    if dtype == to:
+        return x
+    if dtype == "BF16":
+        x = x << 16
+    elif dtype == "F16":
+        wide = x.astype("<u2").view("<f2").astype("<f4").view("<u4").astype(np.uint64)
+        is_nan = x & 0x7FFF > 0x7C00
+        x = np.where(is_nan, (x & 0x8000) << 16 | 0x7F800000 | (x & 0x3FF) << 13, wide)
+    if to == "F32":
+        return x
+    is_nan = x & 0x7FFFFFFF > 0x7F800000
+    if to == "BF16":
+        return np.where(is_nan, x >> 16 | 0x40, x + 0x7FFF + (x >> 16 & 1) >> 16)
+    with np.errstate(all="ignore"):
+        half = x.astype("<u4").view("<f4").astype("<f2").view("<u2").astype(np.uint64)
+    return np.where(is_nan, x >> 16 & 0x8000 | 0x7E00, half)
+
+
+def find_bases(files: list[BaseFile], shelf: Shelf, max_bytes: int) -> list[Buffer]:
+    """15.1 the files of a base."""
+    return [shelf.find(file, max_bytes) for file in files]
+
+
 # -------------------------------------------------------------------------------------------------------------- Command line
 
 
@@ -846,16 +1125,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def restore(packed: Path, out: Path) -> int:
-    """Write the source of ``packed`` to ``out``, which appears only once its SHA-256 matches; return its size."""
-    with packed.open("rb") as file:
+def _mapped(path: Path) -> Buffer:
+    with path.open("rb") as file:
         # An empty file cannot be mapped.
         data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+    return memoryview(data)
+
+
+def restore(packed: Path, out: Path, bases: Iterable[Path] = ()) -> int:
+    """Write the source of ``packed`` to ``out``, which appears only once its SHA-256 matches; return its size."""
+    data, shelf = _mapped(packed), Shelf(map(_mapped, bases))
     beside = Path(f"{out}.{os.getpid()}.tmp")
     size = 0
     try:
         with beside.open("xb") as file:
-            for part in source_parts(memoryview(data), 1 << 40):
+            for part in source_parts(data, 1 << 40, shelf):
                 file.write(part)
                 size += len(part)
         os.replace(beside, out)
@@ -865,17 +1149,21 @@ def restore(packed: Path, out: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``reference.py PACKED [-o OUT]``: 0 restored, 1 bad data, 2 bad call, 3 input or output failed."""
-    parser = _Parser(prog="reference.py", description="Restore the source of a packed file (weightpack format 1.0).")
+    """Run ``reference.py PACKED [--base FILE]... [-o OUT]``: 0 restored, 1 bad data, 2 bad call, 3 input or output failed."""
+    parser = _Parser(prog="reference.py", description="Restore the source of a packed file (weightpack format 1.2).")
     parser.add_argument("packed", type=Path, metavar="PACKED")
+    parser.add_argument("--base", type=Path, metavar="FILE", action="append", default=[], help="what PACKED is a difference from, plain or packed; repeatable")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="default: PACKED with .restored appended")
     args = parser.parse_args(argv)
     out: Path = args.out or Path(f"{args.packed}.restored")
     try:
-        size = restore(args.packed, out)
+        size = restore(args.packed, out, args.base)
     except FormatError as error:
         print(f"reference.py: {args.packed}: {error}", file=sys.stderr)
         return 1
+    except BaseNotFoundError as error:
+        print(f"reference.py: {args.packed}: {error}", file=sys.stderr)
+        return 2
     except (OSError, MemoryError) as error:
         print(f"reference.py: {str(error) or 'out of memory'}", file=sys.stderr)
         return 3
