@@ -105,6 +105,8 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
         elems = np.full(n_blocks, BLOCK_ELEMS, np.int64)
         elems[-1] = n_elems - BLOCK_ELEMS * (n_blocks - 1)
         n_changed = int(elems[rates != 0].sum())
+        if not n_changed and Codec.ZSTD in (class_codec, extra_codec):
+            raise CorruptionError("a chunk without differences has streams that are coded")
         if class_codec == Codec.ZSTD:
             planes[1] = Codec.RAW, zstd_decode(class_stream, n_changed)
         if extra_codec == Codec.ZSTD:

@@ -47,7 +47,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
     const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK;
     const int conditional = streams[1].codec == WP_CONDITIONAL;
     word_kind kind;
-    if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits) return WP_CORRUPT;
+    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u) return WP_CORRUPT;
     wp_status status = wp_plane_decode(k, &ws->u.planes[0], &streams[0], n_blocks, ws->widths);
     if (status != WP_OK) return status;
     size_t n_changed = 0;
@@ -155,9 +155,10 @@ static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n
         uint32_t any = 0;
         for (size_t i = begin; i < end; i++) {
             uint32_t negative;
-            const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, wp_load_word(base, bytes, i) >> shift, 8 * bytes - shift, is_float, &negative);
+            const uint32_t word = wp_load_word(elems, bytes, i), b_word = wp_load_word(base, bytes, i);
+            const uint32_t m = difference(word >> shift, b_word >> shift, 8 * bytes - shift, is_float, &negative);
             const unsigned e = exponents[i], up = e > lowest ? e - lowest : 0, down = e < lowest ? lowest - e : 0;
-            any |= m;
+            any |= word ^ b_word; /* the bits that are dropped, too: a block of rate 0 is its base as a whole */
             sum += ((uint64_t)m << up) >> (down < 31 ? down : 31);
         }
         scales[b] = any ? (uint8_t)(1 + (sum ? wp_highest_bit(sum) : 0)) : 0;
@@ -166,7 +167,7 @@ static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n
 
 wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales) {
     word_kind kind;
-    if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits || n_elems == 0) return WP_ARGUMENT;
+    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || n_elems == 0) return WP_ARGUMENT;
     const unsigned bytes = wp_layout_of(layout)->elem_bytes;
     wp_kernels_of(isa)->exponents(base, n_elems, bytes, kind.exponent_shift, exponent_mask_of(kind), exponents);
     uint8_t highest = 0;
@@ -223,7 +224,7 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
                              uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
     word_kind kind;
-    if (!kind_of(layout, &kind) || shift + 2u > kind.word_bits || base_exponent > 255) return WP_ARGUMENT;
+    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || base_exponent > 255) return WP_ARGUMENT;
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
         if (rates[b] > MAX_RATE) return WP_ARGUMENT;
     const unsigned bytes = wp_layout_of(layout)->elem_bytes;

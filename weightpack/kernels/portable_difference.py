@@ -182,13 +182,15 @@ def _log2_floor(values: NDArray[np.int64]) -> NDArray[np.int64]:
 def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
     words = _words(u8(base), layout)
     exponents = _exponents(words, layout)
-    magnitudes, _ = _differences(layout, shift, _words(u8(elems), layout), words)
+    targets = _words(u8(elems), layout)
+    magnitudes, _ = _differences(layout, shift, targets, words)
     e = exponents.astype(np.int64)
     lowest = max(int(e.max()) - 24, 0)
     weighted = np.where(e >= lowest, magnitudes << np.maximum(e - lowest, 0), magnitudes >> np.clip(lowest - e, 0, 31))
     begins = np.arange(0, magnitudes.size, LANES)
-    sums, largest = np.add.reduceat(weighted, begins), np.maximum.reduceat(magnitudes, begins)
-    scales: Bytes = np.where(largest, 1 + np.where(sums, _log2_floor(np.maximum(sums, 1)), 0), 0).astype(np.uint8)
+    # The bits that are dropped count, too: a block of rate 0 is its base as a whole.
+    sums, differs = np.add.reduceat(weighted, begins), np.bitwise_or.reduceat(targets ^ words, begins)
+    scales: Bytes = np.where(differs, 1 + np.where(sums, _log2_floor(np.maximum(sums, 1)), 0), 0).astype(np.uint8)
     return exponents, scales
 
 
@@ -222,8 +224,9 @@ def scaled_base(layout: Layout, scales: Bytes, cols: int, phase: int, signs: Byt
     n_rows = -(-(phase + n_elems) // cols)
     values = u8(scales).view("<i2").astype(np.int64)
     expect(values.size == n_rows + cols and phase < cols, "scales")
-    sums = (values[:n_rows, None] + values[n_rows:]).reshape(-1)[phase : phase + n_elems] + (127 << 4)
-    missing = ((values[:n_rows, None] == _NO_SCALE) | (values[n_rows:] == _NO_SCALE)).reshape(-1)[phase : phase + n_elems]
+    at = np.arange(phase, phase + n_elems)
+    of_row, of_col = values[at // cols], values[n_rows + at % cols]
+    sums, missing = of_row + of_col + (127 << 4), (of_row == _NO_SCALE) | (of_col == _NO_SCALE)
     words = np.where(sums >= 255 << 4, 0x7F7FFFFF, sums >> 4 << 23 | _MANTISSAS[sums & 15])
     words = np.where(missing | (sums < 16), 0, words)
     words |= np.unpackbits(u8(signs), bitorder="little")[:n_elems].astype(np.int64) << 31
