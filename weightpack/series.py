@@ -365,18 +365,16 @@ def _pack_into(run: Path, path: Path, base: Path | None, job: Job) -> None:
         staging.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(staging, stored)
         sync_folder(stored.parent)
-    _link_over(stored, path)
+    _replace(path, stored)
 
 
-def _link_over(source: Path, target: Path) -> None:
+def _replace(target: Path, source: Path, *, link: bool = True) -> None:
     """Replace a file by a link to another, or by a copy where there are no links. The folder keeps its time: Trainer deletes the oldest by it."""
     for path, _ in leftovers(target, PARTIAL):
         remove(path)
     temporary, times = working_name(target, PARTIAL), target.parent.stat()
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
+        if not link or not _linked(source, temporary):
             _copy(source, temporary)
         os.replace(temporary, target)
     except BaseException:
@@ -384,6 +382,17 @@ def _link_over(source: Path, target: Path) -> None:
         raise
     sync_folder(target.parent)
     os.utime(target.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Make a link; False where there are none."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -402,9 +411,7 @@ def unshare(run: str | os.PathLike[str], after: int) -> None:
         for step, path in _steps(folder):
             for name in _packable(path) if step > after else []:
                 if (path / name).stat().st_nlink > 1 and is_packed_file(path / name):
-                    temporary = working_name(path / name, PARTIAL)
-                    _copy(path / name, temporary)
-                    os.replace(temporary, path / name)
+                    _replace(path / name, path / name, link=False)
 
 
 # ---- the store
@@ -462,11 +469,7 @@ def _share(run: Path) -> None:
         if not stored.exists():
             temporary = working_name(stored, PARTIAL)
             with contextlib.suppress(FileNotFoundError):
-                try:
-                    os.link(path, temporary)
-                except FileNotFoundError:
-                    raise
-                except OSError:
+                if not _linked(path, temporary):
                     _copy(path, temporary)
                 os.replace(temporary, stored)
 

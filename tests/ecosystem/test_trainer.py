@@ -162,8 +162,8 @@ def test_saved_when_it_is_the_best(tmp_path):
 
 
 def test_each_epoch(tmp_path):
-    """The last step of an epoch saves at the epoch's end."""
-    changes = {"save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3, "save_total_limit": 1}
+    """The last step of an epoch saves at the epoch's end; the next forks workers while that is packed."""
+    changes = {"save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3, "save_total_limit": 1, "dataloader_num_workers": 2}
     plain = tiny_training.trainer(tmp_path / "plain", **changes)
     plain.train()
     interrupted(tmp_path / "ours", 26, **changes)
