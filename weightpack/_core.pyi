@@ -25,13 +25,13 @@ def encode_chunks(
 def encode_workspace_bytes(layout: int, n_elems: int, /) -> int: ...
 def workspace_bytes() -> int: ...
 def decode_difference(
-    isa: int, layout: int, shift: int, streams: Sequence[tuple[int, Buffer]], base: Buffer, n_elems: int, chunk_number: int, out: Buffer,
-    workspace: Buffer, /
+    isa: int, layout: int, shift: int, frequent: Buffer, streams: Sequence[tuple[int, Buffer]], base: Buffer, n_elems: int, chunk_number: int,
+    out: Buffer, workspace: Buffer, /
 ) -> tuple[int, int]: ...
 def difference_planes(isa: int, layout: int, shift: int, elems: Buffer, base: Buffer, exponents: Buffer, scales: Buffer, /) -> int: ...
 def difference_code(
-    layout: int, shift: int, elems: Buffer, base: Buffer, rates: Buffer, base_exponent: int, cells: Buffer, classes: Buffer, counts: Buffer,
-    extras: Buffer, /
+    layout: int, shift: int, elems: Buffer, base: Buffer, rates: Buffer, base_exponent: int, frequent: Buffer, cells: Buffer, classes: Buffer,
+    counts: Buffer, extras: Buffer, /
 ) -> tuple[int, int, int]: ...
 def conditional_encode(
     books: Buffer, base_exponent: int, n_rates: int, book_of: Buffer, cells: Buffer, symbols: Buffer, scratch: Buffer, out: Buffer, /

@@ -111,7 +111,7 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
             planes[1] = Codec.RAW, zstd_decode(class_stream, n_changed)
         if extra_codec == Codec.ZSTD:
             planes[2] = Codec.RAW, zstd_decode_any(extra_stream, 4 * n_changed)
-    return kernels.decode_difference(layout, chunk.shift, planes, base, n_elems, number, out)
+    return kernels.decode_difference(layout, chunk.shift, np.frombuffer(chunk.frequent, "<u4"), planes, base, n_elems, number, out)
 
 
 def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> NDArray[np.uint8]:

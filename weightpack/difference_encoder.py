@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +12,10 @@ from weightpack import kernels as kernel_choice
 from weightpack.chunk_encoder import encode_plane
 from weightpack.coders.choose import worth_zstd, zstd_stream
 from weightpack.coders.conditional import choose_books
-from weightpack.dtypes import LayoutId
-from weightpack.format.constants import MAX_RATE, Codec, Mode
-from weightpack.format.record import build_chunk, build_scaled_chunk
+from weightpack.dtypes import BLOCK_ELEMS, LayoutId
+from weightpack.format.constants import MAX_RATE, Codec
+from weightpack.format.record import build_difference_chunk
+from weightpack.kernels.portable_difference import modular_differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +30,9 @@ _CONDITIONAL_SYMBOLS = 1 << 10  # with fewer, the stream's head costs more than 
 _OUTLIERS = 200  # one block in so many may have a higher rate than there are
 _NO_SCALE = -32768
 _LEAST_ROW, _LEAST_ROWS = 16, 16
+_NONE_FREQUENT = np.empty(0, np.uint32)
+_SAMPLE_BLOCKS, _LEAST_SHARE, _MOST_FREQUENT = 64, 256, 24
+_FREQUENT_BITS = 256  # a class of its own costs 32 bits in the chunk, and 16 in each codebook that has it
 _SAMPLE_ROWS = 64
 _SAMPLE_COLS = 64
 _LEAST_GAIN = 8  # sixteenths of a bit a value: less than that is not worth a slower decoder
@@ -41,7 +46,7 @@ def has_differences(layout: Layout) -> bool:
 def encode_difference(data: Bytes, base: Bytes, layout: Layout, options: PackOptions) -> bytes:
     """Encode one chunk as differences from `base`, of the same length and layout."""
     shift = _shift(data, layout)
-    return build_chunk(Mode.DIFFERENCE, _streams(data, base, layout, shift, options), [shift])
+    return _chunk(data, base, layout, shift, options)
 
 
 def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: PackOptions) -> bytes:
@@ -56,7 +61,7 @@ def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: P
     scales = fit_scales(top.astype(np.int64) & 0x7FFF, cols, phase).astype("<i2").view(np.uint8)
     base = kernel_choice.active().scaled_base(layout, scales, cols, phase, signs, words.size)
     planes: list[Stream] = [_bytes_stream(scales, options), encode_plane(signs, options)]
-    return build_scaled_chunk([*planes, *_streams(data, base, layout, shift, options)], shift, cols, phase)
+    return _chunk(data, base, layout, shift, options, planes, (cols, phase))
 
 
 def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:
@@ -118,16 +123,19 @@ def _shift(data: Bytes, layout: Layout) -> int:
     return min(zeros, 8 * layout.elem_bytes - 2)
 
 
-def _streams(data: Bytes, base: Bytes, layout: Layout, shift: int, options: PackOptions) -> list[Stream]:
-    """Return rates, classes and extra bits."""
+def _chunk(
+    data: Bytes, base: Bytes, layout: Layout, shift: int, options: PackOptions, planes: Sequence[Stream] = (), rows: tuple[int, int] | None = None
+) -> bytes:
+    """Return a chunk with the streams rates, classes and extra bits behind `planes`."""
     kernels = kernel_choice.active()
     exponents, scales = kernels.difference_planes(layout, shift, data, base)
     rates = _rates(scales)
     rate_stream = encode_plane(rates, options)
     if not rates.any():
-        return [rate_stream, (Codec.RAW, b""), (Codec.RAW, b"")]
+        return build_difference_chunk([*planes, rate_stream, (Codec.RAW, b""), (Codec.RAW, b"")], shift, _NONE_FREQUENT, rows)
     base_exponent = _base_exponent(kernels.histogram(exponents))
-    code = kernels.difference_code(layout, shift, data, base, rates, base_exponent)
+    frequent = _frequent(data, base, layout, shift, rates) if rows is None else _NONE_FREQUENT
+    code = kernels.difference_code(layout, shift, data, base, rates, base_exponent, frequent)
     class_stream: Stream | None = None
     if "rans" in options.codecs and code.classes.size >= _CONDITIONAL_SYMBOLS:
         books = choose_books(kernels, code.counts, base_exponent)
@@ -136,7 +144,39 @@ def _streams(data: Bytes, base: Bytes, layout: Layout, shift: int, options: Pack
         plain = encode_plane(code.classes, options)
         if class_stream is None or len(plain[1]) < len(class_stream[1]):
             class_stream = plain
-    return [rate_stream, class_stream, _bytes_stream(code.extras, options)]
+    return build_difference_chunk([*planes, rate_stream, class_stream, _bytes_stream(code.extras, options)], shift, frequent, rows)
+
+
+def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes) -> NDArray[np.uint32]:
+    """Return differences so frequent that they are better classes of their own: weight decay moves what nothing else moves by the same few steps.
+
+    From a sample of changed blocks. A difference is worth it if the extra bits that it saves are more than what tells it from the rest of its class.
+    """
+    block_bytes = BLOCK_ELEMS * layout.elem_bytes
+    whole = data.size // block_bytes
+    changed = np.flatnonzero(rates[:whole])
+    if not changed.size:
+        return _NONE_FREQUENT
+    picked = changed[np.unique(np.arange(_SAMPLE_BLOCKS) * changed.size // _SAMPLE_BLOCKS)]
+    sampled = (elems[: whole * block_bytes].reshape(whole, block_bytes)[picked].reshape(-1) for elems in (data, base))
+    values, counts = np.unique(modular_differences(layout, shift, *sampled), return_counts=True)
+    if int(counts.max()) * _LEAST_SHARE < int(counts.sum()):
+        return _NONE_FREQUENT
+    of_class: dict[int, int] = {}
+    candidates = []
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        magnitude = min(value, (1 << 8 * layout.elem_bytes - shift) - value)
+        low = max(magnitude.bit_length() - 2, 0)
+        its_class = magnitude >> low << low
+        of_class[its_class] = of_class.get(its_class, 0) + count
+        if low and count * _LEAST_SHARE > int(counts.sum()):
+            candidates.append((value, count, low, its_class))
+    gains = []
+    for value, count, low, its_class in candidates:
+        gain = count * (16 * (low + 1) - _log2_16(of_class[its_class]) + _log2_16(count))  # sixteenths of a bit, in the sample
+        if gain * changed.size // picked.size > 16 * _FREQUENT_BITS and gain > 16 * count:
+            gains.append((-gain, value))
+    return np.array(sorted(value for _, value in sorted(gains)[:_MOST_FREQUENT]), np.uint32)
 
 
 def _bytes_stream(data: Bytes, options: PackOptions) -> Stream:

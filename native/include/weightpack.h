@@ -153,20 +153,20 @@ wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, s
                            size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next);
 
 /* ---- Section 14: elements as differences from a base. Layouts of 1, 2 and 4 bytes; both sides have the same layout. `shift`: low bits that are dropped, zero in the elements;
- * at most word bits - 2. */
+ * at most word bits - 2. `frequent` are n_frequent differences (u32, modulo 2^(word bits - shift)), at most 64, that are classes of their own. */
 
 /* Decodes the streams of sections 6.7 and 6.8 that say the differences (rates, classes, extras; none of them zstd) onto `base` (n_elems * elem_bytes). As wp_decode_streams. */
-wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const wp_stream streams[3], const uint8_t *base, size_t n_elems, uint32_t chunk_number,
-                               wp_workspace *ws, uint8_t *out, uint32_t *crc);
+wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const uint8_t *frequent, unsigned n_frequent, const wp_stream streams[3],
+                               const uint8_t *base, size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc);
 
 /* The first look: the contexts of the elements (n_elems bytes), and of each block 0 if it equals its base, else 1 + floor(log2) of the sum of its differences, each weighted by
  * its base's exponent. */
 wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales);
 
 /* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often each pair occurs
- * (counts[0][cell * 64 + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
+ * (counts[0][cell * 128 + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
+                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 128], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
 size_t wp_difference_extras_bound(size_t n_elems);
 
 /* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */

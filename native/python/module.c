@@ -280,23 +280,23 @@ static PyObject *decode_difference(PyObject *self, PyObject *args) {
     unsigned isa, layout, shift, chunk_number;
     PyObject *pairs;
     Py_ssize_t n_elems;
-    Py_buffer base, out, workspace, views[3];
-    if (!PyArg_ParseTuple(args, "IIIOy*nIw*w*", &isa, &layout, &shift, &pairs, &base, &n_elems, &chunk_number, &out, &workspace)) return NULL;
+    Py_buffer frequent, base, out, workspace, views[3];
+    if (!PyArg_ParseTuple(args, "IIIy*Oy*nIw*w*", &isa, &layout, &shift, &frequent, &pairs, &base, &n_elems, &chunk_number, &out, &workspace)) return NULL;
     wp_stream streams[3];
     wp_status status = WP_ARGUMENT;
     uint32_t crc = 0;
     const wp_layout *l = wp_layout_of(layout);
-    if (isa_ok(isa) && workspace_ok(&workspace) &&
+    if (isa_ok(isa) && workspace_ok(&workspace) && fits(frequent.len % 4 == 0 && frequent.len <= 256, "frequent") &&
         fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems && base.len / l->elem_bytes >= n_elems, "out or base")) {
         Py_ssize_t n = take_streams(pairs, 3, streams, views);
         if (!PyErr_Occurred() && fits(n == 3, "streams")) {
             Py_BEGIN_ALLOW_THREADS
-            status = wp_decode_difference(isa, layout, shift, streams, BYTES(base), (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
+            status = wp_decode_difference(isa, layout, shift, BYTES(frequent), (unsigned)frequent.len / 4, streams, BYTES(base), (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
             Py_END_ALLOW_THREADS
         }
         while (n) PyBuffer_Release(&views[--n]);
     }
-    PyBuffer_Release(&base); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
+    PyBuffer_Release(&frequent); PyBuffer_Release(&base); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(iI)", (int)status, crc);
 }
@@ -323,21 +323,21 @@ static PyObject *difference_planes(PyObject *self, PyObject *args) {
 static PyObject *difference_code(PyObject *self, PyObject *args) {
     (void)self;
     unsigned layout, shift, base_exponent;
-    Py_buffer elems, base, rates, cells, classes, counts, extras;
+    Py_buffer elems, base, rates, frequent, cells, classes, counts, extras;
     wp_status status = WP_ARGUMENT;
     size_t n_changed = 0, extras_bytes = 0;
-    if (!PyArg_ParseTuple(args, "IIy*y*y*Iw*w*w*w*", &layout, &shift, &elems, &base, &rates, &base_exponent, &cells, &classes, &counts, &extras)) return NULL;
+    if (!PyArg_ParseTuple(args, "IIy*y*y*Iy*w*w*w*w*", &layout, &shift, &elems, &base, &rates, &base_exponent, &frequent, &cells, &classes, &counts, &extras)) return NULL;
     const wp_layout *l = wp_layout_of(layout);
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
     if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
         fits((size_t)rates.len >= (n + WP_BLOCK - 1) / WP_BLOCK && (size_t)cells.len >= n && (size_t)classes.len >= n, "rates, cells or classes") &&
-        fits(counts.len == 2 * 256 * 64 * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
+        fits(frequent.len % 4 == 0 && frequent.len <= 256, "frequent") && fits(counts.len == 2 * 256 * 128 * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, cells.buf, classes.buf, counts.buf, extras.buf, &n_changed,
+        status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, BYTES(frequent), (unsigned)frequent.len / 4, cells.buf, classes.buf, counts.buf, extras.buf, &n_changed,
                                     &extras_bytes);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&rates); PyBuffer_Release(&cells); PyBuffer_Release(&classes); PyBuffer_Release(&counts);
+    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&rates); PyBuffer_Release(&frequent); PyBuffer_Release(&cells); PyBuffer_Release(&classes); PyBuffer_Release(&counts);
     PyBuffer_Release(&extras);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(inn)", (int)status, (Py_ssize_t)n_changed, (Py_ssize_t)extras_bytes);
@@ -407,10 +407,10 @@ static PyMethodDef methods[] = {
      "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last or None)"},
     {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
     {"decode_difference", decode_difference, METH_VARARGS,
-     "decode_difference(isa, layout, shift, [(codec, stream)], base, n_elems, chunk_number, out, workspace) -> (status, crc)"},
+     "decode_difference(isa, layout, shift, frequent, [(codec, stream)], base, n_elems, chunk_number, out, workspace) -> (status, crc)"},
     {"difference_planes", difference_planes, METH_VARARGS, "difference_planes(isa, layout, shift, elems, base, exponents, scales) -> status"},
     {"difference_code", difference_code, METH_VARARGS,
-     "difference_code(layout, shift, elems, base, rates, base_exponent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
+     "difference_code(layout, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
     {"conditional_encode", conditional_encode, METH_VARARGS,
      "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
     {"scaled_base", scaled_base, METH_VARARGS, "scaled_base(layout, scales, n_cols, phase, signs, n_elems, base) -> status"},

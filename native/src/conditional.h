@@ -3,7 +3,7 @@
 #define WP_CONDITIONAL_H
 #include "kernels.h"
 
-enum { WP_N_CELLS = 256, WP_CELL_ROW = 16, WP_CLASS_BITS = 6 };
+enum { WP_N_CELLS = 256, WP_CELL_ROW = 16, WP_CLASS_BITS = 7 };
 
 /* Section 8.8. A decoder between calls: that of the states, and which codebook each cell has. */
 typedef struct {

@@ -31,23 +31,27 @@ static unsigned exponent_mask_of(word_kind k) { return (1u << k.exponent_bits) -
 
 /* ---- decoding ---- */
 
-static void fill_classes(wp_class_table *t) {
+static void fill_classes(wp_class_table *t, const uint8_t *frequent, unsigned n_frequent) {
     t->entry[0] = 0;
     t->entry[1] = 1 | 1 << 8;
-    for (unsigned c = 2; c < N_CLASSES; c++) {
+    for (unsigned i = 0; i < N_CLASSES - WP_FIRST_FREQUENT; i++)
+        t->entry[WP_FIRST_FREQUENT + i] = i < n_frequent ? (uint64_t)wp_load32(frequent + 4 * i) << 8 : 0;
+    for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) {
         const unsigned low = (c >> 1) - 1;
         t->entry[c] = (low + 1) | (uint64_t)((2u | (c & 1)) << low) << 8;
     }
 }
 
 /* Unchanged blocks, and one changed block after the other. */
-static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned shift, const wp_stream *streams, const uint8_t *base, size_t n_elems, wp_workspace *ws,
-                               uint8_t *out, uint32_t *crc) {
+static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned shift, const uint8_t *frequent, unsigned n_frequent, const wp_stream *streams,
+                               const uint8_t *base, size_t n_elems, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const unsigned bytes = wp_layout_of(layout)->elem_bytes;
     const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK;
     const int conditional = streams[1].codec == WP_CONDITIONAL;
     word_kind kind;
     if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u) return WP_CORRUPT;
+    for (unsigned i = 0; i < n_frequent; i++)
+        if (wp_load32(frequent + 4 * i) & ~wp_word_mask(kind.word_bits - shift)) return WP_CORRUPT;
     wp_status status = wp_plane_decode(k, &ws->u.planes[0], &streams[0], n_blocks, ws->widths);
     if (status != WP_OK) return status;
     size_t n_changed = 0;
@@ -66,7 +70,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
     if (status != WP_OK) return status;
 
     wp_class_table table;
-    fill_classes(&table);
+    fill_classes(&table, frequent, n_frequent);
     const unsigned last_class = 2 * (kind.word_bits - shift) - 1; /* its magnitude would need more bits than the word has */
     const uint8_t *bits = streams[2].data;
     uint64_t n_bits = (uint64_t)streams[2].n_bytes * 8, position = 0;
@@ -92,9 +96,13 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
                     status = wp_plane_next(k, &ws->u.planes[0], m, NULL, ws->symbols[0], &classes);
                 }
                 if (status != WP_OK) return status;
-                uint8_t largest = 0;
-                for (size_t i = 0; i < m; i++) largest = classes[i] > largest ? classes[i] : largest;
-                if (largest >= last_class) return WP_CORRUPT;
+                uint8_t largest = 0, largest_class = 0;
+                for (size_t i = 0; i < m; i++) {
+                    const uint8_t c = classes[i] < WP_FIRST_FREQUENT ? classes[i] : 0;
+                    largest = classes[i] > largest ? classes[i] : largest;
+                    largest_class = c > largest_class ? c : largest_class;
+                }
+                if (largest_class >= last_class || largest >= WP_FIRST_FREQUENT + n_frequent) return WP_CORRUPT;
                 if (bits != tail && n_bits / 8 - position / 8 < MOST_READ) {
                     const size_t begin = (size_t)(position / 8), left = (size_t)(n_bits / 8) - begin;
                     memset(tail, 0, sizeof tail);
@@ -120,15 +128,16 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
     return position % 8 && bits[position / 8] >> position % 8 ? WP_CORRUPT : WP_OK;
 }
 
-wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const wp_stream streams[3], const uint8_t *base, size_t n_elems, uint32_t chunk_number,
-                               wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const uint8_t *frequent, unsigned n_frequent, const wp_stream streams[3],
+                               const uint8_t *base, size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
+    if (n_frequent > N_CLASSES - WP_FIRST_FREQUENT) return WP_CORRUPT;
     if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_WIDTHS) return WP_CORRUPT;
     uint8_t number[4];
     wp_store32(number, chunk_number);
     *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
-    return decode_blocks(wp_kernels_of(isa), layout, shift, streams, base, n_elems, ws, out, crc);
+    return decode_blocks(wp_kernels_of(isa), layout, shift, frequent, n_frequent, streams, base, n_elems, ws, out, crc);
 }
 
 /* ---- encoding ---- */
@@ -181,11 +190,32 @@ wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, co
 
 size_t wp_difference_extras_bound(size_t n_elems) { return n_elems * MAX_EXTRA / 8 + 16; }
 
+/* Frequent differences by value: open addressing, at most a quarter full. `class_of` is 0 where there is none. */
+enum { SLOTS = 256 };
+typedef struct { uint32_t value[SLOTS]; uint8_t class_of[SLOTS]; } frequent_table;
+
+/* Where a value is, or would be. */
+static inline unsigned slot_of(const frequent_table *t, uint32_t value) {
+    unsigned slot = value * 0x9e3779b1u >> 24;
+    while (t->class_of[slot] && t->value[slot] != value) slot = (slot + 1) % SLOTS;
+    return slot;
+}
+
+static void fill_frequent(frequent_table *t, const uint8_t *frequent, unsigned n_frequent) {
+    memset(t, 0, sizeof *t);
+    for (unsigned i = 0; i < n_frequent; i++) {
+        const uint32_t value = wp_load32(frequent + 4 * i);
+        const unsigned slot = slot_of(t, value);
+        t->value[slot] = value;
+        if (!t->class_of[slot]) t->class_of[slot] = (uint8_t)(WP_FIRST_FREQUENT + i); /* the first of equal ones */
+    }
+}
+
 /* What `code_words` makes; n_changed and extras_bytes at the end. */
 typedef struct { uint8_t *cells, *classes, *extras; uint32_t (*counts)[256 * N_CLASSES]; size_t n_changed, extras_bytes; } coded;
 
 static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, word_kind kind, const uint8_t *rates,
-                              uint8_t base_exponent, coded *out) {
+                              uint8_t base_exponent, const frequent_table *frequent, coded *out) {
     uint64_t held = 0; /* bits that are not written yet, `n_held` of them, below 8 after each element */
     unsigned n_held = 0;
     uint8_t *p = out->extras, *cells = out->cells, *classes = out->classes;
@@ -202,15 +232,18 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
             const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, b >> shift, 8 * bytes - shift, is_float, &negative);
             /* Without branches: which elements changed can't be foreseen. */
             const unsigned k = wp_highest_bit(m | 1), low = k ? k - 1 : 0, c = k ? 2 * k + (m >> low & 1) : m;
+            const uint32_t d = ((m ^ (0u - negative)) + negative) & wp_word_mask(8 * bytes - shift);
+            const unsigned known = frequent ? frequent->class_of[slot_of(frequent, d)] : 0, symbol = known ? known : c;
             const unsigned cell = rate * WP_CELL_ROW + wp_context_of((uint8_t)(b >> kind.exponent_shift & exponent_mask), base_exponent);
             *cells++ = (uint8_t)cell;
-            *classes++ = (uint8_t)c;
-            even[cell * N_CLASSES + c]++;
+            *classes++ = (uint8_t)symbol;
+            even[cell * N_CLASSES + symbol]++;
             uint32_t *const next = odd;
             odd = even;
             even = next;
-            held |= ((uint64_t)(m & ((1u << low) - 1)) << 1 | negative) << n_held;
-            n_held += low + (m != 0);
+            const uint64_t extra = (uint64_t)(m & ((1u << low) - 1)) << 1 | negative;
+            held |= (known ? 0 : extra) << n_held;
+            n_held += known ? 0 : low + (m != 0);
             wp_store64(p, held);
             p += n_held / 8;
             held >>= n_held & ~7u;
@@ -222,15 +255,18 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
 }
 
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 64], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
+                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 128], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
     word_kind kind;
-    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || base_exponent > 255) return WP_ARGUMENT;
+    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || base_exponent > 255 || n_frequent > N_CLASSES - WP_FIRST_FREQUENT) return WP_ARGUMENT;
+    frequent_table table;
+    const frequent_table *const known = n_frequent ? &table : NULL;
+    fill_frequent(&table, frequent, n_frequent);
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
         if (rates[b] > MAX_RATE) return WP_ARGUMENT;
     const unsigned bytes = wp_layout_of(layout)->elem_bytes;
     coded out = {cells, classes, extras, counts, 0, 0};
     memset(counts, 0, 2 * sizeof counts[0]);
-#define LOOP(bytes, shift, is_float) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, &out)
+#define LOOP(bytes, shift, is_float) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, known, &out)
     FOR_KIND(LOOP);
 #undef LOOP
     for (size_t i = 0; i < 256 * N_CLASSES; i++) counts[0][i] += counts[1][i];

@@ -62,8 +62,8 @@ typedef struct {
     uint8_t step8[16], step4[64], step2[64], step1[128];
 } wp_conditional_tables;
 
-/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8. */
-enum { WP_N_CLASSES = 64 };
+/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8; of a frequent difference 0 | itself << 8. */
+enum { WP_N_CLASSES = 128, WP_FIRST_FREQUENT = 64 };
 typedef struct { uint64_t entry[WP_N_CLASSES]; } wp_class_table;
 /* Of a block: in 16 bits for words of 16, else in 32. */
 typedef union { uint16_t of_2[WP_BLOCK]; uint32_t of_4[WP_BLOCK]; } wp_differences;

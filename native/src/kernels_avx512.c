@@ -394,7 +394,7 @@ INLINE V conditional_half(states *s, V book, const conditional_tables *t, const 
     i = _mm512_mask_add_epi8(_mm512_add_epi8(i, i), _mm512_cmpgt_epu8_mask(slot, below), _mm512_add_epi8(i, i), v_set(1));
     advance(s, look_up(&t->freqs, i), _mm512_sub_epi8(slot, look_up(&t->starts, i)), renorm);
     V symbol = look_up(&t->symbols, i);
-    const __mmask64 escaped = _mm512_movepi8_mask(symbol); /* classes have 6 bits */
+    const __mmask64 escaped = _mm512_movepi8_mask(symbol); /* classes have 7 bits */
     if (escaped) {
         symbol = _mm512_mask_expand_epi8(symbol, escaped, v_load(*literals));
         *literals += _mm_popcnt_u64(escaped);

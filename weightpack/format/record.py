@@ -12,7 +12,7 @@ import numpy as np
 
 from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, Layout, LayoutId
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
+from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_FREQUENT, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +21,7 @@ HEAD_BYTES = 8
 CHUNK_HEAD_BYTES = 4
 _HEAD = struct.Struct("<BBHI")
 _MODE = struct.Struct("<BBH")
-_SCALED = struct.Struct("<BII")
+_SCALED = struct.Struct("<II")
 _N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5}
 _MODES = frozenset(Mode)
 
@@ -108,14 +108,15 @@ def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHe
 class Chunk:
     """A parsed chunk: its mode, (codec, stream) pairs, and what some modes have besides.
 
-    `widths`: of fields, in bytes. `shift`: of differences, the low bits that are dropped. `cols` and `phase`: elements of a row, and the column of the
-    chunk's first element.
+    `widths`: of fields, in bytes. `shift`: of differences, the low bits that are dropped; `frequent`: u32, those that are classes of their own. `cols` and
+    `phase`: elements of a row, and the column of the chunk's first element.
     """
 
     mode: Mode
     streams: tuple[tuple[int, memoryview], ...]
     widths: tuple[int, ...] = ()
     shift: int = 0
+    frequent: bytes = b""
     cols: int = 0
     phase: int = 0
 
@@ -135,19 +136,28 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     if reserved or not good:
         raise CorruptionError("the chunk's header is damaged")
     table_end = _MODE.size + 4 * n_streams
-    position = table_end + {Mode.FIELDS: n_streams, Mode.DIFFERENCE: 1, Mode.SCALED: _SCALED.size}.get(Mode(mode), 0)
+    position = table_end + {Mode.FIELDS: n_streams, Mode.DIFFERENCE: 2, Mode.SCALED: 2 + _SCALED.size}.get(Mode(mode), 0)
     if len(view) < position:
         raise TruncatedError("the chunk ends inside its stream table")
+    frequent = b""
+    if mode in (Mode.DIFFERENCE, Mode.SCALED):
+        n_frequent = view[table_end + 1]
+        if n_frequent > MAX_FREQUENT:
+            raise CorruptionError("the chunk has too many frequent differences")
+        frequent = bytes(view[position : position + 4 * n_frequent])
+        position += 4 * n_frequent
+        if len(view) < position:
+            raise TruncatedError("the chunk ends inside its frequent differences")
     widths: tuple[int, ...] = ()
     shift = cols = phase = 0
     if mode == Mode.FIELDS:
         widths = tuple(view[table_end:position])
         if 0 in widths:
             raise CorruptionError("a field of the chunk has no width")
-    elif mode == Mode.DIFFERENCE:
+    elif mode in (Mode.DIFFERENCE, Mode.SCALED):
         shift = view[table_end]
-    elif mode == Mode.SCALED:
-        shift, cols, phase = _SCALED.unpack_from(view, table_end)
+    if mode == Mode.SCALED:
+        cols, phase = _SCALED.unpack_from(view, table_end + 2)
         if not 0 < cols <= MAX_SCALED_COLS or phase >= cols:
             raise CorruptionError("the rows of the chunk are impossible")
     if shift and shift + 2 > 8 * layout.elem_bytes:
@@ -161,7 +171,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         position = end
     if len(view) - position >= 16 or any(view[position:]):
         raise CorruptionError("the chunk has bytes behind its last stream")
-    return Chunk(Mode(mode), tuple(streams), widths, shift, cols, phase)
+    return Chunk(Mode(mode), tuple(streams), widths, shift, frequent, cols, phase)
 
 
 def chunk_bound(layout: Layout, n_elems: int) -> int:
@@ -178,9 +188,12 @@ def record_bound(layout: Layout, n_elems: int, chunk_elems: int) -> int:
     return table_end(n_chunks) + n_chunks * chunk_bound(layout, chunk_elems)
 
 
-def build_scaled_chunk(streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], shift: int, cols: int, phase: int) -> bytes:
-    """Serialise a chunk of the mode *scaled*."""
-    return build_chunk(Mode.SCALED, streams, _SCALED.pack(shift, cols, phase))
+def build_difference_chunk(
+    streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], shift: int, frequent: NDArray[np.uint32], rows: tuple[int, int] | None = None
+) -> bytes:
+    """Serialise a chunk of the mode *difference*, or of the mode *scaled* if `rows` (elements of a row, column of the first) are given."""
+    head = bytes((shift, frequent.size)) + (b"" if rows is None else _SCALED.pack(*rows))
+    return build_chunk(Mode.DIFFERENCE if rows is None else Mode.SCALED, streams, head + frequent.astype("<u4").tobytes())
 
 
 def build_chunk(mode: Mode, streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], behind_table: Sequence[int] = ()) -> bytes:

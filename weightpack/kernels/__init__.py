@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weightpack.dtypes import Layout
 
     Bytes = NDArray[np.uint8]
+    Words = NDArray[np.uint32]
     Stream = Bytes | bytes | bytearray | memoryview
 
 __all__ = [
@@ -108,7 +109,7 @@ class EncodedChunks:
 class DifferenceCode(NamedTuple):
     """The elements of the changed blocks of a chunk as differences (FORMAT section 14), n of them.
 
-    `cells` and `classes` are (n,) uint8, `counts` is (256, 64) uint32: how often a cell has a class. `extras` are the extra bits.
+    `cells` and `classes` are (n,) uint8, `counts` is (256, 128) uint32: how often a cell has a class. `extras` are the extra bits.
     """
 
     cells: Bytes
@@ -175,9 +176,13 @@ class Kernels(Protocol):
         """Decode (codec, stream) pairs, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
 
     def decode_difference(
-        self, layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        out: Bytes,
     ) -> int:
-        """Decode rates, classes and extras, none of them zstd, onto `base` (n_elems * elem_bytes,) into `out`; return the CRC as `decode_streams` does."""
+        """Decode rates, classes and extras, none of them zstd, onto `base` (n_elems * elem_bytes,) into `out`; return the CRC as `decode_streams` does.
+
+        `frequent`, at most 64 uint32, are the differences that are classes of their own.
+        """
 
     def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
         """Return the exponents of the base (n_elems,), and of each block 0 if it equals its base, else the size of its differences.
@@ -185,7 +190,7 @@ class Kernels(Protocol):
         That is 1 + floor(log2) of their sum, each weighted by its base's exponent. Both uint8.
         """
 
-    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         """Code the blocks whose rate (n_blocks,) is not 0 (FORMAT section 14)."""
 
     def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.dtypes import Layout
-    from weightpack.kernels import Attention, Bytes, Stream
+    from weightpack.kernels import Attention, Bytes, Stream, Words
 
 # Pinned in native/include/weightpack.h.
 _OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50
@@ -133,10 +133,11 @@ class NativeKernels:
         return crc
 
     def decode_difference(
-        self, layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        out: Bytes,
     ) -> int:
         status, crc = _core.decode_difference(
-            self._isa, layout.id, shift, streams, base, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)
+            self._isa, layout.id, shift, frequent, streams, base, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)
         )
         _check(status)
         return crc
@@ -147,11 +148,11 @@ class NativeKernels:
         _check(_core.difference_planes(self._isa, layout.id, shift, elems, base, exponents, scales))
         return exponents, scales
 
-    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         n = elems.size // layout.elem_bytes
         cells, classes = np.empty((2, n), np.uint8)
-        counts, extras = np.empty((2, 256, 64), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
-        status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, cells, classes, counts, extras)
+        counts, extras = np.empty((2, 256, 128), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
+        status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras)
         _check(status)
         return DifferenceCode(cells[:n_changed], classes[:n_changed], counts[0], extras[:n_bytes])
 

@@ -23,7 +23,7 @@ from weightpack.kernels import ConditionalBooks, DifferenceCode, EncodedChunks, 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.kernels import Attention, Bytes, Stream
+    from weightpack.kernels import Attention, Bytes, Stream, Words
 
 LANES = 128  # also the elements of a block
 MAX_CODE_BITS = 12
@@ -123,21 +123,22 @@ class PortableKernels:
         return chunk_crc(out[:n_bytes], chunk_number)
 
     def decode_difference(
-        self, layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        out: Bytes,
     ) -> int:
         from weightpack.kernels import portable_difference as in_numpy  # which builds on this module
 
-        return in_numpy.decode_difference(layout, shift, streams, base, n_elems, chunk_number, out)
+        return in_numpy.decode_difference(layout, shift, frequent, streams, base, n_elems, chunk_number, out)
 
     def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
         from weightpack.kernels import portable_difference as in_numpy
 
         return in_numpy.difference_planes(layout, shift, elems, base)
 
-    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         from weightpack.kernels import portable_difference as in_numpy
 
-        return in_numpy.difference_code(layout, shift, elems, base, rates, base_exponent)
+        return in_numpy.difference_code(layout, shift, elems, base, rates, base_exponent, frequent)
 
     def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
         from weightpack.kernels import portable_difference as in_numpy

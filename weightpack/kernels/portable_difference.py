@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Words = NDArray[np.uint32]
 
-CLASS_BITS = 6
+CLASS_BITS = 7
+FIRST_FREQUENT = 64
 _EXPONENTS = {
     LayoutId.BF16: (7, 8), LayoutId.F16: (10, 5), LayoutId.F32: (23, 8), LayoutId.F8_E4M3: (3, 4), LayoutId.F8_E5M2: (2, 5), LayoutId.BF16_LEAD: (7, 8),
     LayoutId.F16_LEAD: (10, 5), LayoutId.F32_LEAD: (23, 8), LayoutId.F8_E4M3_LEAD: (3, 4), LayoutId.F8_E5M2_LEAD: (2, 5), LayoutId.BYTES1: (4, 4),
@@ -53,19 +54,21 @@ def _exponents(base: Words, layout: Layout) -> Bytes:
 
 def _extra_bits(classes: Bytes) -> NDArray[np.int64]:
     """How many extra bits each class has, the sign among them (14.3)."""
-    return np.array([0, 1, *(c // 2 for c in range(2, 64))], np.int64)[classes]
+    return np.array([0, 1, *(c // 2 for c in range(2, FIRST_FREQUENT)), *[0] * 64], np.int64)[classes]
 
 
 # ---- decoding
 
 
 def decode_difference(
-    layout: Layout, shift: int, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
+    layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+    out: Bytes,
 ) -> int:
     n_bytes = n_elems * layout.elem_bytes
     need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
     need(layout.id in _EXPONENTS and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")
     expect(len(streams) == 3 and base.size >= n_bytes and out.size >= n_bytes, "streams or base")
+    need(frequent.size <= 64 and not (frequent.astype(np.uint64) >> np.uint64(8 * layout.elem_bytes - shift)).any(), "a frequent difference")
     (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = ((codec, u8(stream)) for codec, stream in streams)
     rates = decode_plane(rate_codec, rate_stream, -(-n_elems // LANES), 8)
     need(int(rates.max()) <= MAX_RATE, "the rate of a block")
@@ -83,8 +86,11 @@ def decode_difference(
     else:
         classes = decode_plane(class_codec, class_stream, int(changed.sum()), CLASS_BITS)
     bits = 8 * layout.elem_bytes - shift
-    need(int(classes.max()) < 2 * bits - 1, "the class of a difference")
+    is_frequent = classes >= FIRST_FREQUENT
+    largest = int(np.where(is_frequent, 0, classes).max())
+    need(largest < 2 * bits - 1 and int(classes.max()) < FIRST_FREQUENT + frequent.size, "the class of a difference")
     difference = _read_differences(classes, extra_stream)
+    difference[is_frequent] = frequent[classes[is_frequent] - FIRST_FREQUENT]
     moved = _in_order(words >> np.uint32(shift), bits, layout).astype(np.int64) + difference & (1 << bits) - 1
     elems = out[:n_bytes].view(f"<u{layout.elem_bytes}")
     elems[changed] = _in_order(moved.astype(np.uint32), bits, layout) << np.uint32(shift)
@@ -179,6 +185,13 @@ def _log2_floor(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(big, exponents + 32, exponents).astype(np.int64)
 
 
+def modular_differences(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> NDArray[np.int64]:
+    """Return differences modulo 2^(word bits - shift) (14.2)."""
+    magnitudes, negative = _differences(layout, shift, _words(u8(elems), layout), _words(u8(base), layout))
+    modular: NDArray[np.int64] = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
+    return modular
+
+
 def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
     words = _words(u8(base), layout)
     exponents = _exponents(words, layout)
@@ -194,7 +207,7 @@ def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> 
     return exponents, scales
 
 
-def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int) -> DifferenceCode:
+def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
     words, targets = _words(u8(base), layout), _words(u8(elems), layout)
     rate_of = np.repeat(rates, LANES)[: words.size]
     changed = rate_of != 0
@@ -202,8 +215,11 @@ def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates
     magnitudes, negative = _differences(layout, shift, targets, words)
     k = _log2_floor(np.maximum(magnitudes, 1))
     classes: Bytes = np.where(magnitudes < 2, magnitudes, 2 * k + (magnitudes >> np.maximum(k - 1, 0) & 1)).astype(np.uint8)
+    modular = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
+    for i, value in reversed(list(enumerate(frequent.tolist()))):  # the first of equal ones
+        classes[modular == value] = FIRST_FREQUENT + i
     cells: Bytes = rate_of * np.uint8(16) + contexts(_exponents(words, layout), base_exponent)
-    counts = np.bincount(cells.astype(np.intp) * 64 + classes, minlength=256 * 64).astype(np.uint32).reshape(256, 64)
+    counts = np.bincount(cells.astype(np.intp) * 128 + classes, minlength=256 * 128).astype(np.uint32).reshape(256, 128)
     n_bits = _extra_bits(classes)
     values = (magnitudes & (1 << np.maximum(n_bits - 1, 0)) - 1) << 1 | negative
     steps = np.arange(31)
