@@ -42,7 +42,10 @@ class Gap:
 
 def zstd_decode(frame: bytes | memoryview, n_bytes: int) -> bytes:
     """Decode one zstd frame that must give exactly `n_bytes` (FORMAT 1.10), without trusting what the frame claims."""
-    size = zstandard.frame_content_size(bytes(frame[:_ZSTD_HEAD])) if bytes(frame[:4]) == _ZSTD_MAGIC else -1
+    try:
+        size = zstandard.frame_content_size(bytes(frame[:_ZSTD_HEAD])) if bytes(frame[:4]) == _ZSTD_MAGIC else -1
+    except zstandard.ZstdError:
+        size = -1  # it is refused below
     if size not in (n_bytes, -1):
         raise CorruptionError(f"a zstd stream claims {size} bytes, expected {n_bytes}")
     data = zstd_decode_any(frame, n_bytes)

@@ -410,14 +410,18 @@ def _rans_choose(counts: list[int]) -> tuple[RansBook, int]:
     return best[1], (best[0] >> 19) + 1 + 2 * LANES + 6
 
 
+def is_book(book: RansBook) -> bool:
+    """Is a codebook as 8.3.1 has it?"""
+    return 1 <= len(book.symbols) <= (15 if book.escape_freq else 16) and _is_book(book.symbols, book.freqs, book.escape_freq)
+
+
 def _is_book(symbols: bytes, freqs: bytes, escape: int) -> bool:
     return len(set(symbols)) == len(symbols) == len(freqs) and 0 not in freqs and sum(freqs) + escape == 256
 
 
 def _rans_encode(book: RansBook, symbols: Bytes) -> Bytes:
-    k, escape = len(book.symbols), book.escape_freq
-    expect(1 <= k <= (15 if escape else 16) and _is_book(book.symbols, book.freqs, escape), "a wrong rANS codebook")
-    expect(bool(escape) or bool(np.isin(symbols, list(book.symbols)).all()), "a symbol that the rANS codebook lacks")
+    expect(is_book(book), "a wrong rANS codebook")
+    expect(bool(book.escape_freq) or bool(np.isin(symbols, list(book.symbols)).all()), "a symbol that the rANS codebook lacks")
     return np.concatenate([book_bytes(book), encode_symbols([book], np.zeros(symbols.size, np.intp), symbols)])
 
 

@@ -12,7 +12,7 @@ from weightpack.dtypes import LayoutId
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, MAX_RATE, Codec
 from weightpack.kernels import ConditionalBooks, DifferenceCode
-from weightpack.kernels.portable import LANES, book_bytes, chunk_crc, contexts, decode_plane, encode_symbols, expect, need, read_book, u8
+from weightpack.kernels.portable import LANES, book_bytes, chunk_crc, contexts, decode_plane, encode_symbols, expect, is_book, need, read_book, u8
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,6 +193,7 @@ def modular_differences(layout: Layout, shift: int, elems: Bytes, base: Bytes) -
 
 
 def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
+    expect(layout.id in _EXPONENTS and shift + 2 <= 8 * layout.elem_bytes and len(elems) == len(base) > 0, "differences")
     words = _words(u8(base), layout)
     exponents = _exponents(words, layout)
     targets = _words(u8(elems), layout)
@@ -208,6 +209,8 @@ def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> 
 
 
 def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
+    expect(layout.id in _EXPONENTS and shift + 2 <= 8 * layout.elem_bytes and int(rates.max(initial=0)) <= MAX_RATE, "differences")
+    expect(frequent.size <= 128 - FIRST_FREQUENT, "frequent differences")
     words, targets = _words(u8(base), layout), _words(u8(elems), layout)
     rate_of = np.repeat(rates, LANES)[: words.size]
     changed = rate_of != 0
@@ -229,9 +232,12 @@ def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates
 
 def conditional_encode(books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
     expect(1 <= len(books.books) <= 16 and 1 <= books.n_rates <= MAX_RATE and int(books.book_of.max()) < len(books.books), "conditional codebooks")
+    which = books.book_of[cells].astype(np.intp)
+    lacks = np.array([not book.escape_freq for book in books.books])[:, None] & ~np.array([np.isin(np.arange(256), list(book.symbols)) for book in books.books])
+    expect(int(symbols.max(initial=0)) >> CLASS_BITS == 0 and not lacks[which, symbols].any() and all(map(is_book, books.books)), "classes or codebooks")
     row = books.book_of[16 : 16 + 16 * books.n_rates]
     head = bytes((len(books.books) - 1, books.base_exponent, books.n_rates)) + (row[::2] | row[1::2] << 4).tobytes()
-    coded = encode_symbols(books.books, books.book_of[cells].astype(np.intp), symbols)
+    coded = encode_symbols(books.books, which, symbols)
     return np.concatenate([u8(head), *map(book_bytes, books.books), coded])
 
 
