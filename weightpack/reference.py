@@ -536,8 +536,13 @@ def decode_chunk(record: Buffer, start: int, layout: Layout, n: int, base: tuple
     need(mode == 2 or n_streams == (layout.n_streams, 1, 0, 3, 5)[mode], f"chunk: {n_streams} streams")
     need(reserved == 0, "chunk: reserved bytes")
     table_end = end = start + 4 + 4 * n_streams
-    extra = bytes(take(record, table_end, (0, 0, n_streams, 1, 9)[mode], "end of the chunk header"))
+    extra = bytes(take(record, table_end, (0, 0, n_streams, 2, 10)[mode], "end of the chunk header"))
     end += len(extra)
+    frequent: tuple[int, ...] = ()
+    if mode >= 3:  # 6.7, 6.8
+        need(extra[1] <= 64, f"chunk: N_Frequent is {extra[1]}")
+        frequent = struct.unpack(f"<{extra[1]}I", take(record, end, 4 * extra[1], "end of the chunk header"))
+        end += 4 * extra[1]
     streams = []
     for at in range(start + 4, table_end, 4):
         size = uint(record, at + 1, 3, "stream table")
@@ -551,11 +556,11 @@ def decode_chunk(record: Buffer, start: int, layout: Layout, n: int, base: tuple
         if base is None:
             raise CorruptError("difference: the tensor has no base")
         need(layout.elem_bytes == DTYPE_BITS[base[0]] // 8, "difference: elements of another length than the dtype's")  # 15.5
-        return decode_difference(layout, extra[0], base[1](first, n), streams), end
+        return decode_difference(layout, extra[0], frequent, base[1](first, n), streams), end
     if mode == 4:  # 6.8
-        shift, cols, phase = struct.unpack("<BII", extra)
+        shift, _, cols, phase = struct.unpack("<BBII", extra)
         scaled = scaled_elements(layout, cols, phase, streams[:2], n)
-        return decode_difference(layout, shift, scaled, streams[2:]), end
+        return decode_difference(layout, shift, frequent, scaled, streams[2:]), end
     return decode_split(layout, streams, n), end
 
 
@@ -909,11 +914,11 @@ def decode_conditional(stream: bytes, rates: Plane, exponents: Words) -> Plane:
     for _ in range(n_books):
         book, at = read_codebook(stream, at)
         books.append(book)
-    need(all(symbol < 64 for book in books for symbol in book.symbols), "conditional: a symbol of no class")
+    need(all(symbol < 128 for book in books for symbol in book.symbols), "conditional: a symbol of no class")
     need(rates.max() <= n_rates, "conditional: a rate above N_Rates")
     cells = 16 * rates.astype(np.int64) + np.minimum(np.maximum(exponents.astype(np.int64) - base_exponent, 0), 15)  # 14.4
     plane = decode_groups(stream, at, books, book_of_cell[cells - 16])
-    need(plane.max() < 64, "conditional: a literal of no class")
+    need(plane.max() < 128, "conditional: a literal of no class")
     return plane
 
 
@@ -959,12 +964,13 @@ def decode_frame(data: bytes, max_bytes: int = 1 << 40) -> Decoded:
 # ------------------------------------------------------------------------------------------------------------ 14 Differences
 
 
-def decode_difference(layout: Layout, shift: int, base: Words, streams: list[tuple[int, memoryview]]) -> bytes:
+def decode_difference(layout: Layout, shift: int, frequent: tuple[int, ...], base: Words, streams: list[tuple[int, memoryview]]) -> bytes:
     """14 Differences: the elements of a chunk that differ from ``base``; the streams are rates, classes and extra bits."""
     w, n = 8 * layout.elem_bytes, len(base)
     need(w <= 32, f"difference: layout {layout.name}")
     need(shift <= w - 2, f"difference: Shift is {shift}")  # 14.1
     v = w - shift
+    need(all(step >> v == 0 for step in frequent), "difference: a Frequent that is too large")  # 14.3
     block_rates = decode_stream(*streams[0], ceil_div(n, BLOCK))  # 14.4
     need(block_rates.max() <= 15, "rates: above 15")
     rates = np.repeat(block_rates, BLOCK)[:n]
@@ -973,8 +979,11 @@ def decode_difference(layout: Layout, shift: int, base: Words, streams: list[tup
     if len(changed):
         low, width = layout.fields[-1] if layout.raw_bits else (4, 4) if w == 8 else (0, 0)
         exponents = base[changed] >> low & (1 << width) - 1
-        distances = read_distances(streams[1], streams[2], v, rates[changed], exponents)
-        moved = order(base[changed] >> shift, v, layout).astype(np.int64) + distances
+        distances = read_distances(streams[1], streams[2], v, frequent, rates[changed], exponents)
+        from_ = base[changed] >> shift
+        if layout.raw_bits:  # 14.2
+            distances = np.where(from_ >> v - 1 == 1, -distances, distances)
+        moved = order(from_, v, layout).astype(np.int64) + distances
         elems[changed] = order((moved & (1 << v) - 1).astype(np.uint64), v, layout) << shift
     else:
         need(all(codec == 0 and len(stream) == 0 for codec, stream in streams[1:]), "difference: nothing changed, but there are classes or extra bits")
@@ -986,18 +995,24 @@ def order(x: Words, v: int, layout: Layout) -> Words:
     return np.where(x >> v - 1 == 1, x ^ (1 << v - 1) - 1, x) if layout.raw_bits else x
 
 
-def read_distances(classes: tuple[int, memoryview], extra: tuple[int, memoryview], v: int, rates: Plane, exponents: Words) -> npt.NDArray[np.int64]:
+def read_distances(
+    classes: tuple[int, memoryview], extra: tuple[int, memoryview], v: int, frequent: tuple[int, ...], rates: Plane, exponents: Words
+) -> npt.NDArray[np.int64]:
     """14.3 the differences of the elements that changed, at least one, from the streams *classes* and *extra bits*."""
     codec, stream = classes
     plane = decode_conditional(bytes(stream), rates, exponents) if codec == CONDITIONAL else decode_stream(codec, stream, len(rates))
-    c = plane.astype(np.int64)
+    steps = np.zeros(len(plane), np.int64)
+    is_frequent = plane >= 64
+    need(plane.max() < 64 + len(frequent), f"classes: {plane.max()} with {len(frequent)} frequent differences")
+    steps[is_frequent] = np.array(frequent or [0], np.int64)[plane[is_frequent].astype(np.int64) - 64]
+    c = np.where(is_frequent, 0, plane).astype(np.int64)
     need(c.max() < 2 * v - 1, f"classes: {c.max()} with {v} bits")
     m = np.maximum(c // 2 - 1, 0)
     n_bits = np.where(c > 0, 1 + m, 0)
     ends = np.cumsum(n_bits)
     starts, total = ends - n_bits, int(ends[-1])
     codec, stream = extra
-    need(codec in (0, 4), f"extra bits: codec {codec}")  # 14.4
+    need(codec in (0, 4) or codec not in (*CODECS, CONTEXT, CONDITIONAL), f"extra bits: codec {codec}")  # 14.4
     bits = np.unpackbits(decode_stream(codec, stream, ceil_div(total, 8)), bitorder="little")
     need(not bits[total:].any(), "extra bits: unused bits are not zero")
     magnitudes = np.where(c > 1, 2 + c % 2, c) << m
@@ -1007,7 +1022,7 @@ def read_distances(classes: tuple[int, memoryview], extra: tuple[int, memoryview
     has = np.flatnonzero(c)
     negative = np.zeros(len(c), bool)
     negative[has] = bits[starts[has]] == 1
-    return np.where(negative, -magnitudes, magnitudes)
+    return np.where(is_frequent, steps, np.where(negative, -magnitudes, magnitudes))
 
 
 SIXTEENTHS = np.array(  # 14.5, M

@@ -142,12 +142,13 @@ wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, co
 
 /* ---- encoding ---- */
 
-/* The difference as sign and magnitude; its magnitude is at most 2^(bits - 1). */
+/* The difference as sign and magnitude; its magnitude is at most 2^(bits - 1). Of floats it is negative if the element's magnitude is less. */
 static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, int is_float, uint32_t *negative) {
+    const uint32_t turned = is_float ? base >> (bits - 1) : 0;
     if (is_float) { word = wp_in_order(word, bits); base = wp_in_order(base, bits); }
-    const uint32_t d = (word - base) & wp_word_mask(bits);
-    *negative = d >> (bits - 1) & 1;
-    return ((d ^ (0u - *negative)) + *negative) & wp_word_mask(bits);
+    const uint32_t d = (word - base) & wp_word_mask(bits), less = d >> (bits - 1) & 1;
+    *negative = less ^ turned;
+    return ((d ^ (0u - less)) + less) & wp_word_mask(bits);
 }
 
 /* The loops of the two functions below, for constants of the cases that matter. */

@@ -62,9 +62,10 @@ static uint64_t differences(const wp_class_table *t, const uint8_t *classes, siz
 static inline void apply_words(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out) {
     const unsigned bits = 8 * bytes - shift;
     for (size_t i = 0; i < m; i++) {
-        uint32_t b = wp_load_word(base, bytes, i) >> shift;
+        uint32_t b = wp_load_word(base, bytes, i) >> shift, step = bytes == 2 ? d->of_2[i] : d->of_4[i];
+        const uint32_t turned = is_float ? b >> (bits - 1) : 0; /* of a negative base, steps away from zero are down */
         if (is_float) b = wp_in_order(b, bits);
-        b = (b + (bytes == 2 ? d->of_2[i] : d->of_4[i])) & wp_word_mask(bits);
+        b = (b + (step ^ (0u - turned)) + turned) & wp_word_mask(bits);
         if (is_float) b = wp_in_order(b, bits);
         wp_store_word(out, bytes, i, b << shift);
     }
@@ -73,7 +74,10 @@ static inline void apply_words(const uint8_t *base, unsigned bytes, unsigned shi
 /* In 16 bits throughout, so that vectors hold as many elements as they can. */
 static inline uint16_t in_order_2(uint16_t w) { return (uint16_t)(w ^ ((uint16_t)((int16_t)w >> 15) & 0x7fff)); }
 static void apply_float_2(const uint8_t *base, const wp_differences *d, size_t m, uint8_t *out) {
-    for (size_t i = 0; i < m; i++) wp_store16(out + 2 * i, in_order_2((uint16_t)(in_order_2(wp_load16(base + 2 * i)) + d->of_2[i])));
+    for (size_t i = 0; i < m; i++) {
+        const uint16_t b = wp_load16(base + 2 * i), turned = (uint16_t)((int16_t)b >> 15);
+        wp_store16(out + 2 * i, in_order_2((uint16_t)(in_order_2(b) + (uint16_t)((d->of_2[i] ^ turned) - turned))));
+    }
 }
 
 /* out = base + d, in the order of the values. */

@@ -46,6 +46,11 @@ def _in_order(words: Words, bits: int, layout: Layout) -> Words:
     return words ^ (words >> np.uint32(bits - 1)) * np.uint32((1 << (bits - 1)) - 1)
 
 
+def _turned(words: Words, bits: int, layout: Layout) -> NDArray[np.bool_]:
+    """Which differences are of the other sign than in the order of the values: those of negative floats."""
+    return words >> np.uint32(bits - 1) != 0 if layout.raw_bits else np.zeros(words.size, np.bool_)
+
+
 def _exponents(base: Words, layout: Layout) -> Bytes:
     shift, bits = _EXPONENTS[layout.id]
     exponents: Bytes = (base >> shift & (1 << bits) - 1).astype(np.uint8)
@@ -91,6 +96,7 @@ def decode_difference(
     need(largest < 2 * bits - 1 and int(classes.max()) < FIRST_FREQUENT + frequent.size, "the class of a difference")
     difference = _read_differences(classes, extra_stream)
     difference[is_frequent] = frequent[classes[is_frequent] - FIRST_FREQUENT]
+    difference = np.where(_turned(words >> np.uint32(shift), bits, layout), -difference, difference)
     moved = _in_order(words >> np.uint32(shift), bits, layout).astype(np.int64) + difference & (1 << bits) - 1
     elems = out[:n_bytes].view(f"<u{layout.elem_bytes}")
     elems[changed] = _in_order(moved.astype(np.uint32), bits, layout) << np.uint32(shift)
@@ -169,12 +175,12 @@ def _conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
 
 
 def _differences(layout: Layout, shift: int, elems: Words, base: Words) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return magnitudes and signs."""
+    """Return magnitudes and signs; the sign of floats is whether the element's magnitude is less."""
     bits = 8 * layout.elem_bytes - shift
     low = np.uint32(shift)
     d = _in_order(elems >> low, bits, layout).astype(np.int64) - _in_order(base >> low, bits, layout) & (1 << bits) - 1
-    negative = d >> (bits - 1) != 0
-    return np.where(negative, (1 << bits) - d, d), negative
+    less = d >> (bits - 1) != 0
+    return np.where(less, (1 << bits) - d, d), less ^ _turned(base >> low, bits, layout)
 
 
 def _log2_floor(values: NDArray[np.int64]) -> NDArray[np.int64]:
