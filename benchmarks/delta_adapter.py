@@ -404,6 +404,7 @@ def measure(spec):
             result["pack_runs"] = 1 if first > spec["slow_seconds"] else spec["repeats"]
             result["pack_seconds"] = first if result["pack_runs"] == 1 else timed(pack, before_pack, spec["repeats"])
             result["unpack_seconds"] = timed(unpack, lambda: restored.unlink(missing_ok=True), spec["repeats"])
+            result["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         return result
     finally:
         shutil.rmtree(folder, ignore_errors=True)

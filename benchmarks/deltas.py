@@ -81,9 +81,10 @@ def measure_pair(pair: Pair, old: dict, tools: dict[str, Path], models: Path, fo
     if any(old.get(key) != value for key, value in files.items()):
         old = {}
     made_by = pair.target if isinstance(pair.target, str) else pair.target.__name__.strip("_")
+    known = old.get("ideals", {})
     result = {
         **files, "target": made_by, "base": pair.base, "target_bytes": target.stat().st_size, "elements": n_elements(target),
-        "ideals": old.get("ideals") or ideals(target, base), "results": dict(old.get("results", {})),
+        "ideals": known if known and (base is None or MODELS.keys() <= known.keys()) else ideals(target, base), "results": dict(old.get("results", {})),
     }  # fmt: skip
     cpu = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     for tool, python in tools.items():
@@ -132,6 +133,14 @@ def summary(pairs: dict[str, dict], order: list[str]) -> list[str]:
     return rows
 
 
+def loads(pairs: dict[str, dict]) -> str:
+    """How busy the machine was while times were taken."""
+    found = [r["load"] for pair in pairs.values() for r in pair["results"].values() if "load" in r]
+    if not found:
+        return "No times yet."
+    return f"The load average after a measurement was {min(found):.1f} to {max(found):.1f}: 1 is the measurement itself, the rest others' work on the machine."
+
+
 def larger_rows(pairs: dict[str, dict]) -> list[str]:
     """Return the pairs of which a rival's file is smaller than weightpack's smallest."""
     rows = []
@@ -164,7 +173,8 @@ def page(result: dict) -> str:
         "# Given a base: fine-tunes, checkpoints, AdamW's state", "",
         f"Written by `{result['command']}` at commit {m['commit']}. {m['cpu']} (a virtual machine), Python {m['python']}, one core. {versions}.", "",
         "all-MiniLM-L6-v2, 22.7 million weights, fine-tuned for real: AdamW, learning rate 2e-5, batch 8, 300 steps in fp32 and 150 in pure bf16.", "",
-        *ABOUT.format(slow=result["slow_seconds"]).strip().splitlines(), "", "## Sizes, of the target", "", *summary(pairs, result["tools"]), "",
+        *ABOUT.format(slow=result["slow_seconds"]).strip().splitlines(), f"- {loads(pairs)}", "",
+        "## Sizes, of the target", "", *summary(pairs, result["tools"]), "",
     ]  # fmt: skip
     larger = larger_rows(pairs)
     if larger:
