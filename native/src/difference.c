@@ -147,7 +147,7 @@ static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, i
     const uint32_t turned = is_float ? base >> (bits - 1) : 0;
     if (is_float) { word = wp_in_order(word, bits); base = wp_in_order(base, bits); }
     const uint32_t d = (word - base) & wp_word_mask(bits), less = d >> (bits - 1) & 1;
-    *negative = less ^ turned;
+    *negative = d ? less ^ turned : 0;
     return ((d ^ (0u - less)) + less) & wp_word_mask(bits);
 }
 
