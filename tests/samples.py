@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -247,6 +249,139 @@ def foreign_files() -> dict[str, bytes]:
         ),
         "odd names": safetensors_file({"": a, "a b\n\"\\": b, "__metadata": ("U8", (1,), b"x"), "\u00fc\U0001f600": ("U8", (3,), b"abc")}),
     }
+
+
+# ---- pairs of a file and its base, of integers alone: the same on every machine
+
+
+def float_words(dtype: str, n: int, seed: int, low_zeros: int = 0) -> np.ndarray:
+    """Bits of n floats whose exponents fall off as those of weights do; the lowest bits of the mantissa are zero."""
+    layout, generator = layout_of(dtype), np.random.default_rng(seed)
+    bits, mantissa = layout.plane_bits[-1], layout.mantissa_bits
+    smaller = sum((generator.integers(0, 1 << k + 1, n) == 0).astype(np.int64) for k in range(4))
+    exponents = np.maximum((1 << bits - 1) - 5 - smaller, 0)
+    words = exponents << mantissa | generator.integers(0, 1 << mantissa, n) | generator.integers(0, 2, n) << bits + mantissa
+    return (words >> low_zeros << low_zeros).astype(f"<u{layout.elem_bytes}")
+
+
+def stepped(words: np.ndarray, dtype: str, seed: int, low_zeros: int = 0) -> np.ndarray:
+    """What training makes of words: an eighth untouched, the rest moved by steps of about one size, so by more units where exponents are small."""
+    layout, generator, size = layout_of(dtype), np.random.default_rng(seed), 8 * words.dtype.itemsize
+    if layout.raw_bits:
+        exponents = (words >> layout.mantissa_bits & (1 << layout.plane_bits[-1]) - 1).astype(np.int64)
+        units = np.clip(int(exponents.max()) - exponents, 0, 6)
+    else:
+        units = np.zeros(words.size, np.int64)
+    steps = (generator.integers(-2, 3, words.size) << units) + generator.integers(-1, 2, words.size) << low_zeros
+    steps[: words.size // 8] = 0
+    steps[words.size // 2 : words.size // 2 + 300] *= 16
+    return (words.astype(np.int64) + steps & (1 << size) - 1).astype(words.dtype)
+
+
+def _file_of(tensors: dict[str, tuple[str, tuple[int, ...], np.ndarray]]) -> bytes:
+    return safetensors_file({name: (dtype, shape, words.tobytes()) for name, (dtype, shape, words) in tensors.items()}, {"format": "pt"})
+
+
+def _specials(dtype: str) -> np.ndarray:
+    """Floats that change when they are converted: NaN, infinities, zeros, subnormals, ties, what overflows."""
+    words = {
+        "F32": [0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000, 0, 1, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x00400000, 0x7F7FFFFF, 0x477FF000, 0x477FEFFF,
+                0x33000000, 0x33000001, 0x387FE000, 0x3F808000, 0x3F818000, 0x3F801000, 0x3F803000, 0xC7800000, 0x38000FFF],
+        "BF16": [0x7FC1, 0xFFFF, 0x7F81, 0x8000, 0, 1, 0x807F, 0x7F80, 0xFF80, 0x0040, 0x7F7F, 0x4780, 0x3300, 0x3380],
+        "F16": [0x7E01, 0xFFFF, 0x7C01, 0x8000, 0, 1, 0x83FF, 0x7C00, 0xFC00, 0x0200, 0x7BFF, 0x0400],
+    }[dtype]  # fmt: skip
+    return np.array(words * 8, f"<u{layout_of(dtype).elem_bytes}")
+
+
+def _with_specials(dtype: str, n: int, seed: int) -> np.ndarray:
+    words = float_words(dtype, n, seed)
+    words[200 : 200 + _specials(dtype).size] = _specials(dtype)
+    return words
+
+
+def _converted(words: np.ndarray, dtype: str, to: str) -> np.ndarray:
+    from weightpack.convert import convert
+
+    return convert(words.view(np.uint8), dtype, to).view(f"<u{layout_of(to).elem_bytes}")
+
+
+_TUNED = {"bf16": ("BF16", 8192), "f16": ("F16", 4096), "f32": ("F32", 4096), "e4m3": ("F8_E4M3", 4096), "e5m2": ("F8_E5M2", 4096)}
+_WHOLE = {"i8": ("I8", "<u1", 4096, 40), "i16": ("I16", "<u2", 2048, 900), "i32": ("I32", "<u4", 1000, 90_000)}
+_CONVERTED = {"a": ("F32", "BF16"), "b": ("F32", "F16"), "c": ("BF16", "F32"), "d": ("F16", "F32"), "e": ("F16", "BF16"), "f": ("BF16", "F16")}
+
+
+def base_files() -> dict[str, tuple[bytes, tuple[str, ...]]]:
+    """Return name -> a source, and the names of those that are its base; a base stands before what needs it."""
+    generator = np.random.default_rng(3)
+    base = {name: (dtype, (n,), float_words(dtype, n, i)) for i, (name, (dtype, n)) in enumerate(_TUNED.items())}
+    base |= {name: (dtype, (n,), generator.integers(-most, most, n).astype(f"<i{kind[2]}").view(kind)) for name, (dtype, kind, n, most) in _WHOLE.items()}
+    tuned = {name: (dtype, shape, stepped(words, dtype, 20 + i)) for i, (name, (dtype, shape, words)) in enumerate(base.items())}
+    again = {name: (*tuned[name][:2], stepped(tuned[name][2], name.upper(), 40)) for name in ("bf16", "f16")} | {"f32": tuned["f32"], "i16": tuned["i16"]}
+    lead = {"w": ("BF16", (128, 256), float_words("BF16", 1 << 15, 50, 4))}
+    some_rows = np.concatenate([lead["w"][2][:16384], stepped(lead["w"][2][16384:], "BF16", 51)])
+    vocabulary = float_words("F32", 96 * 64, 60).reshape(96, 64)
+    rows = float_words("F32", 5 * 64, 61).reshape(5, 64)
+    grown = np.concatenate([stepped(vocabulary[:9].reshape(-1), "F32", 62).reshape(9, 64), vocabulary[9:], rows])
+    cut = np.delete(vocabulary, slice(31, 40), axis=0)
+    floats = {name: (dtype, (2000,), _with_specials(dtype, 2000, 70 + i)) for i, (name, (dtype, _)) in enumerate(_CONVERTED.items())}
+    converted = {
+        name: (to, (2000,), stepped(_converted(floats[name][2], dtype, to), to, 80 + i, 13 * (to == "F32")))
+        for i, (name, (dtype, to)) in enumerate(_CONVERTED.items())
+    }
+    upcast = float_words("F32", 2048, 90, 16)
+    upcast_tuned = stepped(upcast, "F32", 91, 16)
+    upcast_tuned[256:384] = upcast[256:384]
+    upcast_base = upcast.copy()
+    upcast_base[256:384] |= 0x1234  # dropped bits that blocks of rate 0 would keep
+    torch = {"0": ("FloatStorage", float_words("F32", 1500, 95).tobytes()), "1": ("BFloat16Storage", float_words("BF16", 2000, 96).tobytes())}
+    torch_tuned = {
+        "0": ("FloatStorage", stepped(np.frombuffer(torch["0"][1], "<u4"), "F32", 97).tobytes()),
+        "1": ("BFloat16Storage", stepped(np.frombuffer(torch["1"][1], "<u2"), "BF16", 98).tobytes()), "2": ("LongStorage", bytes(80)),
+    }  # fmt: skip
+    return {
+        "base-dtypes": (_file_of(base), ()), "tuned-dtypes": (_file_of(tuned), ("base-dtypes",)), "tuned-again": (_file_of(again), ("tuned-dtypes",)),
+        "tuned-rans": (_file_of({k: tuned[k] for k in ("f32", "f16", "e4m3", "i8")}), ("base-dtypes",)),
+        "tuned-identical": (_file_of(base), ("base-dtypes",)), "tuned-small-chunks": (_file_of({k: tuned[k] for k in ("bf16", "i16")}), ("base-dtypes",)),
+        "base-lead": (_file_of(lead), ()), "tuned-lead": (_file_of({"w": (*lead["w"][:2], some_rows)}), ("base-lead",)),
+        "base-vocabulary": (_file_of({"embed": ("F32", (96, 64), vocabulary)}), ()),
+        "tuned-vocabulary-grown": (_file_of({"embed": ("F32", (101, 64), grown)}), ("base-vocabulary",)),
+        "tuned-vocabulary-cut": (_file_of({"embed": ("F32", (87, 64), cut)}), ("base-vocabulary",)),
+        "base-floats": (_file_of(floats), ()), "tuned-floats": (_file_of(converted), ("base-floats",)),
+        "base-upcast": (_file_of({"up": ("F32", (2048,), upcast_base)}), ()),
+        "tuned-upcast": (_file_of({"up": ("F32", (2048,), upcast_tuned)}), ("base-upcast",)),
+        "tuned-several-bases": (_file_of({"c": converted["c"], "embed": ("F32", (87, 64), cut), "up": ("F32", (2048,), upcast_tuned)}),
+                                ("base-floats", "base-upcast", "base-vocabulary")),
+        "base-torch": (torch_file(torch), ()), "tuned-torch": (torch_file(torch_tuned), ("base-torch",)),
+    }  # fmt: skip
+
+
+def base_path(paths: list[Path], folder: Path) -> Path | None:
+    """Return what to name as the base: none, the one file, whose own bases are beside it, or a folder that holds copies of these and nothing else."""
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    folder.mkdir()
+    for path in paths:
+        shutil.copy(path, folder)
+    return folder
+
+
+def moments_file(n_rows: int = 40, n_columns: int = 72) -> bytes:
+    """State of an optimizer: each row and each column has its scale; zero rows and columns; second moments, and first ones, which have signs."""
+
+    def grid(dtype: str, seed: int, signed: bool) -> np.ndarray:
+        generator, mantissa = np.random.default_rng(seed), layout_of(dtype).mantissa_bits
+        exponent = generator.integers(60, 110, (n_rows, 1)) - generator.integers(0, 12, (1, n_columns))
+        words = exponent << mantissa | generator.integers(0, 1 << mantissa, exponent.shape)
+        words[[3, n_rows - 1]], words[:, [0, 17]] = 0, 0
+        words[5, 40:44] = 0, 1, 5 << mantissa - 4, 0xFE << mantissa
+        words |= generator.integers(0, 2, words.shape) << 8 * layout_of(dtype).elem_bytes - 1 if signed else 0
+        return words.astype(f"<u{layout_of(dtype).elem_bytes}")
+
+    shape = n_rows, n_columns
+    return _file_of({
+        "exp_avg": ("BF16", shape, grid("BF16", 1, True)), "exp_avg.f32": ("F32", shape, grid("F32", 2, True)),
+        "exp_avg_sq": ("F32", shape, grid("F32", 3, False)), "exp_avg_sq.bf16": ("BF16", shape, grid("BF16", 4, False)),
+    })  # fmt: skip
 
 
 def specimen_file() -> bytes:

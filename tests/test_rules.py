@@ -7,7 +7,9 @@ Fields are found by what the dump in FORMAT section 13 calls them.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import re
 import struct
 
 import numpy as np
@@ -17,10 +19,24 @@ import zstandard
 from test_container import restore, rewrite_index
 from test_spec import SPEC, sections, specimen
 
+import weightpack
 from weightpack import reference
-from weightpack.errors import CorruptionError, FormatError, LimitError, NotPackedError, TruncatedError, UnsupportedError
+from weightpack.errors import (
+    BaseNotFoundError,
+    ChecksumError,
+    CorruptionError,
+    FormatError,
+    LimitError,
+    NotPackedError,
+    TruncatedError,
+    UnsupportedError,
+    WrongBaseError,
+)
+from weightpack.files import MemoryFile
 from weightpack.frame import decode_bytes, encode_bytes
 from weightpack.kernels import active
+from weightpack.reader import PackedFile
+from weightpack.restore import restored_pieces
 
 SPECIMEN, _ = specimen()
 SOURCE = samples.specimen_file()
@@ -69,7 +85,9 @@ BINARY = [  # section, tensor, field, bytes from its begin, new bytes, kind
     ("6.1", "mask", "Chunk_Offset_16", 0, b"\x02", "corrupt"),
     ("6.1", "mask", "Chunk_Offset_16", 0, b"\xff\xff\xff\xff", "corrupt"),
     ("6.2", "mask", "Chunk_CRC", 0, b"\0", "corrupt"),
-    ("6.3", "w", "Mode", 0, b"\x03", "unsupported"),
+    ("6.3", "w", "Mode", 0, b"\x05", "unsupported"),
+    ("6.7", "w", "Mode", 0, b"\x03", "corrupt"),
+    ("6.8", "w", "Mode", 0, b"\x04", "corrupt"),
     ("6.6", "w", "Mode", 0, b"\x02", "corrupt"),
     ("6.6", "mask", "Mode", 0, b"\x02", "corrupt"),
     ("6.3", "w", "Mode", 0, b"\x01", "corrupt"),
@@ -85,6 +103,9 @@ BINARY = [  # section, tensor, field, bytes from its begin, new bytes, kind
     ("7.5", "w", "bits: Codec", 0, b"\x03", "corrupt"),
     ("7.5", "w", "bits: Codec", 0, b"\x05", "corrupt"),
     ("7.5", "w", "bits: Codec", 0, b"\x06", "corrupt"),
+    ("7.5", "w", "bits: Codec", 0, b"\x07", "corrupt"),
+    ("8.8", "w", "exponents: Codec", 0, b"\x07", "corrupt"),
+    ("8.8", "mask", "byte: Codec", 0, b"\x07", "corrupt"),
     ("8.7", "mask", "byte: Codec", 0, b"\x06", "corrupt"),
     ("7.5", "w", "bits: Codec", 1, b"\x2f", "corrupt"),
     ("7.5", "w", "bits: Codec", 1, b"\x31", "corrupt"),
@@ -392,3 +413,439 @@ FRAMES = [
 @pytest.mark.parametrize(("make", "kind"), FRAMES)
 def test_tensor_frame(make, kind):
     check(make(), kind, lambda data: decode_bytes(data)[0].tobytes(), lambda data: reference.decode_frame(data)[2], bytes(range(24)))
+
+
+# ---- differences and bases: one tensor, built by hand, each of its fields made bad
+
+N = 300  # elements: two whole blocks, and a part of one
+LAYOUT_AND_WORD = {"BF16": (5, "<u2"), "F32": (7, "<u4"), "F16": (6, "<u2"), "I8": (1, "<u1"), "F64": (8, "<u8")}
+BASE_AT = 10
+BASE = b"0123456789" + samples.float_words("F32", 2 * N, 5).tobytes() + b"behind"
+
+
+def rans(books, ids, symbols):
+    """8.3.4 with a codebook for each symbol: the codebooks, and what follows them."""
+    x, renorm, literals = [256] * 128, b"", b""
+    for i in reversed(range(len(symbols))):
+        freqs, escape = books[ids[i]]
+        ranks, all_freqs = list(freqs), [*freqs.values(), escape]
+        rank = ranks.index(symbols[i]) if symbols[i] in freqs else len(ranks)
+        state, freq = x[i % 128], all_freqs[rank]
+        if rank == len(ranks):
+            literals = bytes([symbols[i]]) + literals
+        if state >= freq << 8:
+            renorm, state = renorm + bytes([state & 255]), state >> 8
+        x[i % 128] = (state // freq << 8) + state % freq + sum(all_freqs[:rank])
+    heads = b"".join(bytes([len(freqs), escape, *freqs, *freqs.values()]) for freqs, escape in books)
+    return heads, struct.pack("<128HI", *x, len(renorm)) + renorm[::-1] + literals
+
+
+def bit_field(bits):
+    return np.packbits(np.array(bits, bool), bitorder="little").tobytes()
+
+
+def good(dtype="BF16", *, scaled=False, rates=(0, 3, 15), shift=0, classes=(0, 1, 3, 2, 4, 9, 5), frequent=(), conditional=False, n_rates=15):
+    """Return the fields of a good chunk; its classes are these, again and again."""
+    layout, word = LAYOUT_AND_WORD[dtype]
+    base = np.frombuffer(BASE, word, N, BASE_AT).astype(np.int64)
+    streams = {}
+    if scaled:
+        scales = np.arange(44 + 7) * 3 - 40
+        scales[[2, 45]] = -32768
+        streams = {"scales": (0, scales.astype("<i2").tobytes()), "signs": (0, bit_field(np.arange(N) % 3 == 0))}
+        base = reference.scaled_elements(reference.LAYOUTS[layout], 7, 3, list(streams.values()), N).astype(np.int64)
+    rate_of = np.repeat(rates, 128)[:N]
+    changed = np.flatnonzero(rate_of)
+    symbols = [classes[i % len(classes)] for i in range(len(changed))]
+    n_bits = sum((c > 0) + max(c // 2 - 1, 0) for c in symbols if c < 64)
+    streams |= {"rates": (0, bytes(rates)), "classes": (0, bytes(symbols)), "extra": (0, bit_field(np.arange(n_bits) * 7 % 5 < 2))}
+    if conditional:
+        low, width = reference.LAYOUTS[layout].fields[-1]
+        cells = 16 * rate_of[changed] + np.clip((base[changed] >> low & (1 << width) - 1) - 118, 0, 15)
+        spread = [50, 50, 50, 50, 20, 20, 16] if len(classes) == 7 else [52, 51, 51, 51, 51]
+        books = [(dict(zip(classes, spread, strict=True)), 0), ({0: 100, 1: 80, 127: 6}, 70)]
+        heads, rest = rans(books, (cells % 2).tolist(), symbols)
+        streams["classes"] = 7, bytes([1, 118, n_rates]) + b"\x10" * 8 * n_rates + heads + rest
+    fields = {"mode": 3 + scaled, "reserved": 0, "layout": layout, "dtype": dtype, "shift": shift, "frequent": list(frequent), "cols": 7, "phase": 3}
+    return fields | {"streams": streams}
+
+
+def chunk_of(fields):
+    """Return a chunk, with its padding; fields may give wrong lengths, and a wrong count of streams."""
+    streams, lengths = fields["streams"], fields.get("lengths", {})
+    table = b"".join(bytes([codec]) + lengths.get(name, len(data)).to_bytes(3, "little") for name, (codec, data) in streams.items())
+    behind = bytes([fields["shift"], fields.get("n_frequent", len(fields["frequent"]))])
+    behind += struct.pack("<II", fields["cols"], fields["phase"]) if fields["mode"] == 4 else b""
+    behind += struct.pack(f"<{len(fields['frequent'])}I", *fields["frequent"])
+    chunk = struct.pack("<BBH", fields["mode"], fields.get("n_streams", len(streams)), fields["reserved"]) + table + behind
+    chunk += b"".join(data for _, data in streams.values())
+    return chunk + bytes(-len(chunk) % 16)
+
+
+def record_of(fields, decoded):
+    """Return a record of one chunk."""
+    chunk = chunk_of(fields)
+    return struct.pack("<BBHIII", fields["layout"], 0, 16, 1 + len(chunk) // 16, 1, reference.numbered_crc(0, decoded)) + chunk
+
+
+def difference_file(fields, right=None):
+    """Return a packed file of one tensor, and one tied to it, and its source; `right` are the fields that the tensor has been made from."""
+    right, dtype = right or fields, fields["dtype"]
+    layout = reference.LAYOUTS[right["layout"]]
+    base = np.frombuffer(BASE, f"<u{layout.elem_bytes}", N, BASE_AT).astype(np.uint64)
+    decoded, _ = reference.decode_chunk(chunk_of(right), 0, layout, N, (dtype, lambda first, n: base[first : first + n]))
+    source = samples.safetensors_file({"w": (dtype, (N,), decoded), "w.tied": (dtype, (N,), decoded)})
+    gap_bytes = source[: len(source) - 2 * len(decoded)]
+    index = {
+        "version": [1, 2], "source": {"format": "safetensors", "bytes": len(source), "sha256": hashlib.sha256(source).hexdigest()},
+        "gaps": [[0, len(gap_bytes), base64.b64encode(zstandard.ZstdCompressor().compress(gap_bytes)).decode()]],
+        "storage": "dt" if right["mode"] == 3 else "pt", "tied": [0], "kept_crc32c": "",
+        "base": {"files": [["its name", len(BASE), hashlib.sha256(BASE).hexdigest()]], "repo": None, "revision": None, "depth": 1},
+        "ranges": [[0, dtype, BASE_AT, len(decoded), None]],
+    }  # fmt: skip
+    if index["storage"] == "pt":
+        del index["base"], index["ranges"]
+    record = record_of(fields, decoded)
+    lengths, end = {"w": len(record), "w.tied": 0}, len(record)
+    header = {name: {"dtype": "U8", "shape": [n], "data_offsets": [end - n, end]} for name, n in lengths.items()}
+    header["__metadata__"] = {}
+    with_index(header, json.dumps(index))
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + record, source
+
+
+def restore_with_base(data):
+    packed = PackedFile(MemoryFile([data], "memory"), bases=[MemoryFile([BASE], "base")])
+    return b"".join(piece.result for piece in restored_pieces(packed, 1, lambda _, piece: bytes(piece)))
+
+
+def check_with_base(data, kind, right):
+    """As `check`; and that no checksum was needed to see it."""
+    check(data, kind, restore_with_base, lambda data: reference.decode_file(data, bases=[BASE]), right)
+    if kind != "same":
+        with pytest.raises(FormatError) as error:
+            restore_with_base(data)
+        assert not isinstance(error.value, ChecksumError)
+        with pytest.raises(reference.FormatError) as error:
+            reference.decode_file(data, bases=[BASE])
+        assert not re.search("CRC|does not match", str(error.value))
+
+
+GOOD = {
+    "plain": lambda: good(), "f32": lambda: good("F32", classes=(0, 1, 2, 62, 33, 40)), "f16": lambda: good("F16"), "i8": lambda: good("I8"),
+    "shift": lambda: good(shift=3), "most shift": lambda: good(shift=14, classes=(0, 1, 2)), "highest class": lambda: good(classes=(30, 1)),
+    "conditional": lambda: good(conditional=True), "fewer rates": lambda: good(rates=(0, 3, 2), conditional=True, n_rates=3),
+    "frequent": lambda: good(classes=(0, 64, 1, 127, 3), frequent=[i * 1000 for i in range(64)]),
+    "frequent f32": lambda: good("F32", shift=7, classes=(64, 65, 66, 40), frequent=((1 << 25) - 1, 5, 0)),
+    "frequent scaled": lambda: good(scaled=True, classes=(64, 5), frequent=(65535,)),
+    "frequent conditional": lambda: good(classes=(0, 64, 66, 1, 5), frequent=(3, 65530, 77), conditional=True),
+    "unchanged": lambda: good(rates=(0, 0, 0)), "scaled": lambda: good("F32", scaled=True), "scaled bf16": lambda: good(scaled=True, conditional=True),
+}  # fmt: skip
+
+
+def stream(name, codec=None, data=lambda data: data):
+    """Return a change of a stream: its codec, its bytes."""
+
+    def apply(fields):
+        old_codec, old = fields["streams"][name]
+        fields["streams"][name] = old_codec if codec is None else codec, data(old)
+
+    return apply
+
+
+def at(position, new):
+    return lambda data: data[:position] + new + data[position:][len(new) :]
+
+
+def compressed(data):
+    return zstandard.ZstdCompressor().compress(data)
+
+
+MAP_END = 3 + 8 * 15
+LAST_BOOK = MAP_END + 2 + 2 * 7
+STATES = LAST_BOOK + 2 + 2 * 3
+CHUNKS = [  # section, the good chunk, change of its fields, kind
+    *[("6.7", name, lambda f: None, "same") for name in GOOD],
+    ("6.3", "plain", lambda f: f.update(mode=5), "unsupported"),
+    ("6.3", "plain", lambda f: f.update(reserved=1), "corrupt"),
+    ("6.3", "plain", lambda f: f.update(n_streams=2), "corrupt"),
+    ("6.3", "plain", lambda f: f.update(n_streams=4), "corrupt"),
+    ("6.3", "scaled", lambda f: f.update(n_streams=4), "corrupt"),
+    ("6.3", "scaled", lambda f: f.update(mode=3), "corrupt"),
+    ("6.3", "plain", lambda f: f.update(mode=4), "corrupt"),
+    ("1.6", "plain", lambda f: f.update(lengths={"extra": 10_000}), "corrupt"),
+    ("6.7", "plain", lambda f: f.update(n_frequent=65, frequent=[0] * 65), "corrupt"),
+    ("6.7", "plain", lambda f: f.update(n_frequent=255, frequent=[0] * 255), "corrupt"),
+    ("6.8", "scaled", lambda f: f.update(n_frequent=65, frequent=[0] * 65), "corrupt"),
+    ("6.7", "plain", lambda f: f.update(frequent=[1, 65535]), "same"),
+    ("6.7", "unchanged", lambda f: f.update(n_frequent=64), "corrupt"),
+    ("14.3", "unchanged", lambda f: f.update(frequent=[1 << 16]), "corrupt"),
+    ("14.3", "frequent", lambda f: f["frequent"].__setitem__(9, 1 << 16), "corrupt"),
+    ("14.3", "frequent f32", lambda f: f["frequent"].__setitem__(0, 1 << 25), "corrupt"),
+    ("14.3", "frequent f32", lambda f: f["frequent"].pop(), "corrupt"),
+    ("14.3", "frequent scaled", lambda f: f["frequent"].clear(), "corrupt"),
+    ("14.3", "frequent conditional", lambda f: f["frequent"].pop(), "corrupt"),
+    ("14.3", "plain", stream("classes", 0, at(0, b"\x40")), "corrupt"),
+    ("14.3", "plain", stream("classes", 0, at(0, b"\x80")), "corrupt"),
+    ("14.3", "plain", stream("classes", 0, at(0, b"\xff")), "corrupt"),
+    ("14.3", "frequent", stream("classes", 0, at(0, b"\x80")), "corrupt"),
+    ("6.8", "scaled", lambda f: f.update(cols=0, phase=0), "corrupt"),
+    ("6.8", "scaled", lambda f: f.update(cols=(1 << 20) + 1), "corrupt"),
+    ("6.8", "scaled", lambda f: f.update(cols=(1 << 32) - 1), "corrupt"),
+    ("6.8", "scaled", lambda f: f.update(phase=7), "corrupt"),
+    ("6.8", "scaled", lambda f: f.update(phase=(1 << 32) - 1), "corrupt"),
+    ("14", "scaled", lambda f: f.update(layout=8), "corrupt"),
+    ("14.5", "scaled", lambda f: f.update(layout=3), "corrupt"),
+    ("14.5", "scaled bf16", lambda f: f.update(layout=2), "corrupt"),
+    ("14.5", "scaled bf16", lambda f: f.update(layout=6), "corrupt"),
+    ("15.5", "plain", lambda f: f.update(layout=3), "corrupt"),
+    ("15.5", "f32", lambda f: f.update(layout=2), "corrupt"),
+    ("15.5", "f32", lambda f: f.update(layout=8), "corrupt"),
+    ("15.5", "f32", lambda f: f.update(layout=4), "corrupt"),
+    ("14.1", "plain", lambda f: f.update(shift=15), "corrupt"),
+    ("14.1", "plain", lambda f: f.update(shift=255), "corrupt"),
+    ("14.1", "scaled", lambda f: f.update(shift=31), "corrupt"),
+    ("14.1", "i8", lambda f: f.update(shift=7), "corrupt"),
+    ("14.3", "highest class", lambda f: f.update(good(classes=(31, 1))), "corrupt"),
+    ("14.3", "plain", stream("classes", 1, lambda _: b"\x1f"), "corrupt"),
+    ("14.3", "f32", lambda f: f.update(good("F32", classes=(63, 1))), "corrupt"),
+    ("14.3", "shift", lambda f: f.update(good(shift=3, classes=(25, 1))), "corrupt"),
+    ("14.3", "most shift", lambda f: f.update(good(shift=14, classes=(3, 1))), "corrupt"),
+    ("14.3", "i8", stream("classes", 0, at(0, b"\x0f")), "corrupt"),
+    ("14.4", "plain", stream("rates", 0, at(0, b"\x10")), "corrupt"),
+    ("14.4", "plain", stream("rates", 0, at(1, b"\xff")), "corrupt"),
+    ("14.4", "plain", stream("rates", 0, lambda d: d + b"\0"), "corrupt"),
+    ("14.4", "plain", stream("rates", 0, lambda d: d[:-1]), "corrupt"),
+    ("14.4", "plain", stream("rates", 4, lambda d: compressed(d + b"\0")), "corrupt"),
+    ("14.4", "plain", stream("rates", 4, compressed), "same"),
+    ("14.4", "plain", stream("rates", 1, lambda _: b"\0"), "corrupt"),
+    ("8.8", "plain", stream("rates", 7), "corrupt"),
+    ("8.6", "plain", stream("rates", 5), "corrupt"),
+    ("8", "plain", stream("rates", 200), "unsupported"),
+    ("14.4", "plain", stream("classes", 0, lambda d: d + b"\0"), "corrupt"),
+    ("14.4", "plain", stream("classes", 0, lambda d: d[:-1]), "corrupt"),
+    ("14.4", "plain", stream("classes", 4, compressed), "same"),
+    ("14.4", "plain", stream("classes", 4, lambda d: compressed(d + b"\0")), "corrupt"),
+    ("8.6", "plain", stream("classes", 5), "corrupt"),
+    ("8", "plain", stream("classes", 200), "unsupported"),
+    ("14.4", "plain", stream("extra", 0, lambda d: d + b"\0"), "corrupt"),
+    ("14.4", "plain", stream("extra", 0, lambda d: d[:-1]), "corrupt"),
+    ("14.4", "plain", stream("extra", 0, lambda _: b""), "corrupt"),
+    ("14.4", "plain", stream("extra", 0, lambda d: d[:-1] + bytes([d[-1] | 0x80])), "corrupt"),
+    ("14.4", "plain", stream("extra", 4, compressed), "same"),
+    ("14.4", "plain", stream("extra", 4, lambda d: compressed(d + b"\0")), "corrupt"),
+    ("14.4", "plain", stream("extra", 4, lambda d: compressed(bytes(1 << 20))), "corrupt"),
+    ("14.4", "plain", stream("extra", 4, lambda d: compressed(d)[:-1]), "corrupt"),
+    *[("14.4", "plain", stream("extra", codec, lambda _: b"\0"), "corrupt") for codec in (1, 2, 3, 5, 6, 7)],
+    ("8", "plain", stream("extra", 200), "unsupported"),
+    ("14.4", "unchanged", stream("classes", 0, lambda _: b"\0"), "corrupt"),
+    ("14.4", "unchanged", stream("classes", 1, lambda _: b"\0"), "corrupt"),
+    ("14.4", "unchanged", stream("classes", 1), "corrupt"),
+    ("14.4", "unchanged", stream("classes", 7), "corrupt"),
+    ("14.4", "unchanged", stream("classes", 4, compressed), "corrupt"),
+    ("14.4", "unchanged", stream("extra", 0, lambda _: b"\0"), "corrupt"),
+    ("14.4", "unchanged", stream("extra", 4, compressed), "corrupt"),
+    ("14.4", "unchanged", stream("rates", 1, lambda _: b"\0"), "same"),
+    ("8.8", "conditional", stream("classes", None, at(0, b"\x10")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(0, b"\xff")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(0, b"\0")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(2, b"\0")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(2, b"\x10")), "corrupt"),
+    ("8.8", "conditional", lambda f: f.update(good(conditional=True, n_rates=14)), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(3, b"\x12")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(MAP_END - 1, b"\x20")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(LAST_BOOK + 4, b"\x80")), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, at(LAST_BOOK + 4, b"\xff")), "corrupt"),
+    ("8.3", "conditional", stream("classes", None, at(LAST_BOOK + 4, b"\0")), "corrupt"),
+    ("8.3.1", "conditional", stream("classes", None, at(LAST_BOOK + 1, b"\x47")), "corrupt"),
+    ("8.3", "conditional", stream("classes", None, at(LAST_BOOK, b"\0")), "corrupt"),
+    ("8.3", "conditional", stream("classes", None, at(STATES, b"\xff\0")), "corrupt"),
+    ("8.3.3", "conditional", stream("classes", None, lambda d: d[:-1]), "corrupt"),
+    ("8.3.3", "conditional", stream("classes", None, lambda d: d + b"\0"), "corrupt"),
+    ("8.8", "conditional", stream("classes", None, lambda d: d[:-1] + b"\x80"), "corrupt"),
+    ("8.3.3", "conditional", stream("classes", None, at(STATES + 256, b"\x01\0\0\0")), "corrupt"),
+    ("1.6", "conditional", stream("classes", None, at(STATES + 256, b"\xff\xff\xff\xff")), "corrupt"),
+    *[("1.6", "conditional", stream("classes", None, lambda d, n=n: d[:n]), "corrupt") for n in (0, 2, 50, MAP_END, STATES - 1, STATES + 200, STATES + 258)],
+    ("8.8", "scaled", stream("scales", 7), "corrupt"),
+    ("8.8", "scaled", stream("signs", 7), "corrupt"),
+    ("14.5", "scaled", stream("scales", 0, lambda d: d + b"\0\0"), "corrupt"),
+    ("14.5", "scaled", stream("scales", 0, lambda d: d[:-2]), "corrupt"),
+    ("14.5", "scaled", stream("scales", 0, lambda d: d[:-1]), "corrupt"),
+    ("14.5", "scaled", stream("scales", 4, compressed), "same"),
+    ("14.5", "scaled", stream("scales", 4, lambda d: compressed(d + b"\0\0")), "corrupt"),
+    ("14.5", "scaled", lambda f: f.update(cols=8), "corrupt"),
+    ("14.5", "scaled", stream("signs", 0, lambda d: d + b"\0"), "corrupt"),
+    ("14.5", "scaled", stream("signs", 0, lambda d: d[:-1]), "corrupt"),
+    ("14.5", "scaled", stream("signs", 0, lambda d: d[:-1] + bytes([d[-1] | 0x80])), "corrupt"),
+    ("14.5", "scaled", stream("signs", 4, lambda d: compressed(d[:-1] + bytes([d[-1] | 0x10]))), "corrupt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "name", "change", "kind"), CHUNKS)
+def test_chunk_of_differences(isa, section, name, change, kind):
+    assert section in sections()
+    fields = GOOD[name]()
+    change(fields)
+    data, source = difference_file(fields, GOOD[name]())
+    check_with_base(data, kind, source)
+
+
+def range_(**parts):
+    """Return a change of the index: parts of the range of the only tensor with a base."""
+
+    def apply(index):
+        for key, value in parts.items():
+            index["ranges"][0][("file", "dtype", "offset", "n_bytes", "moves").index(key)] = value
+
+    return apply
+
+
+def base_file(position, value):
+    return lambda x: x["base"]["files"][0].__setitem__(position, value)
+
+
+BASES = [  # section, change of the index, kind
+    ("15", lambda x: x["base"].update(novelty=1), "same"),
+    ("15.3", range_(moves=[[0, 0, N]]), "same"),
+    ("15.3", range_(moves=[[0, 0, 100], [100, 100, N - 100]]), "same"),
+    ("15.2", range_(n_bytes=2 * N + 20), "same"),
+    ("15.3", range_(offset=0, n_bytes=2 * N + 10, moves=[[0, 5, N]]), "same"),
+    ("15", lambda x: x["base"].update(repo="a/b", revision="main", depth=1 << 40), "same"),
+    ("5", lambda x: x.pop("base"), "corrupt"),
+    ("5", lambda x: x.pop("ranges"), "corrupt"),
+    ("5", lambda x: x.update(base=None), "corrupt"),
+    ("5", lambda x: x.update(ranges={}), "corrupt"),
+    *[("15", lambda x, key=key: x["base"].pop(key), "corrupt") for key in ("files", "repo", "revision", "depth")],
+    *[("15", lambda x, key=key: x["base"].update({key: 1.5}), "corrupt") for key in ("files", "repo", "revision", "depth")],
+    ("15", lambda x: x["base"].update(depth=0), "corrupt"),
+    ("15", lambda x: x["base"].update(depth=True), "corrupt"),
+    ("15", lambda x: x["base"].update(files=[]), "corrupt"),
+    ("15", lambda x: x["base"]["files"][0].pop(), "corrupt"),
+    ("15", lambda x: x["base"]["files"][0].append(0), "corrupt"),
+    ("15", base_file(0, 1), "corrupt"),
+    ("15", base_file(1, -1), "corrupt"),
+    ("15", base_file(1, "1"), "corrupt"),
+    ("15", base_file(2, hashlib.sha256(BASE).hexdigest().upper()), "corrupt"),
+    ("15", base_file(2, ""), "corrupt"),
+    ("15", lambda x: x["ranges"].clear(), "corrupt"),
+    ("15", lambda x: x["ranges"].append(x["ranges"][0]), "corrupt"),
+    ("15", lambda x: x["ranges"].__setitem__(0, None), "corrupt"),
+    ("15", lambda x: x["ranges"][0].pop(), "corrupt"),
+    ("15", lambda x: x["ranges"][0].append(0), "corrupt"),
+    ("15.2", range_(file=1), "corrupt"),
+    ("15.2", range_(file=-1), "corrupt"),
+    ("15.2", range_(file=0.0), "corrupt"),
+    ("15.2", range_(offset=len(BASE) - 2 * N + 1), "corrupt"),
+    ("15.2", range_(offset=(1 << 63) - 1), "corrupt"),
+    ("15.2", range_(n_bytes=(1 << 63) - 2), "corrupt"),
+    ("15.2", range_(n_bytes=2 * N + 1), "corrupt"),
+    ("15.2", range_(n_bytes=None), "corrupt"),
+    ("15.4", range_(dtype="I16"), "corrupt"),
+    ("15.4", range_(dtype="F64"), "corrupt"),
+    ("15.4", range_(dtype="F31"), "corrupt"),
+    ("15.4", range_(dtype=7), "corrupt"),
+    ("15.2", range_(dtype="F32", n_bytes=4 * N + 2), "corrupt"),
+    ("15.3", range_(moves=7), "corrupt"),
+    ("15.3", range_(moves=[7]), "corrupt"),
+    ("15.3", range_(moves=[[0, 0]]), "corrupt"),
+    ("15.3", range_(moves=[[0, 0, -1]]), "corrupt"),
+    ("15.3", range_(moves=[[0, 0, 1.0]]), "corrupt"),
+    ("15.3", range_(moves=[[0, 0, N], [N, 0, 0]]), "corrupt"),
+    ("15.3", range_(moves=[[0, 0, 100], [99, 99, N - 99]]), "corrupt"),
+    ("15.3", range_(moves=[[100, 100, N - 100], [0, 0, 100]]), "corrupt"),
+    ("15.3", range_(moves=[[0, 0, N + 1]], n_bytes=2 * N + 20), "corrupt"),
+    ("15.3", range_(moves=[[0, 1, N]]), "corrupt"),
+    ("15.3", range_(moves=[[0, (1 << 63) - 1, N]]), "corrupt"),
+    ("15.3", range_(moves=[[(1 << 63) - 1, 0, N]]), "corrupt"),
+    ("6.7", lambda x: x.update(storage="pt"), "corrupt"),
+    ("5", lambda x: x.update(storage="kd"), "corrupt"),
+    ("5.4", lambda x: x.update(storage="dd", tied=[]), "corrupt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "change", "kind"), BASES)
+def test_base(section, change, kind):
+    assert section in sections()
+    data, source = difference_file(good())
+    check_with_base(rewrite_index(data, change), kind, source)
+
+
+def test_a_base_that_is_not_asked_for_is_ignored():
+    check(rewrite_index(SPECIMEN, lambda x: x.update(base=7, ranges="x")), "same")
+
+
+@pytest.mark.parametrize("layout", [3, 7, 13])
+def test_elements_are_converted_and_moved(isa, layout):
+    """A base of another dtype, in another order, with a gap; the record's layout is its own business (15.4, 15.5)."""
+    fields = good("F32", rates=(0, 0, 0)) | {"layout": layout}
+    moves = [[0, 250, 50], [60, 0, 200], [260, 7, 40]]
+    bf16 = np.frombuffer(BASE, "<u2", N, BASE_AT)
+    moved = np.concatenate([bf16[250:], np.zeros(10, "<u2"), bf16[:200], bf16[7:47]]).astype("<u4") << 16
+    data, _ = difference_file(fields)
+    chunk_crc = reference.numbered_crc(0, moved.tobytes())
+    record_at = len(data) - len(record_of(fields, b""))
+    data = data[: record_at + 12] + struct.pack("<I", chunk_crc) + data[record_at + 16 :]
+    data = rewrite_index(data, range_(dtype="BF16", n_bytes=2 * N, moves=moves))
+    assert restore_with_base(data)[-4 * N :] == moved.tobytes()
+    (dtype, shape, content), _ = reference.decode_tensors(data, bases={"": BASE}).values()
+    assert (dtype, shape, content) == ("F32", (N,), moved.tobytes())
+
+
+def frame_of(fields, decoded=b"", n=N):
+    """Return a tensor frame."""
+    begin = b"\x89WPT" + bytes([1, 1, len(fields["dtype"]), 1]) + fields["dtype"].encode() + struct.pack("<Q", n)
+    return begin + struct.pack("<I", reference.crc32c(begin)) + record_of(fields, decoded)
+
+
+def test_tensor_frames_have_no_base():
+    """But scales they may have (6.7, 6.8)."""
+    check(frame_of(good()), "corrupt", decode_bytes, reference.decode_frame)
+    scaled = good("F32", scaled=True)
+    _, source = difference_file(scaled)
+    frame = frame_of(scaled, source[-4 * N :])
+    check(frame, "same", lambda data: decode_bytes(data)[0].tobytes(), lambda data: reference.decode_frame(data)[2], source[-4 * N :])
+
+
+def test_count_of_scales():
+    """14.5: one more than 2^22 bytes of them are corrupt."""
+    n = 1 << 21
+    streams = {"scales": (1, b"\0"), "signs": (1, b"\0"), "rates": (1, b"\0"), "classes": (0, b""), "extra": (0, b"")}
+    frame = bytearray(frame_of(good(scaled=True) | {"streams": streams, "cols": 1, "phase": 0}, n=n))
+    frame[26:28] = (n // 128).to_bytes(2, "little")  # Chunk_Blocks
+    check(bytes(frame), "corrupt", decode_bytes, reference.decode_frame)
+    with pytest.raises(CorruptionError, match="scales"):
+        decode_bytes(bytes(frame))
+    with pytest.raises(reference.CorruptError, match="scales"):
+        reference.decode_frame(bytes(frame))
+
+
+def test_bases_are_found_by_their_sha256(tmp_path):
+    data, source = difference_file(good())
+    (tmp_path / "packed").write_bytes(data)
+    (tmp_path / "other").write_bytes(BASE + b"x")
+    with pytest.raises(WrongBaseError):
+        weightpack.unpack(tmp_path / "packed", tmp_path / "out", base=tmp_path / "other")
+    with pytest.raises(BaseNotFoundError):
+        weightpack.unpack(tmp_path / "packed", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for bases in ((), [BASE + b"x"], {hashlib.sha256(BASE).hexdigest(): BASE + b"x"}):
+        with pytest.raises(reference.BaseNotFoundError, match=hashlib.sha256(BASE).hexdigest()):
+            reference.decode_file(data, bases=bases)
+    assert reference.decode_file(data, bases={hashlib.sha256(BASE).hexdigest(): BASE}) == source
+
+
+def test_reference_decoder_as_a_program(tmp_path, capsys):
+    """Its bases may be packed, and differences themselves; of a circle it says so."""
+    data, source = difference_file(good())
+    (tmp_path / "base").write_bytes(BASE)
+    (tmp_path / "packed").write_bytes(data)
+    weightpack.pack(tmp_path / "base", tmp_path / "packed-base")
+    out = str(tmp_path / "out")
+    for base in ("base", "packed-base"):
+        assert reference.main([str(tmp_path / "packed"), "--base", str(tmp_path / "packed"), "--base", str(tmp_path / base), "-o", out]) == 0
+        assert (tmp_path / "out").read_bytes() == source
+    assert reference.main([str(tmp_path / "packed"), "-o", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "circle").write_bytes(rewrite_index(data, base_file(2, hashlib.sha256(source).hexdigest())))
+    assert reference.main([str(tmp_path / "circle"), "--base", str(tmp_path / "circle"), "-o", str(tmp_path / "none")]) == 1
+    assert "chain" in capsys.readouterr().err

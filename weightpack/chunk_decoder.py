@@ -11,7 +11,7 @@ import numpy as np
 from weightpack import kernels as kernel_choice
 from weightpack.dtypes import BLOCK_ELEMS, LAYOUTS, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError, located
-from weightpack.format.constants import MAX_CHUNK_BLOCKS, Codec, Mode
+from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
 from weightpack.format.index import zstd_decode, zstd_decode_any
 from weightpack.format.record import Chunk, parse_chunk
 
@@ -121,6 +121,8 @@ def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> NDArray[np.uint8
         raise CorruptionError("elements of this layout have no scales")
     n_rows = -(-(chunk.phase + n_elems) // chunk.cols)
     n_scale_bytes = 2 * (n_rows + chunk.cols)
+    if n_scale_bytes > MAX_SCALE_BYTES:
+        raise CorruptionError("the chunk has too many scales")
     signs = _plane(sign_codec, sign_stream, (n_elems + 7) // 8)
     if n_elems % 8 and int(signs[-1]) >> n_elems % 8:
         raise CorruptionError("the unused signs are not zero")

@@ -45,9 +45,9 @@ BLOCK = 128  # elements
 PIECE = 1 << 20  # bytes of a kept tensor under one CRC
 MAX_HEADER = 100_000_000
 MAX_CHUNK = 1 << 23
-MAX_PLANE = 2 * MAX_CHUNK  # scales of a column of 2-byte elements are as many bytes, and a few
 MAX_DEPTH = 64  # files that are decoded one from the other
 MAX_COLS = 1 << 20
+MAX_SCALES = 1 << 22  # bytes
 MAX_WINDOW = 1 << 27  # of a zstd frame: it decides what the decoder allocates
 
 
@@ -690,7 +690,7 @@ def decode_stream(codec: int, stream: Buffer, n: int) -> Plane:
     need(codec != CONDITIONAL, "conditional: not of classes")
     if codec not in CODECS:
         raise UnsupportedError(f"codec {codec}")
-    need(n <= MAX_PLANE, f"plane: {n} symbols, above the limit")
+    need(n <= MAX_CHUNK, f"plane: {n} symbols, above the limit")
     need(n > 0 or codec in (0, 4), "plane: no symbols")
     return CODECS[codec](bytes(stream), n)
 
@@ -1038,6 +1038,7 @@ def scaled_elements(layout: Layout, cols: int, phase: int, streams: list[tuple[i
     need(layout.name.removesuffix("_LEAD") in ("BF16", "F32"), f"scaled: layout {layout.name}")
     need(1 <= cols <= MAX_COLS and phase < cols, f"scaled: Cols is {cols}, Phase {phase}")  # 6.8
     n_rows = ceil_div(phase + n, cols)
+    need(2 * (n_rows + cols) <= MAX_SCALES, "scaled: too many scales")
     scales = decode_stream(*streams[0], 2 * (n_rows + cols)).view("<i2").astype(np.int64)
     signs = np.unpackbits(decode_stream(*streams[1], ceil_div(n, 8)), bitorder="little")
     need(not signs[n:].any(), "signs: unused bits are not zero")

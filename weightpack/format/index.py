@@ -225,7 +225,7 @@ def _base(root: dict[str, object]) -> BaseReference:
         if not _SHA256.fullmatch(item[2]):
             raise CorruptionError("a file of the base has no SHA-256")
         files.append(BaseFile(*item))
-    repo, revision, depth = base.get("repo"), base.get("revision"), base.get("depth")
+    repo, revision, depth = base.get("repo", 0), base.get("revision", 0), base.get("depth")
     if not (isinstance(repo, str | None) and isinstance(revision, str | None) and isinstance(depth, int) and is_count(depth) and depth >= 1):
         raise CorruptionError("the index's base is not described as it should be")
     return BaseReference(tuple(files), repo, revision, depth)
