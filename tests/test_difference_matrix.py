@@ -80,6 +80,11 @@ def in_order(words, layout, shift=0):
     return words ^ (words >> bits - 1) * ((1 << bits - 1) - 1) if layout.raw_bits else words
 
 
+def turned(base, layout, shift=0):
+    """14.2, g: -1 for base elements that are negative floats."""
+    return 1 - 2 * (base.astype(np.int64) >> 8 * layout.elem_bytes - shift - 1) if layout.raw_bits else 1
+
+
 def changed_words(layout, base, kind, shift, rng):
     """Elements whose lower `shift` bits are 0; of the base's, too, where nothing is to change."""
     n, bits = base.size, 8 * layout.elem_bytes - shift
@@ -103,8 +108,8 @@ def changed_words(layout, base, kind, shift, rng):
 def differences_of(layout, shift, elems, base):
     """14.2, modulo 2^v; of bytes."""
     word = f"<u{layout.elem_bytes}"
-    both = (in_order(each.view(word) >> shift, layout, shift) for each in (elems, base))
-    return (next(both) - next(both)) & (1 << 8 * layout.elem_bytes - shift) - 1
+    elems, base = (each.view(word) >> shift for each in (elems, base))
+    return (in_order(elems, layout, shift) - in_order(base, layout, shift)) * turned(base, layout, shift) & (1 << 8 * layout.elem_bytes - shift) - 1
 
 
 def some_frequent(layout, shift, elems, base, count, rng):
@@ -246,7 +251,7 @@ def test_every_pair_of_bytes(layout):
         code = code_of(layout, shift, e, b, np.ones(-(-e.size // 128), np.uint8), 0)
         bits = 8 - shift
         d = in_order(e >> shift, layout, shift) - in_order(b >> shift, layout, shift)
-        d = (d + (1 << bits - 1) & (1 << bits) - 1) - (1 << bits - 1)
+        d = ((d + (1 << bits - 1) & (1 << bits) - 1) - (1 << bits - 1)) * turned(b >> shift, layout, shift)
         expected, extras = zip(*(class_of(x) for x in d.tolist()), strict=True)
         assert code.classes.tolist() == list(expected)
         assert bytes(code.extras) == np.packbits(np.array([bit for each in extras for bit in each], np.uint8), bitorder="little").tobytes()

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wp_encode_chunks: every ISA gives the same bytes, which every ISA decodes. Input: layout, flags, u16 count of elements, u8 blocks of a chunk, elements. */
+/* wp_encode_chunks, or the encoders of differences: every ISA gives the same bytes, which every ISA decodes. Input: layout, flags, u16 count of elements, u8 blocks of a chunk, elements;
+ * or layout, flags, u16 count of elements, shift, rates, codebooks, base exponent, count of frequent differences, elements, and what changed out of them. */
 #include "fuzz.h"
+#include "../tests/coded_difference.h"
 
-enum { WITHOUT_RANS = 1, TABLES = 2, MOST_ELEMS = 4400, MOST_CHUNKS = MOST_ELEMS / WP_BLOCK + 1 };
+enum { WITHOUT_RANS = 1, TABLES = 2, DIFFERENCE = 4, MOST_ELEMS = 4400, MOST_CHUNKS = MOST_ELEMS / WP_BLOCK + 1 };
 static const wp_attention never = {0, 0, 0};
 
 typedef struct {
@@ -46,10 +48,60 @@ static void decode(unsigned isa, unsigned layout, const encoded *e, const uint8_
     free(out);
 }
 
+/* Elements and a base, which differ by small steps or by anything, in some blocks or everywhere. */
+static int differences(unsigned layout, unsigned flags, size_t n, input in) {
+    const size_t bytes = wp_layout_of(layout)->elem_bytes;
+    if (bytes > 4) return 0;
+    const unsigned shift = next8(&in) % (8 * (unsigned)bytes - 1), n_rates = 1 + next8(&in) % 15, n_books = next8(&in) % 17, base_exponent = next8(&in), n_frequent = next8(&in) % 65;
+    uint8_t *elems = take_cycled(in, n * bytes), *base = take(n * bytes, 0), frequent[FREQUENT_BYTES] = {0};
+    for (size_t i = 0; i < n; i++) {
+        uint32_t word = 0, change = in.n ? in.p[(i * 7 + i / WP_BLOCK) % in.n] : 0;
+        memcpy(&word, elems + i * bytes, bytes);
+        word = word >> shift << shift;
+        memcpy(elems + i * bytes, &word, bytes);
+        if (flags >> 3 & 1) change = i / WP_BLOCK % 2 ? change & 3 : 0;
+        if (flags >> 4 & 1) change *= 0x01010101u;
+        if (i < n_frequent) { const uint32_t d = (0u - change) & (0xffffffffu >> (32 - 8 * bytes)); memcpy(frequent + 4 * i, &d, 4); }
+        word += change;
+        memcpy(base + i * bytes, &word, bytes);
+    }
+    coded_difference expected;
+    CHECK(code_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, elems, base, n, n_rates, n_books, base_exponent, &expected) == WP_OK);
+    /* Frequent differences of more bits than there are: the encoder finds none that is equal, the decoder refuses them. */
+    int wide = 0;
+    for (unsigned i = 0; i < n_frequent; i++) {
+        uint32_t d;
+        memcpy(&d, frequent + 4 * i, 4);
+        wide |= (d & ~(0xffffffffu >> (32 - 8 * bytes + shift))) != 0;
+    }
+    for (unsigned isa = 0; isa < WP_N_ISAS; isa++) {
+        if (!wp_isa_available(isa)) continue;
+        coded_difference got;
+        CHECK(code_difference(isa, layout, shift, frequent, n_frequent, elems, base, n, n_rates, n_books, base_exponent, &got) == WP_OK);
+        CHECK(memcmp(got.exponents, expected.exponents, n) == 0 && memcmp(got.scales, expected.scales, (n + WP_BLOCK - 1) / WP_BLOCK) == 0);
+        for (int i = 0; i < 3; i++)
+            CHECK(got.streams[i].codec == expected.streams[i].codec && got.streams[i].n_bytes == expected.streams[i].n_bytes &&
+                  (!got.streams[i].n_bytes || memcmp(got.streams[i].data, expected.streams[i].data, got.streams[i].n_bytes) == 0));
+        free_difference(&got);
+        uint8_t *out = take(n * bytes, 0x55);
+        uint32_t crc;
+        const wp_status status = wp_decode_difference(isa, layout, shift, frequent, n_frequent, expected.streams, base, n, 5, workspace_of(isa), out, &crc);
+        CHECK(status == (wide ? WP_CORRUPT : WP_OK));
+        if (!wide) CHECK(memcmp(out, elems, n * bytes) == 0 && crc == numbered_crc(5, elems, n * bytes));
+        free(out);
+    }
+    free_difference(&expected);
+    free(elems);
+    free(base);
+    return 0;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     input in = {data, n_bytes};
     const unsigned layout = 1 + next8(&in) % (WP_N_LAYOUTS - 1), flags = next8(&in);
-    const size_t n_elems = 1 + next16(&in) % MOST_ELEMS, chunk_elems = (1 + next8(&in) % MOST_CHUNKS) * WP_BLOCK;
+    const size_t n_elems = 1 + next16(&in) % MOST_ELEMS;
+    if (flags & DIFFERENCE) return differences(layout, flags, n_elems, in);
+    const size_t chunk_elems = (1 + next8(&in) % MOST_CHUNKS) * WP_BLOCK;
     uint8_t *elems = take_cycled(in, n_elems * wp_layout_of(layout)->elem_bytes);
     encoded expected;
     encode(WP_ISA_SCALAR, layout, elems, n_elems, chunk_elems, flags & WITHOUT_RANS ? 0 : flags & TABLES ? WP_MAX_TABLES : 1, &expected);
