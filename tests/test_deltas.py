@@ -209,8 +209,8 @@ def test_a_base_is_found_beside_and_in_neighbours_plain_or_packed(pair, tmp_path
     assert restored(tuned.parent / "model.wp.safetensors") == content  # ../base/model.safetensors
     weightpack.pack(base, base.with_name("renamed.wp.safetensors"), delete_source=True)
     assert restored(tuned.parent / "model.wp.safetensors") == content  # packed
-    (tuned.parent / bases.STORE).mkdir()
-    shutil.move(base.with_name("renamed.wp.safetensors"), tuned.parent / bases.STORE / "x.safetensors")
+    (tuned.parent / "below").mkdir()
+    shutil.move(base.with_name("renamed.wp.safetensors"), tuned.parent / "below" / "x.safetensors")
     assert restored(tuned.parent / "model.wp.safetensors") == content
     with weightpack.safe_open(tuned.parent / "model.wp.safetensors", "pt") as opened:
         assert opened.get_slice("layer.1.weight")[3:5].shape == (2, COLS)

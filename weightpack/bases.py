@@ -27,8 +27,6 @@ from weightpack.segments import Segments, segment
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STORE = ".weightpack"
-"""Beside the checkpoints of a run: bases that outlive their checkpoints."""
 SEARCH_VARIABLE = "WEIGHTPACK_BASES"
 _MOST_CANDIDATES = 10_000
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy")
@@ -234,7 +232,7 @@ def _candidates(file: RandomReader, given: Sequence[Path] | None, wanted: BaseFi
     if isinstance(file, LocalFile):
         path = Path(file.name)
         for here in dict.fromkeys((path.absolute().parent, path.resolve().parent)):  # where a link is, and where it leads, as in the Hub client's cache
-            folders += [here, here / STORE, here.parent / STORE, here.parent]
+            folders += [here, here.parent]
             for parent in (here.parent, here):
                 with suppress(OSError):
                     folders += sorted(each for each in parent.iterdir() if each.is_dir() and each != here)
