@@ -13,6 +13,7 @@ import weightpack
 from weightpack import reference
 from weightpack.dtypes import DTYPE_BITS, LAYOUTS, layout_of
 from weightpack.format import constants
+from weightpack.kernels import portable_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = (ROOT / "docs" / "FORMAT.md").read_text()
@@ -34,6 +35,20 @@ def test_layouts():
                 assert layout_of(dtype) is layout
     streams = [int(n) for n in re.search(r"`N_Streams` is ([\d, ]+?)\s+for ids", SPEC.replace("\n", " "))[1].split(", ")]
     assert streams == [layout.n_streams for layout in LAYOUTS.values()]
+
+
+def test_modes():
+    listed = re.search(r"^\| Mode \| 1 \| (.*?); others", SPEC, re.M)[1]
+    assert {int(i): name for i, name in re.findall(r"(\d) \*(\w+)\*", listed)} == {int(mode): mode.name.lower() for mode in constants.Mode}
+
+
+def test_octave():
+    """The sixteenths of an octave (14.5) in the text, in numpy, in the reference decoder and in C are those that its formula gives."""
+    numbers = [int(number) for number in re.search(r"`M = ([\d, ]+)`", SPEC)[1].split(", ")]
+    assert numbers == portable_difference._MANTISSAS.tolist() == reference.SIXTEENTHS.tolist()
+    assert all(((2 * number - 1 + (1 << 24)) ** 16 <= 1 << 384 + k <= (2 * number + 1 + (1 << 24)) ** 16) or number == 0 for k, number in enumerate(numbers))
+    source = (ROOT / "native" / "src" / "difference.c").read_text()
+    assert re.sub(r"\s+", " ", ", ".join(map(str, numbers))) in re.sub(r"\s+", " ", source)
 
 
 def test_dtype_bits():
@@ -85,7 +100,7 @@ def test_reference_decoder_says_for_each_step_where_it_stands():
             cited.add(number[1])
     cited |= set(re.findall(r"# (\d\.\d)$", ast.unparse(tree), re.M)) | set(re.findall(r"  # (\d+(?:\.\d+)+)", Path(reference.__file__).read_text()))
     assert cited <= known, cited - known
-    assert {number.split(".")[0] for number in cited} >= {"1", "4", "5", "6", "7", "8", "9"}
+    assert {number.split(".")[0] for number in cited} >= {"1", "4", "5", "6", "7", "8", "9", "14", "15"}
 
 
 def specimen():
