@@ -325,8 +325,8 @@ def tables_by_hand():
     which = ids.repeat(128)[:400]
     first = rng.choice([1, 2, 3, 9, 250], 400, p=[0.7, 0.2, 0.05, 0.03, 0.02])
     symbols = np.choose(which, [first, rng.choice([7, 99], 400, p=[0.97, 0.03]), rng.choice([5, 6], 400)]).astype(np.uint8)
-    head = bytes([2, 1]) + b"".join(portable._book_bytes(book).tobytes() for book in books) + bytes([2 | 0 << 2 | 1 << 4 | 0 << 6])
-    return symbols, make_chunk(SPLIT, [(TABLES, head + portable._encode_symbols(books, which, symbols).tobytes())])
+    head = bytes([2, 1]) + b"".join(portable.book_bytes(book).tobytes() for book in books) + bytes([2 | 0 << 2 | 1 << 4 | 0 << 6])
+    return symbols, make_chunk(SPLIT, [(TABLES, head + portable.encode_symbols(books, which, symbols).tobytes())])
 
 
 def test_codebooks_by_hand():
@@ -669,7 +669,9 @@ FIELDS = {
     # name: layout, n, chunk, expected
     "empty": (BYTES1, 1, b"", TruncatedError),
     "mode_2": (BYTES1, 1, b"\2\1\0\0\0\1\0\0a", False),  # fields are put together by the caller
-    "mode_3": (BYTES1, 1, b"\3\1\0\0\0\1\0\0a", UnsupportedError),
+    "mode_3": (BYTES1, 1, b"\3\1\0\0\0\1\0\0a", False),  # and bases found
+    "mode_4": (BYTES1, 1, b"\4\1\0\0\0\1\0\0a", False),
+    "mode_5": (BYTES1, 1, b"\5\1\0\0\0\1\0\0a", UnsupportedError),
     "no_streams": (BYTES1, 1, b"\0\0\0\0", CorruptionError),
     "two_streams": (BYTES1, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"a")]), CorruptionError),
     "whole_of_no_streams": (BF16, 1, make_chunk(WHOLE, []), CorruptionError),

@@ -145,7 +145,7 @@ def test_damage_gives_the_same_outcome_on_every_backend(layout, codecs, n):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(list(LAYOUTS)), st.sampled_from([0, 1]), st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=400)), max_size=8),
+    st.sampled_from(list(LAYOUTS)), st.sampled_from([0, 1]), st.lists(st.tuples(st.integers(0, 8), st.binary(max_size=400)), max_size=8),
     st.integers(1, 300),
 )  # fmt: skip
 def test_random_streams_are_refused_or_decode_alike(layout_id, mode, streams, n):

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. Chunks that cross machines: `exchange write ISA FILE` encodes every layout, many statistics and lengths with one ISA, `exchange read ISA FILE`
- * decodes such a file with another, compares, and encodes anew to the same bytes. Buffers stand flush with unmapped pages. `exchange isas` lists what runs here.
+ * READ ME FIRST. Chunks that cross machines: `exchange write ISA FILE` encodes every layout, many statistics and lengths with one ISA, alone and as differences from a base,
+ * `exchange read ISA FILE` decodes such a file with another, compares, and encodes anew to the same bytes. Buffers stand flush with unmapped pages. `exchange isas` lists what runs here.
  * Both ends make the same elements from a fixed seed. Exit status 1 if anything differs. Run by scripts/neon.
  */
 #define _GNU_SOURCE
 #include "fenced.h"
+#include "coded_difference.h"
 #include "kernels.h"
 #include "mem.h"
 
@@ -79,6 +80,64 @@ static int read_one(unsigned isa, FILE *f, unsigned layout, const uint8_t *elems
     return failed;
 }
 
+/* ---- differences ---- */
+
+/* What is written of a chunk: the lengths of its streams, the codec of its classes, its CRC; then the streams. */
+typedef struct { uint32_t n_bytes[3], class_codec, crc; } difference_head;
+
+/* Elements that are a base with changes in two blocks of three, or all of them; which of the smallest steps are classes of their own, by number. */
+static void step(const wp_layout *l, const uint8_t *base, size_t n, uint32_t number, uint8_t *elems, uint8_t *frequent, unsigned *n_frequent) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t v = 0;
+        memcpy(&v, base + i * l->elem_bytes, l->elem_bytes);
+        if (number % 2 || i / WP_BLOCK % 3) v += number % 5 == 4 ? (uint32_t)next_random() : below(3) ? 0 : (below(40) ? below(9) : below(9) << below(30)) - 4;
+        memcpy(elems + i * l->elem_bytes, &v, l->elem_bytes);
+    }
+    *n_frequent = number % 3 ? 0 : number % 65;
+    for (unsigned i = 0; i < *n_frequent; i++) wp_store32(frequent + 4 * i, i);
+}
+
+static int one_difference(unsigned isa, FILE *f, int writing, unsigned layout, size_t n, int kind, uint32_t number) {
+    const wp_layout *l = wp_layout_of(layout);
+    const size_t n_bytes = n * l->elem_bytes;
+    buffer base = take(n_bytes, 1), elems = take(n_bytes, 1);
+    uint8_t frequent[FREQUENT_BYTES];
+    unsigned n_frequent;
+    fill(base.p, l, n, kind);
+    step(l, base.p, n, number, elems.p, frequent, &n_frequent);
+    coded_difference c;
+    difference_head head;
+    int failed = code_difference(isa, layout, 0, frequent, n_frequent, elems.p, base.p, n, 1 + number % 15, number % 4 ? 1 + number % 16 : 0, number * 37 % 256, &c) != WP_OK &&
+                 fails("can't be coded as a difference", layout, n, kind);
+    if (writing && !failed) {
+        for (int i = 0; i < 3; i++) head.n_bytes[i] = (uint32_t)c.streams[i].n_bytes;
+        head.class_codec = c.streams[1].codec;
+        const uint8_t first[4] = {(uint8_t)number, (uint8_t)(number >> 8), (uint8_t)(number >> 16), (uint8_t)(number >> 24)};
+        head.crc = wp_crc32c(isa, wp_crc32c(isa, 0, first, 4), elems.p, n_bytes);
+        failed = fwrite(&head, sizeof head, 1, f) != 1;
+        for (int i = 0; i < 3; i++) failed |= c.streams[i].n_bytes && fwrite(c.streams[i].data, c.streams[i].n_bytes, 1, f) != 1;
+    } else if (!failed) {
+        if (fread(&head, sizeof head, 1, f) != 1) { give(base); give(elems); free_difference(&c); return fails("the file ends", layout, n, kind); }
+        buffer streams[3], decoded = take(n_bytes, 1), workspace = take(wp_workspace_bytes(), 1);
+        wp_stream read[3];
+        for (int i = 0; i < 3; i++) {
+            if (head.n_bytes[i] > 8 * n_bytes + 65536) head.n_bytes[i] = 0;
+            streams[i] = take(head.n_bytes[i], 1);
+            if (head.n_bytes[i] && fread(streams[i].p, head.n_bytes[i], 1, f) != 1) failed = fails("the file ends", layout, n, kind);
+            read[i] = (wp_stream){i == 1 ? head.class_codec : WP_RAW, streams[i].p, head.n_bytes[i]};
+            if (head.n_bytes[i] != c.streams[i].n_bytes || (head.n_bytes[i] && memcmp(streams[i].p, c.streams[i].data, head.n_bytes[i]))) failed = fails("coded to other bytes", layout, n, kind);
+        }
+        uint32_t crc = 0;
+        if (!failed && (wp_decode_difference(isa, layout, 0, frequent, n_frequent, read, base.p, n, number, (wp_workspace *)workspace.p, decoded.p, &crc) != WP_OK || crc != head.crc ||
+                        memcmp(decoded.p, elems.p, n_bytes))) failed = fails("a difference decodes to other elements", layout, n, kind);
+        for (int i = 0; i < 3; i++) give(streams[i]);
+        give(decoded); give(workspace);
+    }
+    free_difference(&c);
+    give(base); give(elems);
+    return failed;
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "isas") == 0) {
         for (unsigned isa = 0; isa < WP_N_ISAS; isa++) if (wp_isa_available(isa)) printf("%s\n", wp_isa_name(isa));
@@ -101,6 +160,10 @@ int main(int argc, char **argv) {
                 failed |= (writing ? write_one : read_one)(isa, f, layout, elems.p, n, kind, number);
                 give(elems);
             }
+    for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++)
+        for (int kind = 0; kind < N_KINDS; kind++)
+            for (size_t i = 1 + (size_t)kind; i < N_LENGTHS && wp_layout_of(layout)->elem_bytes <= 4; i += i < 250 ? N_KINDS : 1, number++)
+                failed |= one_difference(isa, f, writing, layout, i < 258 ? i : far_lengths[i - 258], kind, number);
     if (!writing && fgetc(f) != EOF) failed = 1;
     if (fclose(f)) failed = 1;
     printf("%s %u chunks with %s%s\n", writing ? "wrote" : "read", number, wp_isa_name(isa), failed ? "  FAILED" : "");

@@ -7,9 +7,10 @@
  */
 #define _GNU_SOURCE
 #include "fenced.h"
-#include "kernels.h"
+#include "coded_difference.h"
+#include "conditional.h"
 #include "rans.h"
-#include "mem.h"
+#include "words.h"
 
 #include <signal.h>
 
@@ -94,7 +95,7 @@ static void test_histogram(unsigned isa) {
 
 /* ---- split and merge ---- */
 
-static const char *const layout_names[WP_N_LAYOUTS] = {"", "BYTES1", "BYTES2", "BYTES4", "BYTES8", "BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2"};
+static const char *const layout_names[WP_N_LAYOUTS] = {"", "BYTES1", "BYTES2", "BYTES4", "BYTES8", "BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2", "BF16_LEAD", "F16_LEAD", "F32_LEAD", "F8_E4M3_LEAD", "F8_E5M2_LEAD"};
 static const size_t block_counts[] = {0, 1, 2, 3, 4, 5, 33};
 
 /* Everything a split gives, and a merge takes. */
@@ -397,6 +398,214 @@ static void test_pair(unsigned encoder, unsigned decoder) {
     end_line();
 }
 
+/* ---- differences ---- */
+
+static void fill_class_table(wp_class_table *t) {
+    t->entry[0] = 0;
+    t->entry[1] = 1 | 1 << 8;
+    for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) t->entry[c] = c / 2 | (uint64_t)(2u | (c & 1)) << (c / 2 - 1) << 8;
+    for (unsigned c = WP_FIRST_FREQUENT; c < WP_N_CLASSES; c++) t->entry[c] = (next_random() >> 32) << 8;
+}
+
+static void test_differences(unsigned isa) {
+    const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
+    wp_class_table table;
+    fill_class_table(&table);
+    begin_line(isa, "differences");
+    for (unsigned i = 0; i < 6 * WP_BLOCK; i++) {
+        const size_t m = 1 + i % WP_BLOCK;
+        const unsigned kind = i / WP_BLOCK, start = below(8);
+        buffer classes = take(m, (int)(i & 1));
+        size_t n_bits = start;
+        for (size_t j = 0; j < m; j++) { /* all lengths; rare ones; none; the longest; frequent ones; small ones */
+            const unsigned c = kind == 0 ? below(63) : kind == 1 ? (below(9) ? 0 : below(63)) : kind == 2 ? 0 : kind == 3 ? 63 : kind == 4 ? 60 + below(68) : below(4);
+            classes.p[j] = (uint8_t)c;
+            n_bits += table.entry[c] & 255;
+        }
+        /* 8 bytes behind the last bit, and not one more. */
+        buffer bits = take((n_bits + 7) / 8 + 8, 1);
+        fill_random(bits.p, (n_bits + 7) / 8 + 8);
+        for (unsigned bytes = 1; bytes <= 4; bytes *= 2) {
+            wp_differences expected, got;
+            memset(&expected, 0x11, sizeof expected); memset(&got, 0x22, sizeof got);
+            check(scalar->differences(&table, classes.p, m, bits.p, start, bytes, &expected) == n_bits, "scalar ends elsewhere");
+            check(k->differences(&table, classes.p, m, bits.p, start, bytes, &got) == n_bits, "ends elsewhere");
+            check(memcmp(&expected, &got, m * (bytes == 2 ? 2 : 4)) == 0, "differs");
+        }
+        give(classes); give(bits);
+    }
+    end_line();
+
+    begin_line(isa, "apply");
+    for (unsigned bytes = 1; bytes <= 4; bytes *= 2)
+        for (unsigned shift = 0; shift + 2 <= 8 * bytes; shift++)
+            for (size_t m = 1; m <= WP_BLOCK; m += shift ? 1 + below(40) : 1)
+                for (int is_float = 0; is_float < 2; is_float++) {
+                    wp_differences d;
+                    fill_random((uint8_t *)&d, sizeof d);
+                    buffer base = take(m * bytes, is_float), expected = take(m * bytes, is_float), got = take(m * bytes, is_float);
+                    fill_random(base.p, m * bytes);
+                    scalar->apply(base.p, bytes, shift, is_float, &d, m, expected.p);
+                    k->apply(base.p, bytes, shift, is_float, &d, m, got.p);
+                    check(same(got.p, expected.p, m * bytes), "differs");
+                    give(base); give(expected); give(got);
+                }
+    end_line();
+
+    begin_line(isa, "exponents");
+    for (size_t m = 1; m < 400; m++)
+        for (unsigned bytes = 1; bytes <= 4; bytes *= 2) {
+            const unsigned shift = below(8 * bytes), mask = (1u << below(9)) - 1;
+            buffer base = take(m * bytes, (int)(m & 1)), expected = take(m, (int)(m & 1)), got = take(m, (int)(m & 1));
+            fill_random(base.p, m * bytes);
+            scalar->exponents(base.p, m, bytes, shift, mask, expected.p);
+            k->exponents(base.p, m, bytes, shift, mask, got.p);
+            check(same(got.p, expected.p, m), "differs");
+            give(base); give(expected); give(got);
+        }
+    end_line();
+}
+
+/* A stream of section 8.8 of `n` classes in blocks of 128 of random rates; `cut` bytes less of renormalisation. What a rank is, `exponents` and `rates` say. */
+typedef struct { uint8_t bytes[40000], classes[MOST_SYMBOLS], exponents[MOST_SYMBOLS], rates[MOST_GROUPS]; size_t n, n_bytes; } conditional_stream;
+
+static void make_conditional(conditional_stream *s, unsigned i) {
+    static uint8_t cells[MOST_SYMBOLS], scratch[2 * MOST_SYMBOLS + 4096];
+    const unsigned n_books = 1 + i % 16, n_rates = 1 + below(15);
+    const uint8_t base_exponent = (uint8_t)below(256);
+    wp_rans_book books[WP_MAX_TABLES];
+    book shapes[WP_MAX_TABLES];
+    uint8_t map[256];
+    memset(books, 0, sizeof books);
+    for (unsigned b = 0; b < n_books; b++) {
+        const unsigned k = 1 + below(16);
+        shapes[b] = make_book(k, k == 1 || (k < 16 && below(2)), below(3));
+        uint8_t seen[128] = {0};
+        for (unsigned r = 0; r < k;) { const unsigned c = below(128); if (!seen[c]) { seen[c] = 1; shapes[b].symbols[r++] = (uint8_t)c; } }
+        books[b].n_symbols = (uint8_t)k;
+        books[b].escape_freq = shapes[b].n_ranks > k ? (uint8_t)shapes[b].freqs[k] : 0;
+        for (unsigned r = 0; r < k; r++) { books[b].symbols[r] = shapes[b].symbols[r]; books[b].freqs[r] = (uint8_t)shapes[b].freqs[r]; }
+    }
+    for (unsigned c = 0; c < 256; c++) map[c] = (uint8_t)below(n_books);
+    s->n = i % 3 == 0 ? 1 + below(WP_BLOCK) : 1 + below(MOST_SYMBOLS);
+    for (size_t j = 0; j < s->n; j++) {
+        if (j % WP_BLOCK == 0) s->rates[j / WP_BLOCK] = (uint8_t)(1 + below(n_rates));
+        s->exponents[j] = below(3) ? (uint8_t)(base_exponent + below(18)) : (uint8_t)below(256);
+        cells[j] = (uint8_t)(s->rates[j / WP_BLOCK] * WP_CELL_ROW + wp_context_of(s->exponents[j], base_exponent));
+        const book *b = &shapes[map[cells[j]]];
+        const unsigned r = i & 16 ? below(b->n_ranks) : below(3) ? 0 : below(b->n_ranks);
+        s->classes[j] = r < b->n_symbols ? b->symbols[r] : (uint8_t)below(128);
+    }
+    check(wp_conditional_encode(books, n_books, base_exponent, n_rates, map, cells, s->classes, s->n, scratch, s->bytes, sizeof s->bytes, &s->n_bytes) == WP_OK, "can't be encoded");
+}
+
+static wp_status compare_conditional(unsigned isa, const conditional_stream *s, const uint8_t *bytes, size_t n_bytes, int is_whole) {
+    static wp_conditional_decoder d[2];
+    const int at_end = (int)below(2);
+    buffer stream = take_copy(bytes, n_bytes, at_end);
+    wp_status status = wp_conditional_open(&d[0], stream.p, n_bytes);
+    check(wp_conditional_open(&d[1], stream.p, n_bytes) == status, "heads differ");
+    for (size_t done = 0; status == WP_OK && done < s->n; done += WP_BLOCK) {
+        const size_t m = s->n - done < WP_BLOCK ? s->n - done : WP_BLOCK;
+        buffer exponents = take_copy(s->exponents + done, m, at_end), expected = take(m, at_end), got = take(m, at_end);
+        status = wp_conditional_next(wp_kernels_of(WP_ISA_SCALAR), &d[0], s->rates[done / WP_BLOCK], exponents.p, expected.p, m);
+        check(wp_conditional_next(wp_kernels_of(isa), &d[1], s->rates[done / WP_BLOCK], exponents.p, got.p, m) == status, "status differs");
+        if (status == WP_OK) {
+            check(same(got.p, expected.p, m) && memcmp(d[0].rans.x, d[1].rans.x, sizeof d[0].rans.x) == 0, "differs");
+            if (is_whole) check(same(got.p, s->classes + done, m), "does not restore");
+        }
+        give(exponents); give(expected); give(got);
+    }
+    if (status == WP_OK) {
+        status = wp_conditional_close(&d[0]);
+        check(wp_conditional_close(&d[1]) == status, "ends differ");
+    }
+    give(stream);
+    return status;
+}
+
+static void test_conditional(unsigned isa) {
+    static conditional_stream s;
+    static uint8_t damaged[sizeof s.bytes];
+    begin_line(isa, "conditional");
+    for (unsigned i = 0; i < 320; i++) {
+        make_conditional(&s, i);
+        check(compare_conditional(isa, &s, s.bytes, s.n_bytes, 1) == WP_OK, "fails");
+        for (unsigned j = 0; j < 6; j++) { /* bytes of the states and of what follows, cut or other ones */
+            memcpy(damaged, s.bytes, s.n_bytes);
+            size_t n_bytes = s.n_bytes;
+            if (j == 0) n_bytes -= 1 + below((uint32_t)n_bytes);
+            else for (unsigned c = 0; c < j; c++) damaged[below((uint32_t)n_bytes)] = (uint8_t)below(256);
+            compare_conditional(isa, &s, damaged, n_bytes, 0);
+        }
+        /* Fewer bytes of renormalisation than states need, or of literals. */
+        size_t head = 3 + 8u * s.bytes[2];
+        for (unsigned b = 0; b <= s.bytes[0]; b++) head += 2 + 2u * s.bytes[head];
+        const uint32_t n_renorm = wp_load32(s.bytes + head + 2 * WP_BLOCK);
+        head += 2 * WP_BLOCK + 4;
+        const size_t n_literals = s.n_bytes - head - n_renorm;
+        for (unsigned j = 0; j < 4; j++) {
+            const size_t cut = j & 1 ? 1 + below(20) : 1;
+            if (n_renorm >= cut) {
+                memcpy(damaged, s.bytes, s.n_bytes);
+                wp_store32(damaged + head - 4, n_renorm - (uint32_t)cut);
+                memmove(damaged + head + n_renorm - cut, damaged + head + n_renorm, n_literals);
+                check(compare_conditional(isa, &s, damaged, s.n_bytes - cut, 0) == WP_TRUNCATED, "missing renormalisation is missed");
+            }
+            if (n_literals >= cut) check(compare_conditional(isa, &s, s.bytes, s.n_bytes - cut, 0) == WP_TRUNCATED, "missing literals are missed");
+        }
+    }
+    end_line();
+}
+
+/* Whole chunks of differences: what each ISA codes is the same, and each decodes it; nothing outside the buffers. */
+static void test_difference_chunks(unsigned isa, unsigned layout) {
+    const size_t bytes = wp_layout_of(layout)->elem_bytes;
+    char name[40];
+    snprintf(name, sizeof name, "difference %s", layout_names[layout]);
+    begin_line(isa, name);
+    buffer workspace = take(wp_workspace_bytes(), 1);
+    for (size_t n = 1; n < 1500; n += n < 300 ? 1 : 97)
+        for (unsigned kind = 0; kind < 3; kind++) {
+            const int at_end = (int)(n & 1);
+            const unsigned shift = n % 3 ? 0 : below(8 * (unsigned)bytes - 1), n_frequent = kind == 1 ? below(65) : 0;
+            buffer elems = take(n * bytes, at_end), base = take(n * bytes, at_end), out = take(n * bytes, at_end);
+            uint8_t frequent[FREQUENT_BYTES] = {0};
+            fill_random(base.p, n * bytes);
+            for (size_t i = 0; i < n; i++) {
+                const uint32_t step = kind == 2 ? (uint32_t)next_random() : i / WP_BLOCK % 2 ? 0 : below(7) - 3u;
+                wp_store_word(elems.p, (unsigned)bytes, i, (wp_load_word(base.p, (unsigned)bytes, i) >> shift << shift) + (step << shift));
+            }
+            for (unsigned i = 0; i < n_frequent; i++) wp_store32(frequent + 4 * i, (i - 3u) & wp_word_mask(8 * (unsigned)bytes - shift));
+            coded_difference c, expected;
+            const unsigned n_books = below(3) ? 1 + below(16) : 0;
+            check(code_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, elems.p, base.p, n, 15, n_books, 100, &expected) == WP_OK, "scalar fails");
+            check(code_difference(isa, layout, shift, frequent, n_frequent, elems.p, base.p, n, 15, n_books, 100, &c) == WP_OK, "fails");
+            check(same(c.scales, expected.scales, (n + WP_BLOCK - 1) / WP_BLOCK) && same(c.exponents, expected.exponents, n), "planes differ");
+            buffer streams[3];
+            for (int i = 0; i < 3; i++) {
+                check(c.streams[i].n_bytes == expected.streams[i].n_bytes && same(c.streams[i].data, expected.streams[i].data, c.streams[i].n_bytes), "streams differ");
+                streams[i] = take_copy(c.streams[i].data, c.streams[i].n_bytes, at_end);
+                c.streams[i].data = streams[i].p;
+            }
+            uint32_t crc;
+            check(wp_decode_difference(isa, layout, shift, frequent, n_frequent, c.streams, base.p, n, 7, (wp_workspace *)workspace.p, out.p, &crc) == WP_OK, "can't be decoded");
+            check(same(out.p, elems.p, n * bytes), "decodes to other elements");
+            if (c.streams[2].n_bytes) { /* extra bits that end early, on the page's edge */
+                give(streams[2]);
+                const size_t cut = 1 + below((uint32_t)c.streams[2].n_bytes);
+                streams[2] = take_copy(expected.streams[2].data, c.streams[2].n_bytes -= cut, at_end);
+                c.streams[2].data = streams[2].p;
+                check(wp_decode_difference(isa, layout, shift, frequent, n_frequent, c.streams, base.p, n, 7, (wp_workspace *)workspace.p, out.p, &crc) == WP_TRUNCATED, "missing bits are missed");
+            }
+            for (int i = 0; i < 3; i++) give(streams[i]);
+            free_difference(&c); free_difference(&expected);
+            give(elems); give(base); give(out);
+        }
+    give(workspace);
+    end_line();
+}
+
 int main(void) {
     signal(SIGSEGV, on_crash);
     signal(SIGBUS, on_crash);
@@ -407,6 +616,9 @@ int main(void) {
         test_encode(isa);
         test_decode(isa);
         for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) { test_split(isa, layout); test_merge(isa, layout); }
+        test_differences(isa);
+        test_conditional(isa);
+        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) if (wp_layout_of(layout)->elem_bytes <= 4) test_difference_chunks(isa, layout);
     }
     for (unsigned a = 0; a < WP_N_ISAS; a++)
         for (unsigned b = 0; b < WP_N_ISAS; b++)
