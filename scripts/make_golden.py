@@ -4,7 +4,8 @@
 
     python scripts/make_golden.py
 
-Each case is a source (tests/samples.py) and pack options; the manifest holds the SHA-256 of the packed file and of its source.
+Each case is a source (tests/samples.py), pack options, and the cases whose golden files are its base; the manifest holds the SHA-256 of the packed file and
+of its source.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ GOLDEN = ROOT / "tests" / "golden"
 FOLDER = GOLDEN / f"{VERSION[0]}.{VERSION[1]}"
 
 
-def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
-    """Return name -> (source, options)."""
+Case = tuple[bytes, weightpack.PackOptions] | tuple[bytes, weightpack.PackOptions, tuple[str, ...]]
+
+
+def cases() -> dict[str, Case]:
+    """Return name -> (source, options[, bases])."""
     options = weightpack.PackOptions
-    result = {"mixed-fast": (samples.mixed_file(), weightpack.load_profile()), "mixed-small-chunks": (samples.mixed_file(), options(chunk_elems=1280))}
+    result: dict[str, Case] = {"mixed-fast": (samples.mixed_file(), weightpack.load_profile())}
+    result |= {"mixed-small-chunks": (samples.mixed_file(), options(chunk_elems=1280))}
     weights = {
         dtype: (dtype, (700,), samples.weights(700, dtype)) for dtype in ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
     } | {"ids": ("I64", (300,), b"".join(i.to_bytes(8, "little") for i in range(300))), "noise": ("U8", (50,), bytes(range(0, 250, 5)))}
@@ -49,6 +54,12 @@ def cases() -> dict[str, tuple[bytes, weightpack.PackOptions]]:
         result[f"other-{name}"] = (source, weightpack.load_profile("dense"))
     for name, source in samples.foreign_files().items():
         result[f"foreign-{name.replace(' ', '-')}"] = (source, weightpack.load_profile())
+    of_case = {"tuned-small-chunks": options(chunk_elems=1280), "tuned-lead": weightpack.load_profile("dense")}
+    of_case |= dict.fromkeys(("tuned-rans", "tuned-decay"), options(codecs=("rans",)))
+    for name, (source, bases) in samples.base_files().items():
+        result[name] = (source, of_case.get(name, options(tables=4)), bases)
+    result["moments"] = (samples.moments_file(), options())
+    result["moments-small-chunks"] = (samples.moments_file(), options(chunk_elems=1280))
     return result
 
 
@@ -57,17 +68,20 @@ def main() -> None:
     path = FOLDER / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else {}
     written = {name for other in GOLDEN.glob("*/manifest.json") for name in json.loads(other.read_text())}
-    for name, (source, options) in cases().items():
+    for name, (source, options, *rest) in cases().items():
         if name in written:
             continue
+        bases = rest[0] if rest else ()
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "source").write_bytes(source)
-            weightpack.pack(Path(folder) / "source", FOLDER / f"{name}.safetensors", options=options)
+            base = samples.base_path([FOLDER / f"{each}.safetensors" for each in bases], Path(folder) / "base")
+            weightpack.pack(Path(folder) / "source", FOLDER / f"{name}.safetensors", base=base, options=options)
         packed = (FOLDER / f"{name}.safetensors").read_bytes()
         manifest[name] = {
             "sha256": hashlib.sha256(packed).hexdigest(),
             "source_sha256": hashlib.sha256(source).hexdigest(),
             "options": asdict(options),
+            **({"bases": list(bases)} if bases else {}),
             "written_by": f"weightpack {weightpack.__version__}, zstandard {zstandard.__version__}",
         }
         print(f"{name}: {len(source)} -> {len(packed)} bytes")

@@ -269,7 +269,7 @@ def stepped(words: np.ndarray, dtype: str, seed: int, low_zeros: int = 0) -> np.
     layout, generator, size = layout_of(dtype), np.random.default_rng(seed), 8 * words.dtype.itemsize
     if layout.raw_bits:
         exponents = (words >> layout.mantissa_bits & (1 << layout.plane_bits[-1]) - 1).astype(np.int64)
-        units = np.clip(int(exponents.max()) - exponents, 0, 6)
+        units = np.clip((1 << layout.plane_bits[-1] - 1) - 5 - exponents, 0, 6)
     else:
         units = np.zeros(words.size, np.int64)
     steps = (generator.integers(-2, 3, words.size) << units) + generator.integers(-1, 2, words.size) << low_zeros
@@ -328,6 +328,8 @@ def base_files() -> dict[str, tuple[bytes, tuple[str, ...]]]:
         name: (to, (2000,), stepped(_converted(floats[name][2], dtype, to), to, 80 + i, 13 * (to == "F32")))
         for i, (name, (dtype, to)) in enumerate(_CONVERTED.items())
     }
+    decayed = stepped(base["f32"][2], "F32", 63)
+    decayed[1000:3400] = base["f32"][2][1000:3400] - np.array([574, 574, 583, 861], "<u4")[np.random.default_rng(64).integers(0, 4, 2400)]
     upcast = float_words("F32", 2048, 90, 16)
     upcast_tuned = stepped(upcast, "F32", 91, 16)
     upcast_tuned[256:384] = upcast[256:384]
@@ -341,6 +343,7 @@ def base_files() -> dict[str, tuple[bytes, tuple[str, ...]]]:
     return {
         "base-dtypes": (_file_of(base), ()), "tuned-dtypes": (_file_of(tuned), ("base-dtypes",)), "tuned-again": (_file_of(again), ("tuned-dtypes",)),
         "tuned-rans": (_file_of({k: tuned[k] for k in ("f32", "f16", "e4m3", "i8")}), ("base-dtypes",)),
+        "tuned-decay": (_file_of({"f32": ("F32", (4096,), decayed)}), ("base-dtypes",)),
         "tuned-identical": (_file_of(base), ("base-dtypes",)), "tuned-small-chunks": (_file_of({k: tuned[k] for k in ("bf16", "i16")}), ("base-dtypes",)),
         "base-lead": (_file_of(lead), ()), "tuned-lead": (_file_of({"w": (*lead["w"][:2], some_rows)}), ("base-lead",)),
         "base-vocabulary": (_file_of({"embed": ("F32", (96, 64), vocabulary)}), ()),

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import samples
 import zstandard
 
 import weightpack
@@ -23,8 +24,20 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+def bases_of(version, name):
+    """Return the golden files that one needs as its base."""
+    return [GOLDEN / version / f"{each}.safetensors" for each in MANIFESTS[version][name].get("bases", ())]
+
+
+def ancestors(version, name):
+    """Return those, and what they need."""
+    return [path for each in bases_of(version, name) for path in (each, *ancestors(version, each.stem))]
+
+
 def test_there_are_golden_files():
     assert len(CASES) >= 15
+    assert any(len(bases_of(*case)) > 1 for case in CASES)
+    assert any(len(ancestors(*case)) > len(bases_of(*case)) for case in CASES)
     for version, manifest in MANIFESTS.items():
         assert {p.stem for p in (GOLDEN / version).glob("*.safetensors")} == set(manifest)
 
@@ -33,13 +46,15 @@ def test_there_are_golden_files():
 def test_golden_file_is_unchanged_and_decodes(isa, tmp_path, version, name):
     path, expected = GOLDEN / version / f"{name}.safetensors", MANIFESTS[version][name]
     assert sha256(path.read_bytes()) == expected["sha256"], "a golden file was changed: they are append-only"
-    weightpack.unpack(path, tmp_path / "source")
+    weightpack.unpack(path, tmp_path / "source", base=samples.base_path(bases_of(version, name), tmp_path / "base"))
     assert sha256((tmp_path / "source").read_bytes()) == expected["source_sha256"]
 
 
 @pytest.mark.parametrize(("version", "name"), CASES, ids=lambda value: value)
 def test_reference_decoder_reads_golden_file(version, name):
-    assert sha256(reference.decode_file((GOLDEN / version / f"{name}.safetensors").read_bytes())) == MANIFESTS[version][name]["source_sha256"]
+    bases = [path.read_bytes() for path in ancestors(version, name)]
+    source = reference.decode_file((GOLDEN / version / f"{name}.safetensors").read_bytes(), bases=bases)
+    assert sha256(source) == MANIFESTS[version][name]["source_sha256"]
 
 
 @pytest.mark.parametrize(("version", "name"), CASES, ids=lambda value: value)
@@ -50,9 +65,10 @@ def test_writer_still_writes_the_golden_bytes(isa, tmp_path, version, name):
     if "writer_changed" in expected:
         pytest.skip(f"today's writer does better: {expected['writer_changed']}")
     golden = GOLDEN / version / f"{name}.safetensors"
-    weightpack.unpack(golden, tmp_path / "source")
-    options = weightpack.PackOptions(**{key: tuple(value) if key == "codecs" else value for key, value in expected["options"].items()})
-    weightpack.pack(tmp_path / "source", tmp_path / "packed", options=options)
+    base = samples.base_path(bases_of(version, name), tmp_path / "base")
+    weightpack.unpack(golden, tmp_path / "source", base=base)
+    options = weightpack.PackOptions(**{key: tuple(value) if key == "codecs" else value for key, value in {"scales": False, **expected["options"]}.items()})
+    weightpack.pack(tmp_path / "source", tmp_path / "packed", base=base, options=options)
     assert (tmp_path / "packed").read_bytes() == golden.read_bytes()
 
 
