@@ -36,6 +36,7 @@ pytestmark = [
 ]
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))
 HERE = Path(__file__).parent
+V5 = int(transformers.__version__.split(".")[0]) >= 5
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss", "greater_is_better": True}  # the worst
 
 
@@ -200,7 +201,7 @@ def test_packed_checkpoint_loads_as_a_model(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True))
 
 
-@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) >= 5, reason="transformers 5 writes safetensors only")
+@pytest.mark.skipif(V5, reason="transformers 5 writes safetensors only")
 def test_pytorch_model_bin(tmp_path):
     changes = {"save_safetensors": False, **BEST}
     plain = tiny_training.trainer(tmp_path / "plain", **changes)
@@ -376,6 +377,7 @@ def test_killed_at_random_moments(tmp_path):
     assert all(each.is_packed and each.problem is None for each in series.series(tmp_path / "run").checkpoints)
 
 
+@pytest.mark.skipif(not V5, reason="transformers 4.57 asks torch for the device cpu:0, which plain checkpoints don't load to either")
 def test_two_processes_train(tmp_path):
     """Each resumes from the packed optimizer; the first packs while the second goes on."""
 
