@@ -46,9 +46,9 @@ class Training:
 
     def load(self, folder: Path) -> None:
         self.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt"))
-        self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt"))
-        torch.set_rng_state(torch.load(folder / "rng_state.pth")["cpu"])
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+        torch.set_rng_state(torch.load(folder / "rng_state.pth", weights_only=True)["cpu"])
 
 
 def plain(run: Path, steps: int, width: int = 120, every: int = 1) -> Path:

@@ -367,7 +367,7 @@ def test_a_torch_file_that_is_wanted_plain(run):
     series.pack_run(run, Job())
     folder = run / "checkpoint-8"
     with series.plain_files(folder, ("optimizer",)) as plain:
-        assert torch.load(plain / "optimizer.pt")["state"]
+        assert torch.load(plain / "optimizer.pt", weights_only=True)["state"]
         assert (plain / "scheduler.pt").read_bytes() == (folder / "scheduler.pt").read_bytes()
         assert plain.parent == run / series.STORE
     assert not plain.exists()
@@ -383,7 +383,7 @@ def test_killed_at_random_moments(run, tmp_path):
     keep = shutil.copytree(run, tmp_path / "keep")
     start = time.perf_counter()
     assert call(run, "--pack").returncode == 0
-    seconds, rng = time.perf_counter() - start, random.Random(1)
+    seconds, rng, kills = time.perf_counter() - start, random.Random(1), 0
     for _ in range(KILLS):
         shutil.rmtree(run)
         shutil.copytree(keep, run)
@@ -393,6 +393,7 @@ def test_killed_at_random_moments(run, tmp_path):
                 process.wait(seconds * rng.uniform(0.2, 1))
             except subprocess.TimeoutExpired:
                 process.kill()
+                kills += 1
             process.wait()
             assert same_as(run, before, tmp_path) == []
         done = call(run, "--pack")
@@ -402,23 +403,25 @@ def test_killed_at_random_moments(run, tmp_path):
         assert {path.name for path in (run / series.STORE).iterdir()} == {"README", "lock", "steps.json", *(path.name for path in series._stored(run))}
         assert len(series._stored(run)) == 16
         assert same_as(run, before, tmp_path) == []
+    print(f"{kills} kills")
 
 
 def test_a_training_run_killed_at_random_moments(trained, tmp_path):
     """Trains, deletes the oldest, packs. Whenever it is killed: what was packed restores, at most the newest is lost, and the run comes to the same end."""
     before, rng, run = checkpoints(trained), random.Random(2), tmp_path / "run"
-    lost = 0
+    lost = kills = 0
     for _ in range(max(1, KILLS // 3)):
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir()
-        ended, newest = False, 0
+        ended, newest, patience = False, 0, 1.5
         while not ended:
             process = subprocess.Popen([sys.executable, str(HERE / "series_run.py"), str(run), "8", "3"], stdout=subprocess.PIPE, text=True)
             assert process.stdout.readline() == "begin\n"
             try:
-                process.wait(rng.uniform(0, 1.5))
+                process.wait(rng.uniform(0, patience))
             except subprocess.TimeoutExpired:
                 process.kill()
+                kills, patience = kills + 1, patience + 0.2  # on a slow machine too it comes to an end
             ended = process.stdout.read() == "end\n"
             process.wait()
             process.stdout.close()
@@ -429,9 +432,9 @@ def test_a_training_run_killed_at_random_moments(trained, tmp_path):
             assert max(whole, default=0) >= newest
             newest, lost = max(whole, default=0), lost + len(incomplete)
         assert whole == [6, 7, 8]
-        assert depths(run) == [2, 0, 1] or len(depths(run)) == 3  # a kill may move the anchors
+        assert all(each.is_packed for each in series.series(run).checkpoints)
         assert not hidden(run)
-    print(f"{lost} checkpoints were cut while they were saved")
+    print(f"{kills} kills, {lost} of them while a checkpoint was saved")
 
 
 def test_two_processes_pack_one_run(run, tmp_path):
