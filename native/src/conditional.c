@@ -28,6 +28,8 @@ static void complete_tables(wp_conditional_tables *t, const wp_rans_table *books
         for (unsigned i = 0; i < 4; i++) t->step2[b * 4 + i] = BELOW(2 + 4 * i);
         for (unsigned i = 0; i < 8; i++) t->step1[b * 8 + i] = BELOW(1 + 2 * i);
 #undef BELOW
+        for (unsigned slot = 0; slot < 256; slot++)
+            t->by_slot[256 * b + slot] = (books[b].by_slot[slot] & 0xffff) | (uint32_t)t->symbol[16 * b + books[b].rank_of_slot[slot]] << 16;
     }
 }
 

@@ -6,7 +6,7 @@
 #include "plane.h"
 #include "words.h"
 
-enum { MAX_RATE = 15, N_CLASSES = WP_N_CLASSES, MAX_EXTRA = 32, BITS_GUARD = 8 };
+enum { MAX_RATE = 15, N_CLASSES = WP_N_CLASSES, MAX_EXTRA = 32, BITS_GUARD = 16 };
 
 /* ---- what a layout means here ---- */
 
@@ -31,14 +31,19 @@ static unsigned exponent_mask_of(word_kind k) { return (1u << k.exponent_bits) -
 
 /* ---- decoding ---- */
 
-static void fill_classes(wp_class_table *t, const uint8_t *frequent, unsigned n_frequent) {
+/* Classes of words of `bits` bits: those whose magnitude would need more are none. */
+static void fill_classes(wp_class_table *t, unsigned bits, const uint8_t *frequent, unsigned n_frequent) {
     t->entry[0] = 0;
     t->entry[1] = 1 | 1 << 8;
     for (unsigned i = 0; i < N_CLASSES - WP_FIRST_FREQUENT; i++)
-        t->entry[WP_FIRST_FREQUENT + i] = i < n_frequent ? (uint64_t)wp_load32(frequent + 4 * i) << 8 : 0;
+        t->entry[WP_FIRST_FREQUENT + i] = i < n_frequent ? (uint64_t)wp_load32(frequent + 4 * i) << 8 : WP_NO_CLASS;
     for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) {
         const unsigned low = (c >> 1) - 1;
-        t->entry[c] = (low + 1) | (uint64_t)((2u | (c & 1)) << low) << 8;
+        t->entry[c] = c < 2 * bits - 1 ? (low + 1) | (uint64_t)((2u | (c & 1)) << low) << 8 : WP_NO_CLASS;
+    }
+    for (unsigned c = 0; c < N_CLASSES; c++) {
+        t->extra[c] = t->entry[c] == WP_NO_CLASS ? 0x80 : (uint8_t)t->entry[c];
+        for (unsigned i = 0; i < 4; i++) t->lead[i][c] = (uint8_t)(t->entry[c] >> (8 + 8 * i));
     }
 }
 
@@ -70,8 +75,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
     if (status != WP_OK) return status;
 
     wp_class_table table;
-    fill_classes(&table, frequent, n_frequent);
-    const unsigned last_class = 2 * (kind.word_bits - shift) - 1; /* its magnitude would need more bits than the word has */
+    fill_classes(&table, kind.word_bits - shift, frequent, n_frequent);
     const uint8_t *bits = streams[2].data;
     uint64_t n_bits = (uint64_t)streams[2].n_bytes * 8, position = 0;
     /* Where fewer bytes are left than a block may read, they are read from a copy with zeros behind it. */
@@ -96,13 +100,6 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
                     status = wp_plane_next(k, &ws->u.planes[0], m, NULL, ws->symbols[0], &classes);
                 }
                 if (status != WP_OK) return status;
-                uint8_t largest = 0, largest_class = 0;
-                for (size_t i = 0; i < m; i++) {
-                    const uint8_t c = classes[i] < WP_FIRST_FREQUENT ? classes[i] : 0;
-                    largest = classes[i] > largest ? classes[i] : largest;
-                    largest_class = c > largest_class ? c : largest_class;
-                }
-                if (largest_class >= last_class || largest >= WP_FIRST_FREQUENT + n_frequent) return WP_CORRUPT;
                 if (bits != tail && n_bits / 8 - position / 8 < MOST_READ) {
                     const size_t begin = (size_t)(position / 8), left = (size_t)(n_bits / 8) - begin;
                     memset(tail, 0, sizeof tail);
@@ -112,6 +109,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
                     n_bits -= 8 * begin;
                 }
                 position = k->differences(&table, classes, m, bits, position, bytes, &d);
+                if (position == UINT64_MAX) return WP_CORRUPT;
                 if (position > n_bits) return WP_TRUNCATED;
                 k->apply(base, bytes, shift, kind.is_float, &d, m, out);
             }

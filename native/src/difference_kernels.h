@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The hot loops of section 14, in plain C that compilers make vectors of; each kernels_<isa>.c includes it for its own instructions. A file whose vectors can may define
- * WP_NONZERO64(p), the mask of the bytes at p, 64 of them, that are not 0: then the unchanged elements among changed ones cost nothing.
+ * WP_NONZERO64(p), the mask of the bytes at p, 64 of them, that are not 0: then the unchanged elements among changed ones cost nothing; or WP_OWN_DIFFERENCES, where it has a
+ * `differences` of its own.
  */
 #ifndef WP_DIFFERENCE_KERNELS_H
 #define WP_DIFFERENCE_KERNELS_H
@@ -23,41 +24,42 @@ static void exponents(const uint8_t *base, size_t m, unsigned bytes, unsigned sh
     else exponents_1(base, m, shift, mask, out);
 }
 
+#ifndef WP_OWN_DIFFERENCES
 static inline uint32_t read_one(uint64_t entry, const uint8_t *bits, uint64_t position) {
     const uint64_t v = wp_load64(bits + (position >> 3)) >> (position & 7) & (((uint64_t)1 << (entry & 255)) - 1);
     const uint32_t magnitude = (uint32_t)(entry >> 8) | (uint32_t)(v >> 1), sign = (uint32_t)(v & 1);
     return (magnitude ^ (0u - sign)) + sign;
 }
 
-#define EACH(word, i) d[i] = (word)read_one(t->entry[classes[i]], bits, position); position += t->entry[classes[i]] & 255
-
+static inline uint64_t read_all(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
+    uint64_t all = 0;
+#define READ(i)                                                         \
+    const uint64_t entry = t->entry[classes[i]];                        \
+    const uint32_t one = read_one(entry, bits, position);               \
+    if (bytes == 2) d->of_2[i] = (uint16_t)one; else d->of_4[i] = one;  \
+    position += entry & 255;                                            \
+    all |= entry
 #ifdef WP_NONZERO64
-#define ALL(word)                                                                                       \
-    if (m == WP_BLOCK) {                                                                                \
-        memset(d, 0, WP_BLOCK * sizeof *d);                                                             \
-        for (size_t half = 0; half < WP_BLOCK; half += 64)                                              \
-            for (uint64_t changed = WP_NONZERO64(classes + half); changed; changed &= changed - 1) {    \
-                const size_t i = half + wp_lowest_bit(changed);                                         \
-                EACH(word, i);                                                                                \
-            }                                                                                           \
-        return position;                                                                                \
-    }                                                                                                   \
-    for (size_t i = 0; i < m; i++) { EACH(word, i); }                                                         \
-    return position
-#else
-#define ALL(word)                                       \
-    for (size_t i = 0; i < m; i++) { EACH(word, i); }         \
-    return position
+    if (m == WP_BLOCK) {
+        if (bytes == 2) memset(d->of_2, 0, sizeof d->of_2); else memset(d->of_4, 0, sizeof d->of_4);
+        for (size_t half = 0; half < WP_BLOCK; half += 64)
+            for (uint64_t changed = WP_NONZERO64(classes + half); changed; changed &= changed - 1) {
+                const size_t i = half + wp_lowest_bit(changed);
+                READ(i);
+            }
+        return all & WP_NO_CLASS ? UINT64_MAX : position;
+    }
 #endif
+    for (size_t i = 0; i < m; i++) { READ(i); }
+#undef READ
+    return all & WP_NO_CLASS ? UINT64_MAX : position;
+}
 
 /* Differences of the m <= 128 classes, whose extra bits are at `position`; returns the position behind them. As wide as the words, or 32 bits. */
-static uint64_t differences_2(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, uint16_t *d) {
-    ALL(uint16_t);
-}
-static uint64_t differences_4(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, uint32_t *d) { ALL(uint32_t); }
 static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
-    return bytes == 2 ? differences_2(t, classes, m, bits, position, d->of_2) : differences_4(t, classes, m, bits, position, d->of_4);
+    return bytes == 2 ? read_all(t, classes, m, bits, position, 2, d) : read_all(t, classes, m, bits, position, 4, d);
 }
+#endif
 
 static inline void apply_words(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out) {
     const unsigned bits = 8 * bytes - shift;
@@ -88,8 +90,6 @@ static void apply(const uint8_t *base, unsigned bytes, unsigned shift, int is_fl
     else apply_words(base, bytes, shift, is_float, d, m, out);
 }
 
-#undef ALL
-#undef EACH
 #define WP_DIFFERENCES exponents, differences, apply
 
 #endif

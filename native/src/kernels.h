@@ -60,11 +60,14 @@ enum { WP_CONDITIONAL_ESCAPE = 255 };
 typedef struct {
     uint8_t freq[256], start[256], symbol[256];
     uint8_t step8[16], step4[64], step2[64], step1[128];
+    uint32_t by_slot[16 * 256]; /* [256 b + slot]: freq | (slot - start) << 8 | symbol << 16 */
 } wp_conditional_tables;
 
-/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8; of a frequent difference 0 | itself << 8. */
+/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8; of a frequent difference 0 | itself << 8; of one that must
+ * not be, WP_NO_CLASS. The same by bytes, for vectors: extra bits, 0x80 for no class; and the magnitude. */
 enum { WP_N_CLASSES = 128, WP_FIRST_FREQUENT = 64 };
-typedef struct { uint64_t entry[WP_N_CLASSES]; } wp_class_table;
+#define WP_NO_CLASS ((uint64_t)1 << 63)
+typedef struct { uint64_t entry[WP_N_CLASSES]; uint8_t extra[WP_N_CLASSES], lead[4][WP_N_CLASSES]; } wp_class_table;
 /* Of a block: in 16 bits for words of 16, else in 32. */
 typedef union { uint16_t of_2[WP_BLOCK]; uint32_t of_4[WP_BLOCK]; } wp_differences;
 
@@ -127,7 +130,7 @@ typedef struct {
     void (*context_encode)(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups);
     /* Decodes one group of 128 symbols, each with the codebook row[context of its exponent] < n_tables of `d`; `t` says the same. */
     wp_status (*conditional_decode)(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out);
-    /* Section 14, see difference_kernels.h. `differences` may read 8 bytes behind the last bit. */
+    /* Section 14, see difference_kernels.h. `differences` may read 16 bytes behind the last bit, and returns UINT64_MAX if there is a class that must not be. */
     void (*exponents)(const uint8_t *base, size_t m, unsigned bytes, unsigned shift, unsigned mask, uint8_t *out);
     uint64_t (*differences)(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d);
     void (*apply)(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out);

@@ -460,7 +460,37 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     e->renorm = renorm;
 }
 
-const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, wp_conditional_decode_scalar, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
+/* ---- rANS with a codebook a symbol ---- */
+
+/* One symbol for each of 32 lanes. What a codebook says of a slot is gathered: the lanes of a gather are chosen so that unpacking puts all in order again. */
+INLINE V conditional_quarter(states *s, V book, const wp_conditional_tables *t, const uint8_t **renorm, const uint8_t **literals) {
+    const V zero = _mm256_setzero_si256(), fields = v_twice(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const V low = _mm256_unpacklo_epi8(s->lo_hi[0], book), high = _mm256_unpackhi_epi8(s->lo_hi[0], book);
+    const V index[4] = {_mm256_unpacklo_epi16(low, zero), _mm256_unpackhi_epi16(low, zero), _mm256_unpacklo_epi16(high, zero), _mm256_unpackhi_epi16(high, zero)};
+    V found[4];
+    for (int i = 0; i < 4; i++) found[i] = _mm256_shuffle_epi8(_mm256_i32gather_epi32((const int *)t->by_slot, index[i], 4), fields);
+    const V a = _mm256_unpacklo_epi32(found[0], found[1]), b = _mm256_unpacklo_epi32(found[2], found[3]);
+    advance(s, _mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), renorm);
+    V symbol = _mm256_unpacklo_epi64(_mm256_unpackhi_epi32(found[0], found[1]), _mm256_unpackhi_epi32(found[2], found[3]));
+    const uint32_t escaped = (uint32_t)_mm256_movemask_epi8(symbol); /* classes have 7 bits */
+    if (escaped) symbol = _mm256_blendv_epi8(symbol, pull(literals, escaped), symbol);
+    return symbol;
+}
+
+static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out) {
+    const V books = table16(row), base = v_set(base_exponent), most = v_set(WP_N_CONTEXTS - 1);
+    wp_rans_guard(d);
+    for (int i = 0; i < 4; i++) {
+        const V context = _mm256_min_epu8(_mm256_subs_epu8(v_load(exponents + 32 * i), base), most);
+        states s;
+        v_load2((const uint8_t *)(d->x + 32 * i), s.lo_hi);
+        v_store(out + 32 * i, conditional_quarter(&s, _mm256_shuffle_epi8(books, context), t, &d->renorm, &d->literals));
+        v_store2((uint8_t *)(d->x + 32 * i), s.lo_hi);
+    }
+    return overran(d) ? WP_TRUNCATED : WP_OK;
+}
+
+const wp_kernels wp_kernels_avx2 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, conditional_decode, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
 
 #if defined(__clang__)
 #pragma clang attribute pop

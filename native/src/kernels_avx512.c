@@ -378,7 +378,85 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
 
 typedef struct { V step8, step4, step2, step1[2]; table256 freqs, starts, symbols; } conditional_tables;
 
-#define WP_NONZERO64(p) ((uint64_t)_mm512_test_epi8_mask(v_load(p), v_load(p)))
+/* The next bits of the stream, dealt out by a mask: its ones are where they go, the lowest first. */
+INLINE uint64_t deposit(const uint8_t *bits, uint64_t *position, uint64_t mask) {
+    const uint8_t *p = bits + (*position >> 3);
+    const unsigned shift = (unsigned)*position & 7;
+    *position += _mm_popcnt_u64(mask);
+    return _pdep_u64(wp_load64(p) >> shift | (wp_load64(p + 8) << 1) << (63 - shift), mask);
+}
+
+INLINE V look_up128(const uint8_t *t, V i) { return _mm512_permutex2var_epi8(v_load(t), i, v_load(t + 64)); }
+INLINE V part16(const V *v, int i) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)((const uint8_t *)v + 32 * i))); }
+INLINE V part32(const V *v, int i) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)((const uint8_t *)v + 16 * i))); }
+
+/* Sign and lower bits of 64 elements in lanes of `lane_bits`, where the widest has room. n: how many bits each has. */
+INLINE uint64_t deal_out(const V *n, unsigned lane_bits, const uint8_t *bits, uint64_t position, uint64_t *lanes) {
+    for (unsigned i = 0; i < lane_bits / 8; i++) {
+        V mask;
+        if (lane_bits == 8) {
+            mask = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 3, 7, 15, 31, 63, 127, -1, -1, -1, -1, -1, -1, -1, -1)), *n);
+        } else if (lane_bits == 16) {
+            mask = _mm512_sub_epi16(_mm512_sllv_epi16(_mm512_set1_epi16(1), part16(n, (int)i)), _mm512_set1_epi16(1));
+        } else {
+            mask = _mm512_sub_epi32(_mm512_sllv_epi32(_mm512_set1_epi32(1), part32(n, (int)i)), _mm512_set1_epi32(1));
+        }
+        uint64_t masks[8];
+        _mm512_storeu_si512(masks, mask);
+        for (unsigned k = 0; k < 8; k++) lanes[8 * i + k] = deposit(bits, &position, masks[k]);
+    }
+    return position;
+}
+
+INLINE V signed16(V magnitude, V v) {
+    const V sign = _mm512_and_si512(v, _mm512_set1_epi16(1));
+    magnitude = v_or(magnitude, V_SHR(v, 1));
+    return _mm512_add_epi16(_mm512_xor_si512(magnitude, _mm512_sub_epi16(_mm512_setzero_si512(), sign)), sign);
+}
+INLINE V signed32(V magnitude, V v) {
+    const V sign = _mm512_and_si512(v, _mm512_set1_epi32(1));
+    magnitude = v_or(magnitude, _mm512_srli_epi32(v, 1));
+    return _mm512_add_epi32(_mm512_xor_si512(magnitude, _mm512_sub_epi32(_mm512_setzero_si512(), sign)), sign);
+}
+
+INLINE uint64_t differences_64(const wp_class_table *t, const uint8_t *classes, const uint8_t *bits, uint64_t position, unsigned bytes, uint8_t *d) {
+    const V c = v_load(classes);
+    V n = look_up128(t->extra, c), lead[4];
+    uint64_t lanes[32];
+    if (_mm512_movepi8_mask(n)) return UINT64_MAX;
+    for (unsigned i = 0; i < (bytes == 2 ? 2 : 4); i++) lead[i] = look_up128(t->lead[i], c);
+    const int wide = _mm512_cmpgt_epu8_mask(n, v_set(8)) != 0, wider = bytes != 2 && _mm512_cmpgt_epu8_mask(n, v_set(16)) != 0;
+    if (wider) position = deal_out(&n, 32, bits, position, lanes);
+    else if (wide) position = deal_out(&n, 16, bits, position, lanes);
+    else position = deal_out(&n, 8, bits, position, lanes);
+    const V *const v = (const V *)(const void *)lanes;
+    if (bytes == 2) {
+        for (int i = 0; i < 2; i++) {
+            V bits16 = wide ? _mm512_loadu_si512((const uint8_t *)lanes + 64 * i) : part16(v, i);
+            _mm512_storeu_si512(d + 64 * i, signed16(v_or(part16(&lead[0], i), V_SHL(part16(&lead[1], i), 8)), bits16));
+        }
+    } else {
+        for (int i = 0; i < 4; i++) {
+            V bits32 = wider ? _mm512_loadu_si512((const uint8_t *)lanes + 64 * i)
+                       : wide ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint8_t *)lanes + 32 * i))) : part32(v, i);
+            V magnitude = v_or(v_or(part32(&lead[0], i), _mm512_slli_epi32(part32(&lead[1], i), 8)),
+                               v_or(_mm512_slli_epi32(part32(&lead[2], i), 16), _mm512_slli_epi32(part32(&lead[3], i), 24)));
+            _mm512_storeu_si512(d + 64 * i, signed32(magnitude, bits32));
+        }
+    }
+    return position;
+}
+
+/* See difference_kernels.h. Extra bits are dealt out by pdep, as many elements at once as the widest among 64 allows. */
+static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
+    uint8_t padded[WP_BLOCK] = {0};
+    if (m < WP_BLOCK) { memcpy(padded, classes, m); classes = padded; }
+    for (size_t half = 0; half < WP_BLOCK && position != UINT64_MAX; half += 64)
+        position = bytes == 2 ? differences_64(t, classes + half, bits, position, 2, (uint8_t *)(d->of_2 + half))
+                              : differences_64(t, classes + half, bits, position, 4, (uint8_t *)(d->of_4 + half));
+    return position;
+}
+#define WP_OWN_DIFFERENCES
 #include "difference_kernels.h"
 
 INLINE V conditional_half(states *s, V book, const conditional_tables *t, const uint8_t **renorm, const uint8_t **literals) {
