@@ -145,7 +145,7 @@ static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, i
     const uint32_t turned = is_float ? base >> (bits - 1) : 0;
     if (is_float) { word = wp_in_order(word, bits); base = wp_in_order(base, bits); }
     const uint32_t d = (word - base) & wp_word_mask(bits), less = d >> (bits - 1) & 1;
-    *negative = d ? less ^ turned : 0;
+    *negative = (less ^ turned) & (d != 0);
     return ((d ^ (0u - less)) + less) & wp_word_mask(bits);
 }
 
@@ -230,9 +230,13 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
             const uint32_t b = wp_load_word(base, bytes, i);
             const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, b >> shift, 8 * bytes - shift, is_float, &negative);
             /* Without branches: which elements changed can't be foreseen. */
-            const unsigned k = wp_highest_bit(m | 1), low = k ? k - 1 : 0, c = k ? 2 * k + (m >> low & 1) : m;
-            const uint32_t d = ((m ^ (0u - negative)) + negative) & wp_word_mask(8 * bytes - shift);
-            const unsigned known = frequent ? frequent->class_of[slot_of(frequent, d)] : 0, symbol = known ? known : c;
+            const unsigned k = wp_highest_bit(m | 1), low = k - (k != 0);
+            unsigned symbol = 2 * k + (m >> low & 1), n_extra = low + (m != 0);
+            if (frequent) {
+                const unsigned known = frequent->class_of[slot_of(frequent, ((m ^ (0u - negative)) + negative) & wp_word_mask(8 * bytes - shift))];
+                symbol = known ? known : symbol;
+                n_extra = known ? 0 : n_extra;
+            }
             const unsigned cell = rate * WP_CELL_ROW + wp_context_of((uint8_t)(b >> kind.exponent_shift & exponent_mask), base_exponent);
             *cells++ = (uint8_t)cell;
             *classes++ = (uint8_t)symbol;
@@ -241,8 +245,8 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
             odd = even;
             even = next;
             const uint64_t extra = (uint64_t)(m & ((1u << low) - 1)) << 1 | negative;
-            held |= (known ? 0 : extra) << n_held;
-            n_held += known ? 0 : low + (m != 0);
+            held |= (extra & (((uint64_t)1 << n_extra) - 1)) << n_held;
+            n_held += n_extra;
             wp_store64(p, held);
             p += n_held / 8;
             held >>= n_held & ~7u;
@@ -258,14 +262,17 @@ wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *ele
     word_kind kind;
     if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || base_exponent > 255 || n_frequent > N_CLASSES - WP_FIRST_FREQUENT) return WP_ARGUMENT;
     frequent_table table;
-    const frequent_table *const known = n_frequent ? &table : NULL;
     fill_frequent(&table, frequent, n_frequent);
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
         if (rates[b] > MAX_RATE) return WP_ARGUMENT;
     const unsigned bytes = wp_layout_of(layout)->elem_bytes;
     coded out = {cells, classes, extras, counts, 0, 0};
     memset(counts, 0, 2 * sizeof counts[0]);
-#define LOOP(bytes, shift, is_float) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, known, &out)
+#define LOOP(bytes, shift, is_float)                                                                                                                \
+    do {                                                                                                                                            \
+        if (n_frequent) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, &table, &out);                \
+        else code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, NULL, &out);                             \
+    } while (0)
     FOR_KIND(LOOP);
 #undef LOOP
     for (size_t i = 0; i < 256 * N_CLASSES; i++) counts[0][i] += counts[1][i];
