@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 MOST_SEED_BYTES = 4096  # a seed that is longer makes every execution slow
 ODD_NUMBERS = [0, 1, -1, 2, 127, 255, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400, 1e999, 0.5]
-ODD_VALUES = [*ODD_NUMBERS, True, None, "", "p", "k", "t", "U8", "F4", "\ud800", [], {}, [0], [[]]]
+ODD_VALUES = [*ODD_NUMBERS, True, None, "", "p", "k", "t", "d", "U8", "F4", "\ud800", [], {}, [0], [[]]]
 
 
 # ---- seeds ----
@@ -71,8 +71,12 @@ def seeds() -> Iterator[tuple[str, bytes]]:
                 yield from _record_seeds(packed, stored, file, data)
     yield from lead_seeds()
     yield from tables_seeds()
+    yield from difference_seeds()
     for file in small_files():
         yield "packed", file
+    for file in based_files():
+        yield "based", file
+        yield "index", json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]["weightpack"].encode()
     packed_file = b'{"a.safetensors": {"source_bytes": 1, "packed_bytes": 2, "sha256": "00"}}'
     yield "manifest", b'{"weightpack_manifest": 1, "packed": ' + packed_file + b', "originals": {"config.json": "e30K"}}'
     yield "shards", b'{"metadata": {"total_size": 1}, "weight_map": {"a": "a.safetensors", "b": "sub/b.safetensors"}}'
@@ -93,6 +97,33 @@ def small_files() -> Iterator[bytes]:
         for codec in weightpack.options.CODEC_CHOICES:
             weightpack.pack(source, target, options=weightpack.PackOptions(codecs=(codec,), chunk_elems=256, exhaustive=True), overwrite=True)
             yield target.read_bytes()
+
+
+def based_files() -> Iterator[bytes]:
+    """Yield packed files that are differences from the base of the target `based`: of its dtypes and others, moved, longer; and scaled ones."""
+    import samples
+    from fuzz_targets import base_file
+
+    import weightpack
+    from weightpack.options import CODEC_CHOICES
+
+    rng = np.random.default_rng(9)
+    bf16, f16, f32 = (np.frombuffer(samples.weights(n, dtype), "<u2" if n != 260 else "<u4") for dtype, n in (("BF16", 420), ("F16", 300), ("F32", 260)))
+    step = {name: (each + (rng.random(each.size) < 0.2)).astype(each.dtype) for name, each in (("BF16", bf16), ("F16", f16), ("F32", f32))}
+    same_dtypes = {name: (name, (each.size,), each.tobytes()) for name, each in step.items()}
+    narrower = {"F32": ("BF16", (260,), (step["F32"] >> 16).astype("<u2").tobytes()), "BF16": ("F32", (420,), (bf16.astype("<u4") << 16).tobytes())}
+    table = np.frombuffer(bytes(i * i % 251 for i in range(300)), np.uint8).reshape(30, 10)
+    longer = {"U8": ("U8", (33, 10), np.concatenate([table[:9], table[5:8] ^ 0x55, table[9:]]).tobytes()), "BF16": same_dtypes["BF16"]}
+    moments = np.exp(rng.normal(-9, 3, (20, 1)) + rng.normal(0, 2, (1, 18))).astype("<f4")
+    with tempfile.TemporaryDirectory() as folder:
+        base, source, target = Path(folder) / "base", Path(folder) / "source", Path(folder) / "packed"
+        base.write_bytes(base_file())
+        for tensors in (same_dtypes, narrower, longer, {"v": ("F32", (20, 18), moments.tobytes())}):
+            source.write_bytes(samples.safetensors_file(tensors))
+            for codecs in ((), CODEC_CHOICES):
+                options = weightpack.PackOptions(codecs=codecs, chunk_elems=256)
+                weightpack.pack(source, target, options=options, base=None if "v" in tensors else base, overwrite=True)
+                yield target.read_bytes()
 
 
 def lead_seeds() -> Iterator[tuple[str, bytes]]:
@@ -135,10 +166,43 @@ def tables_seeds() -> Iterator[tuple[str, bytes]]:
     which, rng = np.array([2, 0, 1, 0]).repeat(128)[:400], np.random.default_rng(3)
     symbols = np.choose(which, [rng.choice([1, 2, 3, 9, 250], 400), rng.choice([7, 7, 7, 99], 400), rng.choice([5, 6], 400)]).astype(np.uint8)
     head = bytes([2, 1]) + b"".join(bytes((len(b.symbols), b.escape_freq)) + b.symbols + b.freqs for b in books) + bytes([2 | 1 << 4])
-    stream = head + portable._encode_symbols(books, which, symbols).tobytes()
+    stream = head + portable.encode_symbols(books, which, symbols).tobytes()
     yield "stream", struct.pack("<BBBH", LayoutId.BYTES1 - 1, 0, Codec.TABLES, 400) + stream
     chunk = struct.pack("<BBH", 0, 1, 0) + struct.pack("<I", Codec.TABLES | len(stream) << 8) + stream
     yield "chunk", struct.pack("<BH", LayoutId.BYTES1, 400) + chunk
+
+
+def difference_seeds() -> Iterator[tuple[str, bytes]]:
+    """Yield chunks of differences, each with its base, and elements for their encoder."""
+    from weightpack.difference_encoder import encode_difference, encode_scaled
+    from weightpack.dtypes import LAYOUTS, LayoutId
+    from weightpack.format.constants import Mode
+    from weightpack.format.record import parse_chunk
+    from weightpack.options import PackOptions
+
+    rng = np.random.default_rng(4)
+    for layout in (layout for layout in LAYOUTS.values() if layout.elem_bytes <= 4):
+        for n, step in ((90, 1), (300, 3), (1100, 2)):
+            word = f"<u{layout.elem_bytes}"
+            base = rng.integers(1 << 8 * layout.elem_bytes - 3, 1 << 8 * layout.elem_bytes - 2, n).astype(word)
+            steps = rng.integers(-step, step + 1, n) * (np.arange(n) // 128 % 2 == 0) + 5000 * (rng.random(n) < 0.3) * (step == 3)
+            elems = (base.astype(np.int64) + steps).astype(word)
+            chunk = parse_chunk(encode_difference(elems.view(np.uint8), base.view(np.uint8), layout, PackOptions(codecs=("rans", "huffman"))), layout)
+            yield "difference", _difference_seed(int(layout.id), 0, n, 0, chunk, base.tobytes())
+            head = struct.pack("<BBHBBBBB", layout.id - 1, 4 | step << 3, n, step - 1, 3, 5 * step, 0x70, 2 * step)
+            yield "encode", head + elems.tobytes()[:900]
+    for layout in (LAYOUTS[LayoutId.F32], LAYOUTS[LayoutId.BF16]):
+        values = np.exp(rng.normal(-9, 2, (8, 1)) + rng.normal(0, 2, (1, 20))).astype("<f4").view("<u4") >> (32 - 8 * layout.elem_bytes)
+        data = values.astype(f"<u{layout.elem_bytes}").view(np.uint8).reshape(-1)
+        chunk = parse_chunk(encode_scaled(data, layout, 20, 0, PackOptions(codecs=("rans", "huffman"))), layout)
+        assert chunk.mode == Mode.SCALED
+        yield "difference", _difference_seed(int(layout.id), 1, 160, 19, chunk, b"\0\0" + bytes(chunk.streams[0][1]))
+
+
+def _difference_seed(layout: int, flags: int, n: int, cols: int, chunk: Any, base: bytes) -> bytes:
+    codecs, streams = zip(*((codec, bytes(stream)) for codec, stream in chunk.streams[-3:]), strict=True)
+    head = struct.pack("<BBB3BBHHHHH", layout, flags, chunk.shift, *codecs, len(chunk.frequent) // 4, n, cols, len(base), len(streams[0]), len(streams[1]))
+    return head + chunk.frequent + base + b"".join(streams)
 
 
 def _record_seeds(packed: Any, stored: Any, file: bytes, data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -185,8 +249,8 @@ def keep_corpus(found: Path, corpus: Path, n_kept: int = 40) -> None:
 # ---- mutators ----
 
 
-def repair_record(record: bytes, n_bytes: int) -> bytes:
-    """Put the right CRC in the table for each chunk that can be decoded."""
+def repair_record(record: bytes, n_bytes: int, base: Any = None) -> bytes:
+    """Put the right CRC in the table for each chunk that can be decoded; `base` is what the reference decoder takes."""
     from weightpack import reference
     from weightpack.errors import WeightpackError
     from weightpack.format.record import parse_record_head
@@ -196,7 +260,7 @@ def repair_record(record: bytes, n_bytes: int) -> bytes:
         head = parse_record_head(record, n_bytes, len(record))
         layout = reference.LAYOUTS[int(head.layout.id)]
         for i in range(head.n_chunks):
-            chunk, _ = reference.decode_chunk(record, int(head.offsets[i]), layout, head.elems_of(i))
+            chunk, _ = reference.decode_chunk(record, int(head.offsets[i]), layout, head.elems_of(i), base, i * head.chunk_elems)
             struct.pack_into("<I", fixed, 8 + 8 * i + 4, reference.numbered_crc(i, chunk))
     except (WeightpackError, reference.FormatError):
         pass  # the rest stays as it is
@@ -334,15 +398,13 @@ def _sealed(header: Any, text: str, section: bytes) -> bytes:
 
 def _with_sha256(header: Any, text: str, section: bytes) -> bytes | None:
     """Set the source's SHA-256 to that of what the file restores to; None if it restores to nothing."""
-    from fuzz_targets import LIMITS
+    from fuzz_targets import base_file, opened
 
     from weightpack.errors import WeightpackError
-    from weightpack.files import MemoryFile
-    from weightpack.reader import PackedFile
     from weightpack.restore import restored_pieces
 
     try:
-        packed = PackedFile(MemoryFile([_sealed(header, text, section)]), LIMITS)
+        packed = opened(_sealed(header, text, section), base_file())
         digest = hashlib.sha256()
         for piece in restored_pieces(packed, 1, lambda _, part: part.tobytes()):
             digest.update(piece.result)
@@ -375,20 +437,38 @@ def _repair_section(header: Any, index: Any, section: bytes) -> bytes:
     first = zstandard.ZstdDecompressor().decompress(base64.b64decode(index["gaps"][0][2]), max_output_size=1 << 20)
     source = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])
     kept = b""
+    ranges = iter(index.get("ranges", ()))
     for name, kind in zip(sorted(key for key in header if key != "__metadata__"), index["storage"], strict=True):
         begin, end = header[name]["data_offsets"]
         source_begin, source_end = source[name]["data_offsets"]
         if kind == "p":
             section = section[:begin] + repair_record(section[begin:end], source_end - source_begin) + section[end:]
+        elif kind == "d":
+            section = section[:begin] + repair_record(section[begin:end], source_end - source_begin, _base_of(source[name], next(ranges))) + section[end:]
         elif kind == "k" and end > begin:
             kept += struct.pack("<I", reference.numbered_crc(0, section[begin:end]))
     index["kept_crc32c"] = base64.b64encode(kept).decode()
     return section
 
 
+def _base_of(entry: Any, item: Any) -> Any:
+    """Return what the reference decoder takes for the base of a tensor of the target `based`."""
+    from fuzz_targets import base_file
+
+    from weightpack import reference
+
+    n = entry["data_offsets"][1] - entry["data_offsets"][0]
+    tensor = reference.Tensor("", entry["dtype"], (), 0, n, "d", memoryview(b""), memoryview(b""))
+    try:
+        (range_,) = reference.read_ranges([item], [reference.BaseFile(len(base_file()), "")], [tensor])
+    except (reference.FormatError, KeyError):
+        return None
+    return entry["dtype"], reference.base_elements(range_, [base_file()])
+
+
 MUTATORS = {
     "header": mutate_header, "index": mutate_json, "manifest": mutate_json, "shards": mutate_json, "tensor": mutate_tensor, "frame": mutate_frame,
-    "packed": mutate_packed,
+    "packed": mutate_packed, "based": mutate_packed,
 }  # fmt: skip
 
 

@@ -16,11 +16,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import samples
 
 import weightpack.numpy
 from weightpack import reference
 from weightpack.checkpoint import MANIFEST, Manifest, model_files
-from weightpack.errors import LimitError, MissingExtraError, OptionError, WeightpackError
+from weightpack.errors import BaseNotFoundError, LimitError, MissingExtraError, OptionError, WeightpackError
 from weightpack.files import MemoryFile
 from weightpack.format.index import Index
 from weightpack.format.safetensors import parse_header
@@ -45,9 +46,9 @@ def refused_alike(product: Callable[[], object], oracle: Callable[[], object]) -
         ours = error
     try:
         theirs = oracle()
-    except reference.FormatError as error:
+    except (reference.FormatError, reference.BaseNotFoundError) as error:
         theirs = error
-    refused = isinstance(ours, WeightpackError), isinstance(theirs, reference.FormatError)
+    refused = isinstance(ours, WeightpackError), isinstance(theirs, reference.FormatError | reference.BaseNotFoundError)
     assert refused[0] == refused[1], f"product: {ours!r:.200}\nreference: {theirs!r:.200}"
     assert refused[0] or ours == theirs, "product and reference give different results"
 
@@ -104,9 +105,20 @@ def frame(data: bytes) -> None:
     refused_alike(product, lambda: reference.decode_frame(data, MAX_BYTES))
 
 
-def restore(data: bytes) -> bytes:
-    """Return the source of a packed file by the product's road, its SHA-256 checked as `weightpack verify` does; each tensor alone must give the same."""
+def opened(data: bytes, base: bytes | None = None) -> PackedFile:
+    """Open a packed file; where it needs bases, `base` has to be each of them."""
     packed = PackedFile(MemoryFile([data]), LIMITS)
+    reference = packed.index.base
+    if reference is not None:
+        if base is None or any((file.sha256, file.n_bytes) != (hashlib.sha256(base).hexdigest(), len(base)) for file in reference.files):
+            raise BaseNotFoundError("another base")
+        packed.bases = [MemoryFile([base]) for _ in reference.files]
+    return packed
+
+
+def restore(data: bytes, base: bytes | None = None) -> bytes:
+    """Return the source of a packed file by the product's road, its SHA-256 checked as `weightpack verify` does; each tensor alone must give the same."""
+    packed = opened(data, base)
     source = b"".join(piece.result for piece in restored_pieces(packed, 1, lambda _, part: part.tobytes()))
     for stored in packed.tensors.values():
         parts = []
@@ -117,14 +129,27 @@ def restore(data: bytes) -> bytes:
     assert len(source) == packed.index.source_bytes
     if hashlib.sha256(source).hexdigest() != packed.index.source_sha256:
         raise WeightpackError("the SHA-256 differs")
-    with contextlib.suppress(LimitError, MissingExtraError, OptionError):  # numpy has not every dtype and shape
-        weightpack.numpy.load(data, threads=1)
+    if base is None:
+        with contextlib.suppress(LimitError, MissingExtraError, OptionError):  # numpy has not every dtype and shape
+            weightpack.numpy.load(data, threads=1)
     return source
 
 
 def packed(data: bytes) -> None:
     """A packed file, beside the reference decoder."""
     refused_alike(lambda: restore(data), lambda: reference.decode_file(data, MAX_BYTES))
+
+
+@cache
+def base_file() -> bytes:
+    """Return the base of the target `based`: a tensor of each dtype that converts, and bytes."""
+    tensors = {name: (name, (n,), samples.weights(n, name)) for name, n in (("BF16", 420), ("F16", 300), ("F32", 260))}
+    return samples.safetensors_file({**tensors, "U8": ("U8", (300,), bytes(i * i % 251 for i in range(300)))})
+
+
+def based(data: bytes) -> None:
+    """A packed file that may be a difference from `base_file`, beside the reference decoder."""
+    refused_alike(lambda: restore(data, base_file()), lambda: reference.decode_file(data, MAX_BYTES, [base_file()]))
 
 
 @cache
@@ -196,5 +221,5 @@ def shards(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (header, index, tensor, frame, packed, damaged, manifest, shards)
+    target.__name__: target for target in (header, index, tensor, frame, packed, based, damaged, manifest, shards)
 }
