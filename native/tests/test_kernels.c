@@ -400,40 +400,58 @@ static void test_pair(unsigned encoder, unsigned decoder) {
 
 /* ---- differences ---- */
 
-static void fill_class_table(wp_class_table *t) {
+/* As difference.c fills it, for differences of `bits` bits; every second frequent one is none. */
+static void fill_class_table(wp_class_table *t, unsigned bits) {
     t->entry[0] = 0;
     t->entry[1] = 1 | 1 << 8;
-    for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) t->entry[c] = c / 2 | (uint64_t)(2u | (c & 1)) << (c / 2 - 1) << 8;
-    for (unsigned c = WP_FIRST_FREQUENT; c < WP_N_CLASSES; c++) t->entry[c] = (next_random() >> 32) << 8;
+    for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) t->entry[c] = c < 2 * bits - 1 ? c / 2 | (uint64_t)(2u | (c & 1)) << (c / 2 - 1) << 8 : WP_NO_CLASS;
+    for (unsigned c = WP_FIRST_FREQUENT; c < WP_N_CLASSES; c++) t->entry[c] = c % 2 ? WP_NO_CLASS : (next_random() >> 32 & wp_word_mask(bits)) << 8;
+    for (unsigned c = 0; c < WP_N_CLASSES; c++) {
+        t->extra[c] = t->entry[c] == WP_NO_CLASS ? 0x80 : (uint8_t)t->entry[c];
+        for (unsigned i = 0; i < 4; i++) t->lead[i][c] = (uint8_t)(t->entry[c] >> (8 + 8 * i));
+    }
 }
 
 static void test_differences(unsigned isa) {
     const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
-    wp_class_table table;
-    fill_class_table(&table);
     begin_line(isa, "differences");
-    for (unsigned i = 0; i < 6 * WP_BLOCK; i++) {
-        const size_t m = 1 + i % WP_BLOCK;
-        const unsigned kind = i / WP_BLOCK, start = below(8);
-        buffer classes = take(m, (int)(i & 1));
-        size_t n_bits = start;
-        for (size_t j = 0; j < m; j++) { /* all lengths; rare ones; none; the longest; frequent ones; small ones */
-            const unsigned c = kind == 0 ? below(63) : kind == 1 ? (below(9) ? 0 : below(63)) : kind == 2 ? 0 : kind == 3 ? 63 : kind == 4 ? 60 + below(68) : below(4);
-            classes.p[j] = (uint8_t)c;
-            n_bits += table.entry[c] & 255;
-        }
-        /* 8 bytes behind the last bit, and not one more. */
-        buffer bits = take((n_bits + 7) / 8 + 8, 1);
-        fill_random(bits.p, (n_bits + 7) / 8 + 8);
-        for (unsigned bytes = 1; bytes <= 4; bytes *= 2) {
+    for (unsigned bytes = 1; bytes <= 4; bytes *= 2)
+        for (unsigned i = 0; i < 8 * WP_BLOCK; i++) {
+            const unsigned kind = i / WP_BLOCK, start = below(8), v = 8 * bytes - (kind & 1 ? below(8 * bytes - 1) : 0);
+            const size_t m = 1 + i % WP_BLOCK;
+            wp_class_table table;
+            fill_class_table(&table, v);
+            buffer classes = take(m, (int)(i & 1));
+            size_t n_bits = start;
+            for (size_t j = 0; j < m; j++) { /* all lengths; rare ones; none; the longest; frequent ones; small ones, of up to 8 bits and of up to 16 */
+                unsigned c = kind == 1 ? (below(9) ? 0 : below(2 * v - 1)) : kind == 2 ? 0 : kind == 3 ? 2 * v - 2 : kind == 4 ? WP_FIRST_FREQUENT + 2 * below(32) : kind == 5 ? below(4)
+                             : kind == 6 ? below(18) : kind == 7 ? below(34) : below(2 * v - 1);
+                if (c < WP_FIRST_FREQUENT && c >= 2 * v - 1) c = below(2 * v - 1);
+                classes.p[j] = (uint8_t)c;
+                n_bits += table.entry[c] & 255;
+            }
+            /* 16 bytes behind the last bit, and not one more. */
+            buffer bits = take((n_bits + 7) / 8 + 16, 1);
+            fill_random(bits.p, (n_bits + 7) / 8 + 16);
             wp_differences expected, got;
             memset(&expected, 0x11, sizeof expected); memset(&got, 0x22, sizeof got);
             check(scalar->differences(&table, classes.p, m, bits.p, start, bytes, &expected) == n_bits, "scalar ends elsewhere");
             check(k->differences(&table, classes.p, m, bits.p, start, bytes, &got) == n_bits, "ends elsewhere");
             check(memcmp(&expected, &got, m * (bytes == 2 ? 2 : 4)) == 0, "differs");
+            /* Classes that must not be, anywhere; what is read then is no more than all others may have. */
+            give(bits);
+            bits = take(WP_BLOCK * 4 + 16, 1);
+            for (unsigned bad = 2 * v - 1; bad < WP_N_CLASSES; bad += 1 + below(20)) {
+                if (table.entry[bad] != WP_NO_CLASS) continue;
+                const size_t at = below((uint32_t)m);
+                const uint8_t before = classes.p[at];
+                classes.p[at] = (uint8_t)bad;
+                check(scalar->differences(&table, classes.p, m, bits.p, start, bytes, &expected) == UINT64_MAX, "scalar takes what is no class");
+                check(k->differences(&table, classes.p, m, bits.p, start, bytes, &got) == UINT64_MAX, "takes what is no class");
+                classes.p[at] = before;
+            }
+            give(classes); give(bits);
         }
-        give(classes); give(bits);
-    }
     end_line();
 
     begin_line(isa, "apply");
