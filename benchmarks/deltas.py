@@ -30,6 +30,7 @@ from delta_pairs import PAIRS, ROOT, Pair, models_folder, n_elements, place
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+BUSY = 3.3  # a load average over which a time says more about the machine than about the tool
 SLOW, SLOW_BYTES = ("bigsmall", "zstd --patch-from -19"), 100_000_000
 ABOUT = """
 - A *pair* is a target and its base; the size is of what is needed beside the base. GB = 10^9 bytes of target. *Bits* are bits of packed file an element of
@@ -44,7 +45,8 @@ ABOUT = """
   tensors without a pair likewise. A base of another float dtype is cast to the target's first.
 - zipnn: its delta mode (`delta_compressed_type="byte"`: it takes the XOR of two buffers and codes it as ever), on the tensors of a dtype, joined; a base of
   another dtype cast first. ZipNN on the XOR is the same thing.
-- lmz: its delta coding: `append` to an archive that has the base; the size is what the archive grows by, the time that of `append`, and of `extract`.
+- lmz: its delta coding, of tensors of one name, dtype and size: `append` to an archive that has the base; the size is what the archive grows by, the times
+  those of `append` and `extract`.
 - bigsmall: its `compress_delta`, XOR or the tensor alone, whichever is smaller; it restores the tensors, not the file's bytes (its header differs).
 - zstd --patch-from: the base as a prefix in zstd's window, long distances on.
 - Without a base, each tool packs the target alone, as it does by default.
@@ -134,11 +136,13 @@ def summary(pairs: dict[str, dict], order: list[str]) -> list[str]:
 
 
 def loads(pairs: dict[str, dict]) -> str:
-    """How busy the machine was while times were taken."""
+    """Say how busy the machine was while times were taken."""
     found = [r["load"] for pair in pairs.values() for r in pair["results"].values() if "load" in r]
-    if not found:
+    calm = [load for load in found if load <= BUSY]
+    if not calm:
         return "No times yet."
-    return f"The load average after a measurement was {min(found):.1f} to {max(found):.1f}: 1 is the measurement itself, the rest others' work on the machine."
+    left_out = f" {len(found) - len(calm)} times taken at a load over {BUSY} are not shown (deltas.json has them)." if len(calm) < len(found) else ""
+    return f"The load average after a measurement was {min(calm):.1f} to {max(calm):.1f}: 1 is the measurement itself, the rest others' work.{left_out}"
 
 
 def larger_rows(pairs: dict[str, dict]) -> list[str]:
@@ -155,7 +159,7 @@ def larger_rows(pairs: dict[str, dict]) -> list[str]:
 
 def tool_row(tool: str, r: dict, n: int) -> str:
     cells = [f"{r['packed_bytes']:,}", f"{100 * r['packed_bytes'] / r['source_bytes']:.2f} %", f"{8 * r['packed_bytes'] / n:.3f}"]
-    if "pack_seconds" in r:
+    if r.get("load", BUSY + 1) <= BUSY:
         gb = r["source_bytes"] / 1e9
         for seconds in (r["pack_seconds"], r["unpack_seconds"]):
             cells += [f"{seconds:.3f}", f"{gb / seconds:.3f}"]
