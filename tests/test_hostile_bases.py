@@ -112,7 +112,8 @@ def test_tensors_of_other_dtypes(packed, dtype):
 
 BASES = [
     None, [], {}, "", {"files": None}, {"files": [[]]}, {"files": {}}, {"depth": 0}, {"depth": -1}, {"depth": None}, {"depth": 1.0}, {"depth": True},
-    {"repo": 3}, {"revision": []}, {"files": [["a", -1, "0" * 64]]}, {"files": [["a", 1, "0" * 63]]}, {"files": [["a", 1, "G" * 64]]}, {"files": [[None, 1, "0" * 64]]},
+    {"repo": 3}, {"revision": []}, {"files": [["a", -1, "0" * 64]]}, {"files": [["a", 1, "0" * 63]]}, {"files": [["a", 1, "G" * 64]]},
+    {"files": [[None, 1, "0" * 64]]},
     {"files": [["a", 1 << 63, "0" * 64]]}, {"files": []},
     {"files": [["a", 1, "0" * 64]]}, {"files": [["a", len(BASE), "0" * 64]]},
     {"files": [["a", 1 << 60, "0" * 64]]},
