@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 
@@ -14,7 +15,7 @@ from test_damage import Parts
 from test_rules import gap
 
 import weightpack
-from weightpack import reference
+from weightpack import bases, reference
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, WeightpackError
 from weightpack.files import MemoryFile
 from weightpack.reader import PackedFile
@@ -180,3 +181,25 @@ def test_chains_that_end_nowhere(packed, tmp_path, chain):
     with pytest.raises((LimitError, BaseNotFoundError)):
         weightpack.unpack(tmp_path / "0.safetensors", tmp_path / "out")
     weightpack.inspect(tmp_path / "0.safetensors")
+
+
+def test_each_base_is_opened_once_however_many_ways_lead_to_it(packed, tmp_path, monkeypatch):
+    """Forty files, each of which needs the one before twice: 2^40 ways."""
+    names = [hashlib.sha256(bytes([i])).hexdigest() for i in range(40)]
+    for i, name in enumerate(names):
+        parts = Parts(packed)
+        length = parts.index["source"]["bytes"]
+        parts.index["source"]["sha256"] = name
+        if i:
+            parts.index["base"]["files"] = [["x", length, names[i - 1]]] * 2
+        (tmp_path / f"{i:02}.safetensors").write_bytes(parts.build())
+    (tmp_path / "base.safetensors").write_bytes(BASE)
+    opens, opened = [], bases.LocalFile.__init__
+    monkeypatch.setattr(bases.LocalFile, "__init__", lambda self, path: (opens.append(path), opened(self, path))[1])
+    with weightpack.safe_open(tmp_path / "39.safetensors"):
+        pass
+    assert len(opens) < 40 * 42
+    with pytest.raises(LimitError):
+        weightpack.safe_open(tmp_path / "39.safetensors", limits=weightpack.Limits(max_depth=39))
+    with weightpack.safe_open(tmp_path / "39.safetensors", limits=weightpack.Limits(max_depth=40)):
+        pass

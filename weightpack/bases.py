@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SEARCH_VARIABLE = "WEIGHTPACK_BASES"
 _MOST_CANDIDATES = 10_000
+Known = dict[tuple[str, int], RandomReader]
+"""Open bases by SHA-256 and length."""
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy")
 
 
@@ -42,6 +44,7 @@ class RestoredFile:
         parts += [(s.tensor.offset, s.tensor.offset + s.tensor.n_bytes, s) for s in packed.tensors.values() if s.tensor.n_bytes]
         self._parts = sorted(parts, key=lambda part: part[0])
         self._ends = np.array([end for _, end, _ in self._parts], np.int64)
+        self.depth = 0 if packed.index.base is None else 1 + max((_depth(base) for base in packed.bases), default=0)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the source."""
@@ -76,10 +79,15 @@ class RestoredFile:
         close_packed(self.packed)
 
 
+def _depth(reader: RandomReader) -> int:
+    return reader.depth if isinstance(reader, RestoredFile) else 0
+
+
 def close_packed(packed: PackedFile) -> None:
     """Close a packed file and its bases."""
     packed.file.close()
-    for base in packed.bases:
+    bases, packed.bases = packed.bases, ()  # first: others may share them, and a base that is closed again is as many calls as there are ways to it
+    for base in bases:
         base.close()
 
 
@@ -153,7 +161,9 @@ def _is_packed_file(file: RandomReader, limits: Limits) -> bool:
 # ---- a packed file that needs others
 
 
-def open_with_bases(file: RandomReader, limits: Limits = DEFAULT_LIMITS, *, base: Sequence[Path] | None = None, depth: int = 0) -> PackedFile:
+def open_with_bases(
+    file: RandomReader, limits: Limits = DEFAULT_LIMITS, *, base: Sequence[Path] | None = None, depth: int = 0, known: Known | None = None
+) -> PackedFile:
     """Open a packed file, and the bases that it is a difference from.
 
     Parameters
@@ -162,6 +172,8 @@ def open_with_bases(file: RandomReader, limits: Limits = DEFAULT_LIMITS, *, base
         Files that the base is among; by default it is looked for.
     depth
         How many files need this one.
+    known
+        Bases that are open, by what they are: each is opened once, however many ways lead to it.
 
     Raises
     ------
@@ -176,23 +188,30 @@ def open_with_bases(file: RandomReader, limits: Limits = DEFAULT_LIMITS, *, base
         return packed
     if depth + 1 > limits.max_depth:
         raise LimitError(f"the file is one of a chain of more than {limits.max_depth} differences", path=file.name)
-    bases: list[RandomReader] = []
+    known = {} if known is None else known
+    before = set(known)
     try:
-        for wanted in reference.files:
-            found = _find(wanted, reference, file, base, limits, depth)
-            bases.append(found)
+        packed.bases = tuple(_find(wanted, reference, file, base, limits, depth, known) for wanted in reference.files)
     except BaseException:
-        for each in bases:
-            each.close()
+        for key in known.keys() - before:  # each alone: what it shares with others stays open
+            opened = known.pop(key)
+            (opened.packed.file if isinstance(opened, RestoredFile) else opened).close()
         raise
-    packed.bases = tuple(bases)
     return packed
 
 
-def _find(wanted: BaseFile, reference: BaseReference, file: RandomReader, given: Sequence[Path] | None, limits: Limits, depth: int) -> RandomReader:
+def _find(
+    wanted: BaseFile, reference: BaseReference, file: RandomReader, given: Sequence[Path] | None, limits: Limits, depth: int, known: Known
+) -> RandomReader:
+    key = wanted.sha256, wanted.n_bytes
+    if key in known:
+        if depth + 1 + _depth(known[key]) > limits.max_depth:
+            raise LimitError(f"the file is one of a chain of more than {limits.max_depth} differences", path=file.name)
+        return known[key]
     for path in _candidates(file, given, wanted, reference):
-        found = _restores_to(path, wanted, limits, depth)
+        found = _restores_to(path, wanted, limits, depth, known)
         if found is not None:
+            known[key] = found
             return found
     if given is not None:
         raise WrongBaseError(f"needs another base than the one that was named: {described(reference)}", path=file.name)
@@ -202,7 +221,7 @@ def _find(wanted: BaseFile, reference: BaseReference, file: RandomReader, given:
     )
 
 
-def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int) -> RandomReader | None:
+def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int, known: Known) -> RandomReader | None:
     """Open a candidate if it is the base that is wanted, plain or packed; None if it is not."""
     try:
         file = LocalFile(path)
@@ -213,7 +232,7 @@ def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int) -> Ra
             with suppress(FormatError):
                 packed = PackedFile(file, limits)
                 if (packed.index.source_sha256, packed.index.source_bytes) == (wanted.sha256, wanted.n_bytes):
-                    return RestoredFile(open_with_bases(file, limits, depth=depth + 1))
+                    return RestoredFile(open_with_bases(file, limits, depth=depth + 1, known=known))
         elif file.size == wanted.n_bytes and _known_sha256(path) == wanted.sha256:
             return file
     except BaseException:
