@@ -444,7 +444,7 @@ def _repair_section(header: Any, index: Any, section: bytes) -> bytes:
         if kind == "p":
             section = section[:begin] + repair_record(section[begin:end], source_end - source_begin) + section[end:]
         elif kind == "d":
-            section = section[:begin] + repair_record(section[begin:end], source_end - source_begin, _base_of(source[name], next(ranges))) + section[end:]
+            section = section[:begin] + repair_record(section[begin:end], source_end - source_begin, _base_of(source[name], next(ranges, None))) + section[end:]
         elif kind == "k" and end > begin:
             kept += struct.pack("<I", reference.numbered_crc(0, section[begin:end]))
     index["kept_crc32c"] = base64.b64encode(kept).decode()
