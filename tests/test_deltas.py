@@ -216,6 +216,31 @@ def test_a_base_is_found_beside_and_in_neighbours_plain_or_packed(pair, tmp_path
         assert opened.get_slice("layer.1.weight")[3:5].shape == (2, COLS)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_neighbours_that_can_not_be_opened_are_passed_over(pair, packed):
+    """Other people's files lie around: damaged, hostile, unreadable, of the base's very length."""
+    base, tuned = pair
+    weightpack.pack(tuned, tuned.parent / "x.wp.safetensors", base=base)
+    content, size = tuned.read_bytes(), base.stat().st_size
+    tuned.unlink()
+    if packed:
+        weightpack.pack(base, base.with_name("packed.safetensors"), delete_source=True)
+    many = b"[" * 20_000_000  # by what it may take in memory, over a limit; nothing of it is parsed
+    for folder in (tuned.parent, base.parent, base.parent.parent):
+        (folder / "0-deep.safetensors").write_bytes(len(many).to_bytes(8, "little") + many)
+        (folder / "0-empty.safetensors").touch()
+        (folder / "0-noise.safetensors").write_bytes(bytes(range(256)) * 10)
+        (folder / "0-length.safetensors").write_bytes(bytes(size))
+        (folder / "0-folder.safetensors").mkdir()
+        (folder / "0-nowhere.safetensors").symlink_to(folder / "no such file")
+    with pytest.raises(LimitError):
+        weightpack.inspect(tuned.parent / "0-deep.safetensors")
+    assert restored(tuned.parent / "x.wp.safetensors") == content
+    (report,) = weightpack.inspect(tuned.parent / "x.wp.safetensors")
+    assert len(report.lineage) == 1
+    weightpack.safe_open(tuned.parent / "x.wp.safetensors").close()
+
+
 def test_no_path_of_a_file_is_followed(pair, tmp_path):
     """The base's name is for people: one that leads elsewhere leads nowhere."""
     base, tuned = pair

@@ -19,7 +19,7 @@ import numpy as np
 
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, TruncatedError, WrongBaseError
 from weightpack.files import LocalFile, RandomReader, sha256_of
-from weightpack.format.index import BaseFile, BaseReference, Gap
+from weightpack.format.index import BaseFile, BaseReference, Gap, Index
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reader import PackedFile, StoredTensor, described, is_packed, read_header
 from weightpack.segments import Segments, segment
@@ -228,18 +228,27 @@ def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int, known
     except OSError:
         return None
     try:
-        if _is_packed_file(file, limits):
+        index = _index_of(file, limits)
+        if index is not None and (index.source_sha256, index.source_bytes) == (wanted.sha256, wanted.n_bytes):
             with suppress(FormatError):
-                packed = PackedFile(file, limits)
-                if (packed.index.source_sha256, packed.index.source_bytes) == (wanted.sha256, wanted.n_bytes):
-                    return RestoredFile(open_with_bases(file, limits, depth=depth + 1, known=known))
-        elif file.size == wanted.n_bytes and _known_sha256(path) == wanted.sha256:
-            return file
+                return RestoredFile(open_with_bases(file, limits, depth=depth + 1, known=known))
+        elif index is None and file.size == wanted.n_bytes:
+            with suppress(OSError, FormatError):  # it can't be read, or changes meanwhile
+                if _known_sha256(path) == wanted.sha256:
+                    return file
     except BaseException:
         file.close()
         raise
     file.close()
     return None
+
+
+def _index_of(file: RandomReader, limits: Limits) -> Index | None:
+    """Return the index of a candidate; None if it is no packed file, or one that can't be opened: whoever looks for a base meets files that are not his."""
+    try:
+        return PackedFile(file, limits).index
+    except (OSError, FormatError, LimitError):
+        return None
 
 
 def _candidates(file: RandomReader, given: Sequence[Path] | None, wanted: BaseFile, reference: BaseReference) -> Iterator[Path]:
@@ -294,12 +303,11 @@ def lineage(packed: PackedFile, limits: Limits = DEFAULT_LIMITS) -> Iterator[str
         for path in _candidates(file, None, wanted, replace(reference, repo=None)):
             try:
                 with LocalFile(path) as candidate:
-                    if _is_packed_file(candidate, limits):
-                        found = PackedFile(candidate, limits)
-                        if found.index.source_sha256 == wanted.sha256:
-                            base, reference, file = path, found.index.base, candidate
-                            break
-            except (OSError, FormatError):
+                    index = _index_of(candidate, limits)
+                    if index is not None and index.source_sha256 == wanted.sha256:
+                        base, reference, file = path, index.base, candidate
+                        break
+            except OSError:
                 continue
         if base is None:
             return
