@@ -113,8 +113,6 @@ def test_a_vocabulary_that_grew_or_shrank(tmp_path):
 
 def test_renamed_and_nameless_tensors_are_found(pair, tmp_path):
     base, tuned = pair
-    tensors = {name: samples.bf16(weights(10 + i)) for i, name in enumerate("abcd")}
-    del tensors
     values = {f"layer.{i}.weight": stepped(weights(i), 20 + i) for i in range(4)}
     best = packed_size(tuned, base)
     for rename in (lambda n: f"bert.{n}", lambda n: f"other-{hashlib.md5(n.encode()).hexdigest()}"):
@@ -190,7 +188,8 @@ def test_unpack_needs_the_base_and_writes_nothing_without(pair, tmp_path, monkey
 
 def test_a_base_of_the_same_length_is_not_taken_for_the_base(pair, tmp_path):
     base, tuned = pair
-    weightpack.pack(tuned, tmp_path / "d" / "model.wp.safetensors" if (tmp_path / "d").mkdir() is None else "", base=base)
+    (tmp_path / "d").mkdir()
+    weightpack.pack(tuned, tmp_path / "d" / "model.wp.safetensors", base=base)
     changed = bytearray(base.read_bytes())
     changed[-1] ^= 1
     base.write_bytes(changed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,27 @@ def test_deltas_page_is_that_of_the_committed_figures(monkeypatch):
 
     folder = ROOT / "benchmarks" / "results"
     assert (folder / "deltas.md").read_text() == _deltas(monkeypatch).page(json.loads((folder / "deltas.json").read_text())), "run scripts/bench-deltas --page"
+
+
+def test_pages_have_the_committed_sizes_of_deltas():
+    import json
+
+    pairs = json.loads((ROOT / "benchmarks" / "results" / "deltas.json").read_text())["pairs"]
+
+    def share(pair, *, ours):
+        results = {tool: r["packed_bytes"] for tool, r in pairs[pair]["results"].items() if "packed_bytes" in r}
+        sizes = [n for tool, n in results.items() if (tool == "weightpack" if ours else "weightpack" not in tool)]
+        return 100 * min(sizes) / pairs[pair]["target_bytes"]
+
+    named = [
+        "fine-tune, fp32: base -> step 300", "fine-tune, bf16: base -> step 300", "checkpoints, bf16: step 250 -> step 300",
+        "checkpoint with AdamW's state, fp32: step 250 -> step 300", "checkpoint with AdamW's state, fp32: step 300 alone",
+    ]  # fmt: skip
+    (sentence,) = [line for line in (ROOT / "docs" / "DELTAS.md").read_text().splitlines() if line.startswith("Of the target:")]
+    figures = [f"{share(pair, ours=ours):.1f}" for ours in (True, False) for pair in named]
+    assert re.findall(r"\d+\.\d", sentence) == figures
+    readme = (ROOT / "README.md").read_text()
+    assert f"| {share(named[1], ours=True):.0f} % in bf16, {share(named[0], ours=True):.0f} % in fp32 |" in readme
 
 
 def test_delta_adapter_measures_what_is_installed_here(tmp_path, monkeypatch):

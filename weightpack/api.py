@@ -183,11 +183,16 @@ def _base(base: PathLike | None, src: Path, token: str | None, cache_dir: str | 
         return Base((path,))
     if path.is_dir():
         return Base(_base_files(path, src))
-    repo_id, _, revision = text.partition("@")
+    folder = _fetched(text, token, cache_dir)
+    return Base(_base_files(folder, src), text.partition("@")[0], folder.name)  # a snapshot's folder is named by its commit
+
+
+def _fetched(repo: str, token: str | None = None, cache_dir: str | None = None) -> Path:
+    """Return the folder of a base that is a repo, `name[@revision]`."""
+    repo_id, _, revision = repo.partition("@")
     if not is_repo_id(repo_id):
-        raise OptionError("the base is no file or directory", path=text)
-    folder = fetch_repo(repo_id, revision=revision or None, token=token, cache_dir=cache_dir)
-    return Base(_base_files(folder, src), repo_id, folder.name)  # a snapshot's folder is named by its commit
+        raise OptionError("the base is no file or directory", path=repo)
+    return fetch_repo(repo_id, revision=revision or None, token=token, cache_dir=cache_dir)
 
 
 def _base_files(folder: Path, src: Path) -> tuple[Path, ...]:
@@ -203,13 +208,8 @@ def _found_base(base: PathLike | None) -> Base | None:
     """Return the files that the base of a packed file is to be among."""
     if base is None:
         return None
-    path, text = Path(base), os.fspath(base)
-    if not path.exists():
-        repo_id, _, revision = text.partition("@")
-        if not is_repo_id(repo_id):
-            raise OptionError("the base is no file or directory", path=text)
-        path = fetch_repo(repo_id, revision=revision or None)
-    return Base(tuple(weights_below(path)))
+    path = Path(base)
+    return Base(tuple(weights_below(path if path.exists() else _fetched(os.fspath(base)))))
 
 
 def source_format(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:

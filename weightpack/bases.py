@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -126,17 +126,13 @@ class OpenBase:
 def open_base(paths: Sequence[Path], *, repo: str | None = None, revision: str | None = None, limits: Limits = DEFAULT_LIMITS) -> OpenBase:
     """Open files, plain or packed, to pack others against them."""
     opened: list[OpenBaseFile] = []
-    try:
+    with ExitStack() as stack:  # of what is to be closed if one can't be opened
         for path in paths:
             file = LocalFile(path)
-            try:
-                opened.append(_open_base_file(file, path, limits))
-            except BaseException:
-                file.close()
-                raise
-    except BaseException:
-        OpenBase(tuple(opened)).close()
-        raise
+            stack.callback(file.close)
+            opened.append(_open_base_file(file, path, limits))
+            stack.callback(opened[-1].reader.close)
+        stack.pop_all()
     return OpenBase(tuple(opened), repo, revision)
 
 

@@ -61,7 +61,7 @@ import numpy as np
 import zstandard
 
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, LosslessError, MissingExtraError, NotPackedError, TruncatedError, UnsupportedError
-from weightpack.files import MemoryFile
+from weightpack.files import MemoryFile, equal_bytes
 from weightpack.format.record import table_bytes
 from weightpack.frame import decode_record, encode_record
 from weightpack.kernels import active
@@ -80,8 +80,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Buffer
-
-    from numpy.typing import NDArray
 
     from weightpack.options import PackOptions
 
@@ -296,15 +294,10 @@ def _packed_part(part: memoryview, dtype: str, options: PackOptions, threads: in
             if verify:
                 decoded = _scratch.get(data.size)
                 decode_record(record, decoded, threads)
-                if not _equal(decoded, data):
+                if not equal_bytes(decoded, data):
                     raise LosslessError("a storage does not decode to what it was: this is a bug in weightpack")
             return _Part(gap, data.size, record, _crc(record[: table_bytes(record[:8], data.size, len(record))]))
     return _Part(gap, data.size, part, _crc(part))
-
-
-def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    words = one.size // 8 * 8
-    return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(one[words:], other[words:])
 
 
 def unpack_item(item: bytes | bytearray | memoryview, threads: int | None = 1, max_bytes: int = _MAX_BYTES) -> io.BytesIO:

@@ -15,6 +15,7 @@ from weightpack.coders.conditional import choose_books
 from weightpack.dtypes import BLOCK_ELEMS, LayoutId
 from weightpack.format.constants import MAX_RATE, Codec
 from weightpack.format.record import build_difference_chunk
+from weightpack.kernels.portable import fullest_window
 from weightpack.kernels.portable_difference import modular_differences
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def has_differences(layout: Layout) -> bool:
 
 def encode_difference(data: Bytes, base: Bytes, layout: Layout, options: PackOptions) -> bytes:
     """Encode one chunk as differences from `base`, of the same length and layout."""
-    shift = _shift(data, layout)
-    return _chunk(data, base, layout, shift, options)
+    return _chunk(data, base, layout, options)
 
 
 def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: PackOptions) -> bytes:
@@ -54,14 +54,13 @@ def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: P
 
     `cols` elements make a row, and the first element is in column `phase`.
     """
-    shift = _shift(data, layout)
     words = data.view(f"<u{layout.elem_bytes}")
     top = words >> (8 * layout.elem_bytes - 16)  # the sign, the exponent and, at least, 7 bits of the mantissa: both layouts have those of BF16
     signs = np.packbits((top >> 15).astype(np.uint8), bitorder="little")
     scales = fit_scales(top.astype(np.int64) & 0x7FFF, cols, phase).astype("<i2").view(np.uint8)
     base = kernel_choice.active().scaled_base(layout, scales, cols, phase, signs, words.size)
     planes: list[Stream] = [_bytes_stream(scales, options), encode_plane(signs, options)]
-    return _chunk(data, base, layout, shift, options, planes, (cols, phase))
+    return _chunk(data, base, layout, options, planes, (cols, phase))
 
 
 def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:
@@ -124,16 +123,16 @@ def _shift(data: Bytes, layout: Layout) -> int:
 
 
 def _chunk(
-    data: Bytes, base: Bytes, layout: Layout, shift: int, options: PackOptions, planes: Sequence[Stream] = (), rows: tuple[int, int] | None = None
+    data: Bytes, base: Bytes, layout: Layout, options: PackOptions, planes: Sequence[Stream] = (), rows: tuple[int, int] | None = None
 ) -> bytes:
     """Return a chunk with the streams rates, classes and extra bits behind `planes`."""
-    kernels = kernel_choice.active()
+    kernels, shift = kernel_choice.active(), _shift(data, layout)
     exponents, scales = kernels.difference_planes(layout, shift, data, base)
     rates = _rates(scales)
     rate_stream = encode_plane(rates, options)
     if not rates.any():
         return build_difference_chunk([*planes, rate_stream, (Codec.RAW, b""), (Codec.RAW, b"")], shift, _NONE_FREQUENT, rows)
-    base_exponent = _base_exponent(kernels.histogram(exponents))
+    base_exponent = fullest_window(kernels.histogram(exponents))
     frequent = _frequent(data, base, layout, shift, rates) if rows is None else _NONE_FREQUENT
     code = kernels.difference_code(layout, shift, data, base, rates, base_exponent, frequent)
     class_stream: Stream | None = None
@@ -196,10 +195,4 @@ def _rates(scales: Bytes) -> Bytes:
     top = int(changed[-1 - changed.size // _OUTLIERS])
     rates: Bytes = np.where(scales, np.clip(scales.astype(np.int64) - top + MAX_RATE, 1, MAX_RATE), 0).astype(np.uint8)
     return rates
-
-
-def _base_exponent(counts: NDArray[np.uint32]) -> int:
-    """The begin of the 16 consecutive exponents that hold most; the lowest such."""
-    sums = np.cumsum(np.concatenate([[0], counts.astype(np.int64)]))
-    return int((sums[16:] - sums[:-16]).argmax())
 

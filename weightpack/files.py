@@ -59,8 +59,13 @@ def equal_at(reader: RandomReader, offset: int, data: Bytes, scratch: Scratch) -
     """Are the bytes at `offset` those of `data`, (n,) uint8?"""
     there = scratch.get(data.size)
     reader.read_into(offset, memoryview(there))
-    words = data.size // 8 * 8
-    return np.array_equal(data[:words].view(np.uint64), there[:words].view(np.uint64)) and np.array_equal(data[words:], there[words:])
+    return equal_bytes(data, there)
+
+
+def equal_bytes(one: Bytes, other: Bytes) -> bool:
+    """Are two buffers, both (n,) uint8, the same? By words, which is several times as fast as by bytes."""
+    words = one.size // 8 * 8
+    return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(one[words:], other[words:])
 
 
 def sha256_of(source: RandomReader) -> str:

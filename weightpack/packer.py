@@ -233,31 +233,30 @@ class _Packer:
         run, chunk_elems = plain.run, chunk_bytes // layout.elem_bytes
         first_elem = run.first * chunk_elems
         cols = run.tensor.row_elems
-        scaled = self.options.scales and scales_help(data, layout, cols, first_elem % cols) if cols else False
+        scaled = self.options.scales and cols > 0 and scales_help(data, layout, cols, first_elem % cols)
         if run.base is None and not scaled:
             return plain
         base = None
         if run.base is not None and self.base is not None:
             reader = self.base.files[run.base.file].reader
             base = base_elems(reader, run.base, run.tensor.dtype, first_elem, data.size // layout.elem_bytes)
-        parts, chunks, begin, needs = [], [], 0, {"base": False, "scales": False}
+        parts, chunks, begin, needs_base, needs_scales = [], [], 0, False, False
         for i, (offset, n) in enumerate(pieces(data.size, chunk_bytes)):
             best: bytes | memoryview = plain.data[begin : begin + plain.chunks[i].n_bytes]
             begin += plain.chunks[i].n_bytes
-            elems, number, what = data[offset : offset + n], run.first + i, ""
+            elems, differs, is_scaled = data[offset : offset + n], False, False
             if base is not None:
                 chunk = encode_difference(elems, base[offset : offset + n], layout, self.options)
                 if len(chunk) < len(best):
-                    best, what = chunk, "base"
+                    best, differs = chunk, True
             if scaled:
-                chunk = encode_scaled(elems, layout, cols, number * chunk_elems % cols, self.options)
+                chunk = encode_scaled(elems, layout, cols, (run.first + i) * chunk_elems % cols, self.options)
                 if len(chunk) < len(best):
-                    best, what = chunk, "scales"
-            if what:
-                needs[what] = True
+                    best, differs, is_scaled = chunk, False, True
+            needs_base, needs_scales = needs_base or differs, needs_scales or is_scaled
             parts.append(best)
             chunks.append(EncodedChunk(len(best), plain.chunks[i].crc))
-        return _EncodedRun(run, memoryview(b"".join(parts)), chunks, needs["base"], needs["scales"])
+        return _EncodedRun(run, memoryview(b"".join(parts)), chunks, needs_base, needs_scales)
 
     def _begin_record(self, tensor: Tensor) -> None:
         self._record_begin, self._needs_base = self.position, False

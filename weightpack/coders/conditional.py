@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.kernels import ConditionalBooks, Kernels, RansBook
+from weightpack.kernels.portable import log2_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,16 +35,9 @@ def choose_books(kernels: Kernels, counts: NDArray[np.uint32], base_exponent: in
     sums = [s for s in (cells[ids == i].sum(axis=0) for i in range(n_books)) if s.any()]
     numbers = np.cumsum([bool((ids == i).any()) for i in range(n_books)]) - 1
     joined, books = _join(kernels, sums, classes)
-    book_of = np.zeros(256, np.uint8)
+    book_of = np.zeros(256, np.uint8)  # cells that do not occur have book 0
     book_of[used] = np.array(joined, np.uint8)[numbers[ids]]
-    return ConditionalBooks(books, _filled(book_of, used), base_exponent, int(used[-1]) // 16)
-
-
-def _filled(book_of: NDArray[np.uint8], used: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """Cells that do not occur have book 0."""
-    filled = np.zeros(256, np.uint8)
-    filled[used] = book_of[used]
-    return filled
+    return ConditionalBooks(books, book_of, base_exponent, int(used[-1]) // 16)
 
 
 def _cluster(cells: Counts, n_books: int) -> NDArray[np.intp]:
@@ -67,17 +61,8 @@ def _cluster(cells: Counts, n_books: int) -> NDArray[np.intp]:
 
 @cache
 def _log2_of_frequency() -> Counts:
-    """2^12 * log2(f / 256) for f = 0..4096 in sixteenths of 1/256, rounded down, by repeated squaring in integers; what no cell has costs 12 bits."""
-    table = [-12 << 12]
-    for v in range(1, 4097):
-        whole = v.bit_length() - 1
-        x, fraction = v << (31 - whole), 0
-        for _ in range(12):
-            x = x * x >> 31
-            carry = x >> 32
-            fraction, x = fraction << 1 | carry, x >> carry
-        table.append((whole << 12) + fraction - (12 << 12))
-    return np.array(table, np.int64)
+    """2^12 * log2(f / 4096) for f = 0..4096, rounded down; what no cell has costs 12 bits."""
+    return np.array([0, *(log2_bits(f, 12) for f in range(1, 4097))], np.int64) - (12 << 12)
 
 
 def _costs(sums: Counts) -> Counts:

@@ -366,19 +366,21 @@ def decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane:
 # rANS (8.3)
 
 
+def log2_bits(v: int, n: int) -> int:
+    """Return the upper n bits behind the point of log2(v), and those before it, by repeated squaring of v in 32 bits."""
+    whole = v.bit_length() - 1
+    x, bits = v << (31 - whole), whole
+    for _ in range(n):
+        x = x * x >> 31
+        carry = x >> 32
+        bits, x = bits << 1 | carry, x >> carry
+    return bits
+
+
 @cache
 def _log2_table() -> tuple[int, ...]:
-    """round(2^16 * log2(v)) for v = 0..256 by repeated squaring, in integers, as in native/src/rans.c: the same on every machine."""
-    table = [0]
-    for v in range(1, 257):
-        whole = v.bit_length() - 1
-        x, fraction = v << (31 - whole), 0
-        for _ in range(17):
-            x = x * x >> 31
-            carry = x >> 32
-            fraction, x = fraction << 1 | carry, x >> carry
-        table.append((whole << 16) + ((fraction + 1) >> 1))
-    return tuple(table)
+    """round(2^16 * log2(v)) for v = 0..256 in integers, as in native/src/rans.c: the same on every machine."""
+    return (0, *((log2_bits(v, 17) + 1) >> 1 for v in range(1, 257)))
 
 
 def _share(counts: list[int], total: int) -> tuple[list[int], int]:
@@ -620,9 +622,13 @@ def contexts(next_plane: Bytes, base: int) -> Bytes:
     return clamped
 
 
+def fullest_window(counts: NDArray[Any]) -> int:
+    """Return the first of the 16 consecutive symbols, of 256, that occur most; the lowest such."""
+    return int(sliding_window_view(counts.astype(np.int64), 16).sum(axis=1).argmax())
+
+
 def _context_encode(next_plane: Bytes, symbols: Bytes) -> Bytes:
-    in_window = sliding_window_view(np.bincount(next_plane, minlength=256), 16).sum(axis=1)
-    base = int(in_window.argmax())  # the lowest of the best
+    base = fullest_window(np.bincount(next_plane, minlength=256))
     counts = np.bincount(contexts(next_plane, base) * 4 + symbols, minlength=64).reshape(16, 4)
     freqs = np.array([_share(row, sum(row))[0] if any(row) else [64] * 4 for row in counts.tolist()], np.uint32)
     starts = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
