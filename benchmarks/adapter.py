@@ -106,8 +106,8 @@ class Weightpack(Memory):
         super().__init__(spec)
         from weightpack import kernels
         from weightpack.format.record import record_bound
-        from weightpack.frame import decode_record, encode_record
         from weightpack.options import load_profile
+        from weightpack.writing.record import decode_record, encode_record
 
         isa, profile = spec["tool"].split()[-1], profile_of(spec["tool"])
         if isa not in kernels.available_isas():

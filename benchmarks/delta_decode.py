@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from weightpack import kernels
-from weightpack.chunk_decoder import decode_chunks
-from weightpack.difference_encoder import encode_difference
-from weightpack.dtypes import layout_of
-from weightpack.files import LocalFile, read_at
+from weightpack.format.layouts import layout_of
+from weightpack.io.files import LocalFile, read_at
 from weightpack.options import load_profile
-from weightpack.segments import segment
+from weightpack.reading.chunks import decode_chunks
+from weightpack.sources import segment
+from weightpack.writing.differences import encode_difference
 
 RESULT = Path(__file__).parent / "results" / "delta_decode.json"
 PAIRS = [

@@ -24,7 +24,7 @@ from report import RESULTS
 from safetensors.torch import load_file, save_file
 
 import weightpack
-from weightpack.dtypes import layout_of
+from weightpack.format.layouts import layout_of
 from weightpack.kernels import active
 
 

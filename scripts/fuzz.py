@@ -46,9 +46,9 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     """Yield (target, input): the golden files, and what they are made of."""
     from fuzz_targets import golden_files
 
-    from weightpack.files import MemoryFile
-    from weightpack.frame import encode_bytes
-    from weightpack.reader import PackedFile
+    from weightpack.io.files import MemoryFile
+    from weightpack.reading.packed_file import PackedFile
+    from weightpack.writing.record import encode_bytes
 
     for number, (file, source) in enumerate(golden_files()):
         packed = PackedFile(MemoryFile([file]))
@@ -130,10 +130,10 @@ def lead_seeds() -> Iterator[tuple[str, bytes]]:
     """Yield inputs with the codec `context`, which no file has below 32,768 elements of a tensor."""
     from fuzz_targets import MOST_TENSOR_BYTES
 
-    from weightpack.chunk_encoder import EncodedChunk, encode_chunks
-    from weightpack.dtypes import LAYOUTS
+    from weightpack.format.layouts import LAYOUTS
     from weightpack.format.record import RecordHead, chunk_bound, parse_chunk, table_end
     from weightpack.options import load_profile
+    from weightpack.writing.chunks import EncodedChunk, encode_chunks
 
     rng = np.random.default_rng(1)
     for layout in (layout for layout in LAYOUTS.values() if layout.has_context(0)):
@@ -158,9 +158,10 @@ def lead_seeds() -> Iterator[tuple[str, bytes]]:
 
 def tables_seeds() -> Iterator[tuple[str, bytes]]:
     """Yield inputs with the codec `tables`, which no plane has below 16,384 symbols: a plane of three codebooks, made by hand."""
-    from weightpack.dtypes import LayoutId
     from weightpack.format.constants import Codec
-    from weightpack.kernels import RansBook, portable
+    from weightpack.format.layouts import LayoutId
+    from weightpack.kernels import RansBook
+    from weightpack.kernels import numpy_backend as portable
 
     books = [RansBook(b"\1\2\3", bytes([200, 40, 10]), 6), RansBook(b"\7", b"\xff", 1), RansBook(b"\5\6", bytes([100, 156]), 0)]
     which, rng = np.array([2, 0, 1, 0]).repeat(128)[:400], np.random.default_rng(3)
@@ -174,11 +175,11 @@ def tables_seeds() -> Iterator[tuple[str, bytes]]:
 
 def difference_seeds() -> Iterator[tuple[str, bytes]]:
     """Yield chunks of differences, each with its base, and elements for their encoder."""
-    from weightpack.difference_encoder import encode_difference, encode_scaled
-    from weightpack.dtypes import LAYOUTS, LayoutId
     from weightpack.format.constants import Mode
+    from weightpack.format.layouts import LAYOUTS, LayoutId
     from weightpack.format.record import parse_chunk
     from weightpack.options import PackOptions
+    from weightpack.writing.differences import encode_difference, encode_scaled
 
     rng = np.random.default_rng(4)
     for layout in (layout for layout in LAYOUTS.values() if layout.elem_bytes <= 4):
@@ -401,7 +402,7 @@ def _with_sha256(header: Any, text: str, section: bytes) -> bytes | None:
     from fuzz_targets import base_file, opened
 
     from weightpack.errors import WeightpackError
-    from weightpack.restore import restored_pieces
+    from weightpack.reading.pieces import restored_pieces
 
     try:
         packed = opened(_sealed(header, text, section), base_file())

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 import weightpack
-from weightpack.humane import human_bytes, percent, table
-from weightpack.swap import is_enabled
+from weightpack._humane import human_bytes, percent, table
+from weightpack.integrations.swap import is_enabled
 
 LOADS = 5
 

@@ -14,7 +14,7 @@ import argparse
 import sys
 
 import weightpack
-from weightpack.humane import human_bytes, percent
+from weightpack._humane import human_bytes, percent
 
 
 def main() -> int:

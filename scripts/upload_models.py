@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import weightpack
-from weightpack.humane import human_bytes, percent
+from weightpack._humane import human_bytes, percent
 
 
 def wanted(path: Path, owner: str) -> list[tuple[str, str]]:

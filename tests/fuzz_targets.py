@@ -20,15 +20,15 @@ import samples
 
 import weightpack.numpy
 from weightpack import reference
-from weightpack.checkpoint import MANIFEST, Manifest, model_files
 from weightpack.errors import BaseNotFoundError, LimitError, MissingExtraError, OptionError, WeightpackError
-from weightpack.files import MemoryFile
 from weightpack.format.index import Index
 from weightpack.format.safetensors import parse_header
-from weightpack.frame import decode, decode_bytes, decode_record
+from weightpack.io.files import MemoryFile
+from weightpack.models.directory import MANIFEST, Manifest, model_files
 from weightpack.options import Limits
-from weightpack.reader import PackedFile
-from weightpack.restore import restored_pieces
+from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.pieces import restored_pieces
+from weightpack.writing.record import decode, decode_bytes, decode_record
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 MAX_BYTES = 1 << 20  # of what is decoded, so that honest claims stay quick

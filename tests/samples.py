@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpack.dtypes import layout_of
+from weightpack.format.layouts import layout_of
 
 RNG_SEED = 20261123
 
@@ -300,7 +300,7 @@ def _with_specials(dtype: str, n: int, seed: int) -> np.ndarray:
 
 
 def _converted(words: np.ndarray, dtype: str, to: str) -> np.ndarray:
-    from weightpack.convert import convert
+    from weightpack.reading.convert import convert
 
     return convert(words.view(np.uint8), dtype, to).view(f"<u{layout_of(to).elem_bytes}")
 
@@ -406,8 +406,8 @@ def specimen_file() -> bytes:
 
 def encode_one(data, layout, options, number=0):
     """Return one chunk that holds all of `data`."""
-    from weightpack.chunk_encoder import encode_chunks
     from weightpack.format.record import chunk_bound
+    from weightpack.writing.chunks import encode_chunks
 
     n_elems = data.size // layout.elem_bytes
     out = np.empty(chunk_bound(layout, n_elems), np.uint8)

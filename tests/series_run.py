@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from weightpack import series
-from weightpack.jobs import Job
+from weightpack.models.jobs import Job
 
 
 class Training:

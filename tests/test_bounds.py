@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from weightpack import kernels
-from weightpack.dtypes import LAYOUTS
+from weightpack.format.layouts import LAYOUTS
 
 PROGRAM = r"""
 import ctypes, sys
@@ -21,9 +21,9 @@ sys.path.insert(0, sys.argv[2])
 import samples
 from test_kernels import elements
 from weightpack import kernels
-from weightpack.dtypes import LAYOUTS
-from weightpack.coders.huffman import code_lengths
-from weightpack.chunk_encoder import chunk_crc
+from weightpack.format.layouts import LAYOUTS
+from weightpack.writing.huffman import code_lengths
+from weightpack.writing.chunks import chunk_crc
 from weightpack.errors import FormatError
 from weightpack.options import PackOptions
 

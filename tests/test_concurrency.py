@@ -25,10 +25,10 @@ from other_processes import Inherits, OpensInside, bytes_of, shape_and_digest
 import weightpack
 import weightpack.numpy
 from weightpack import kernels
+from weightpack.arrays.memory import NumpyFramework
 from weightpack.errors import FormatError, OptionError
-from weightpack.files import MemoryFile
-from weightpack.frameworks import NumpyFramework
-from weightpack.tensors import SafeOpen
+from weightpack.io.files import MemoryFile
+from weightpack.reading.tensors import SafeOpen
 
 THREADS = 8
 FORKS = 12
@@ -99,8 +99,8 @@ def test_one_open_file_is_read_by_eight_threads_at_once(request, path, plain_pat
 
 
 def test_damaged_tensor_fails_in_its_thread_alone(path, tensors, tmp_path):
-    from weightpack.files import LocalFile
-    from weightpack.reader import PackedFile
+    from weightpack.io.files import LocalFile
+    from weightpack.reading.packed_file import PackedFile
 
     data = bytearray(path.read_bytes())
     with LocalFile(path) as file:

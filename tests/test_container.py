@@ -27,10 +27,10 @@ from weightpack.errors import (
     TruncatedError,
     UnsupportedError,
 )  # fmt: skip
-from weightpack.files import LocalFile, MemoryFile
+from weightpack.io.files import LocalFile, MemoryFile
 from weightpack.kernels import active
-from weightpack.reader import PackedFile
-from weightpack.restore import restored_pieces
+from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.pieces import restored_pieces
 
 
 def pack_bytes(tmp_path, data, **kwargs):
@@ -247,7 +247,7 @@ def test_unknown_tensor(tmp_path):
 
 
 def test_source_that_changes_while_it_is_packed_is_refused(tmp_path, monkeypatch):
-    from weightpack import packer
+    from weightpack.writing import packer
 
     source = tmp_path / "source.safetensors"
     source.write_bytes(small_file())
@@ -267,7 +267,7 @@ def test_source_that_changes_while_it_is_packed_is_refused(tmp_path, monkeypatch
 
 def test_wrong_encoder_is_caught_before_the_target_appears(tmp_path, monkeypatch):
     """The verification is real: break the encoder and no file comes out."""
-    from weightpack import packer
+    from weightpack.writing import packer
 
     source = tmp_path / "source.safetensors"
     source.write_bytes(small_file())
@@ -297,7 +297,7 @@ def test_json_that_would_fill_the_memory_is_refused_before_it_is_parsed(tmp_path
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     program = (
         "import resource, sys, weightpack\n"
-        "from weightpack.tensors import safe_open\n"
+        "from weightpack.reading.tensors import safe_open\n"
         "from weightpack.errors import LimitError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))\n"
         "try:\n    safe_open(sys.argv[1])\nexcept LimitError as error:\n    assert 'max_json_memory' in str(error)\nelse:\n    sys.exit('accepted')\n"

@@ -18,10 +18,10 @@ import pytest
 import samples
 
 import weightpack
-from weightpack import workfolder
 from weightpack.errors import LosslessError, OptionError
-from weightpack.files import AtomicFile
-from weightpack.leftovers import PARTIAL, leftovers, working_name
+from weightpack.io import folder as workfolder
+from weightpack.io.files import AtomicFile
+from weightpack.io.working_names import PARTIAL, leftovers, working_name
 
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))  # of each kind
 

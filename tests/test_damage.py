@@ -19,9 +19,9 @@ from test_rules import SPECIMEN, gap
 import weightpack
 from weightpack import reference
 from weightpack.errors import ChecksumError, CorruptionError, FormatError, LimitError
-from weightpack.files import MemoryFile
+from weightpack.io.files import MemoryFile
 from weightpack.kernels import active
-from weightpack.reader import PackedFile
+from weightpack.reading.packed_file import PackedFile
 
 SOURCE = samples.specimen_file()
 CHUNK_ELEMS = 1280

@@ -21,12 +21,13 @@ from test_hub import Client
 import weightpack
 import weightpack.numpy
 import weightpack.torch
-from weightpack import bases, match
-from weightpack.convert import convert
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, WrongBaseError
-from weightpack.files import LocalFile
-from weightpack.reader import PackedFile
-from weightpack.segments import segment
+from weightpack.io.files import LocalFile
+from weightpack.reading import bases
+from weightpack.reading.convert import convert
+from weightpack.reading.packed_file import PackedFile
+from weightpack.sources import segment
+from weightpack.writing import match
 
 ROWS, COLS = 96, 320
 

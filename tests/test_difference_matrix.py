@@ -12,17 +12,17 @@ import pytest
 from test_kernel_matrix import BACKENDS, FASTEST, NAMES, chunk_crc, moved, same
 
 from weightpack import kernels
-from weightpack.chunk_decoder import decode_chunks
-from weightpack.coders.choose import zstd_stream
-from weightpack.coders.conditional import choose_books
-from weightpack.coders.huffman import code_lengths
-from weightpack.difference_encoder import _rates, encode_difference, encode_scaled
-from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError, FormatError, TruncatedError, UnsupportedError, WeightpackError
 from weightpack.format.constants import MAX_FREQUENT, MAX_SCALED_COLS, Mode
+from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import build_chunk, build_difference_chunk, parse_chunk
 from weightpack.kernels import ConditionalBooks, RansBook
 from weightpack.options import PackOptions
+from weightpack.reading.chunks import decode_chunks
+from weightpack.writing.choose import zstd_stream
+from weightpack.writing.codebooks import choose_books
+from weightpack.writing.differences import _rates, encode_difference, encode_scaled
+from weightpack.writing.huffman import code_lengths
 
 RAW, CONSTANT, RANS, HUFFMAN, ZSTD, CONTEXT, TABLES, CONDITIONAL = range(8)
 DIFFERING = [layout for layout in LAYOUTS.values() if layout.elem_bytes <= 4]

@@ -16,16 +16,16 @@ import zstandard
 
 import weightpack
 from weightpack import reference
-from weightpack.chunk_encoder import chunk_crc
-from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import CorruptionError, OptionError, TruncatedError, UnsupportedError
-from weightpack.files import LocalFile, MemoryFile
+from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import RecordHead, build_chunk
-from weightpack.frame import decode_record
-from weightpack.plot import plot_planes
-from weightpack.reader import PackedFile
-from weightpack.report import inspect_planes
-from weightpack.segments import segment
+from weightpack.io.files import LocalFile, MemoryFile
+from weightpack.reading.inspect import inspect_planes
+from weightpack.reading.packed_file import PackedFile
+from weightpack.sources import segment
+from weightpack.tools.plot import plot_planes
+from weightpack.writing.chunks import chunk_crc
+from weightpack.writing.record import decode_record
 
 FILES = samples.other_files()
 

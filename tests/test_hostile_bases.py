@@ -15,10 +15,11 @@ from test_damage import Parts
 from test_rules import gap
 
 import weightpack
-from weightpack import bases, reference
+from weightpack import reference
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, WeightpackError
-from weightpack.files import MemoryFile
-from weightpack.reader import PackedFile
+from weightpack.io.files import MemoryFile
+from weightpack.reading import bases
+from weightpack.reading.packed_file import PackedFile
 
 N = 700
 VALUES = (np.random.default_rng(1).standard_normal(N) * 0.03).astype("<f4")

@@ -254,7 +254,7 @@ def test_what_is_not_there(client, tmp_path):
 
 OPEN = """
 import json, sys, weightpack
-from weightpack.remote import RemoteFile
+from weightpack.io.remote import RemoteFile
 with weightpack.safe_open(sys.argv[1]) as f:
     name = f.keys()[-1]
     part = f.get_slice(name)[3:5] if sys.argv[2] == "rows" else f.get_tensor(name)

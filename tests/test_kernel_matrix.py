@@ -16,11 +16,12 @@ import pytest
 import samples
 
 from weightpack import kernels, reference
-from weightpack.coders.huffman import code_lengths
-from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import ChecksumError, CorruptionError, FormatError, TruncatedError, UnsupportedError, WeightpackError
+from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import chunk_bound
-from weightpack.kernels import Attention, RansBook, portable
+from weightpack.kernels import Attention, RansBook
+from weightpack.kernels import numpy_backend as portable
+from weightpack.writing.huffman import code_lengths
 
 NAMES = [name for name in os.environ.get("WEIGHTPACK_TEST_ISAS", "").split(",") if name] or kernels.available_isas()
 BACKENDS = {name: kernels._make(name) for name in NAMES}

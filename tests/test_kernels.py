@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightpack import kernels, reference
-from weightpack.chunk_decoder import decode_chunks
-from weightpack.chunk_encoder import chunk_crc
-from weightpack.coders.huffman import code_lengths
-from weightpack.dtypes import LAYOUTS, LayoutId
 from weightpack.errors import FormatError, OptionError
+from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import parse_chunk
 from weightpack.options import PackOptions
+from weightpack.reading.chunks import decode_chunks
+from weightpack.writing.chunks import chunk_crc
+from weightpack.writing.huffman import code_lengths
 
 BACKENDS = {name: kernels._make(name) for name in kernels.available_isas()}
 LENGTHS = [*range(1, 20), 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 255, 256, 257, 511, 513, 4095, 4096, 4097, 8192 + 77]

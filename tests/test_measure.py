@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import samples
 
-from weightpack import kernels, measure
+from weightpack import kernels
 from weightpack.errors import LosslessError, OptionError
+from weightpack.tools import bench as measure
 
 
 def bench(*arguments, cwd):

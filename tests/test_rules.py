@@ -32,11 +32,11 @@ from weightpack.errors import (
     UnsupportedError,
     WrongBaseError,
 )
-from weightpack.files import MemoryFile
-from weightpack.frame import decode_bytes, encode_bytes
+from weightpack.io.files import MemoryFile
 from weightpack.kernels import active
-from weightpack.reader import PackedFile
-from weightpack.restore import restored_pieces
+from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.pieces import restored_pieces
+from weightpack.writing.record import decode_bytes, encode_bytes
 
 SPECIMEN, _ = specimen()
 SOURCE = samples.specimen_file()

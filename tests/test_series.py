@@ -21,9 +21,9 @@ import safetensors.torch
 import series_run
 import torch
 
-from weightpack import series
 from weightpack.errors import BaseNotFoundError, FormatError, OptionError, TruncatedError
-from weightpack.jobs import Job
+from weightpack.models.jobs import Job
+from weightpack.runs import pack as series
 
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))
 HERE = Path(__file__).parent

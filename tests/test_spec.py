@@ -11,9 +11,9 @@ import samples
 
 import weightpack
 from weightpack import reference
-from weightpack.dtypes import DTYPE_BITS, LAYOUTS, layout_of
 from weightpack.format import constants
-from weightpack.kernels import portable_difference
+from weightpack.format.layouts import DTYPE_BITS, LAYOUTS, layout_of
+from weightpack.kernels import numpy_differences as portable_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = (ROOT / "docs" / "FORMAT.md").read_text()

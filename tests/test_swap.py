@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 import weightpack
-from weightpack import swap
 from weightpack.errors import OptionError
+from weightpack.integrations import swap
 
 
 @pytest.fixture

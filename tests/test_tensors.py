@@ -80,7 +80,7 @@ def test_slices_equal_indexing(path, tensors, name, index):
 
 
 def test_slice_decodes_only_the_chunks_that_it_needs(tensors, tmp_path, monkeypatch):
-    from weightpack.reader import PackedFile
+    from weightpack.reading.packed_file import PackedFile
 
     path = tmp_path / "model.safetensors"
     weightpack.torch.save_file({"w": torch.randn(4000, 512).bfloat16()}, path)

@@ -18,21 +18,21 @@ from weightpack._version import __version__ as __version__
 if TYPE_CHECKING:
     from weightpack.api import estimate, inspect, pack, unpack, verify
     from weightpack.errors import WeightpackError
-    from weightpack.frame import decode, encode
     from weightpack.hub import pull, push
+    from weightpack.integrations.swap import disable, enable
     from weightpack.numpy import load_file, save_file
     from weightpack.options import Limits, PackOptions, load_profile
-    from weightpack.swap import disable, enable
-    from weightpack.tensors import safe_open
+    from weightpack.reading.tensors import safe_open
+    from weightpack.writing.record import decode, encode
 
 # Imported at first use: `import weightpack` stays cheap, and changes nothing anywhere.
 _HOME = {
     "estimate": "api", "inspect": "api", "pack": "api", "unpack": "api", "verify": "api",
-    "decode": "frame", "encode": "frame",
+    "decode": "writing.record", "encode": "writing.record",
     "pull": "hub", "push": "hub",
     "load_file": "numpy", "save_file": "numpy",
-    "safe_open": "tensors",
-    "disable": "swap", "enable": "swap",
+    "safe_open": "reading.tensors",
+    "disable": "integrations.swap", "enable": "integrations.swap",
     "Limits": "options", "PackOptions": "options", "load_profile": "options",
     "WeightpackError": "errors",
 }  # fmt: skip

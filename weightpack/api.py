@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from weightpack.bases import lineage, weights_below
-from weightpack.checkpoint import Manifest, model_files
 from weightpack.errors import ChecksumError, FormatError, OptionError, located
-from weightpack.fetch import fetch_repo, is_repo_id, published_weights
-from weightpack.files import LocalFile, RandomReader
-from weightpack.jobs import (
+from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
+from weightpack.io.files import LocalFile, RandomReader
+from weightpack.io.parallel import thread_count
+from weightpack.io.remote import RemoteFile, is_url
+from weightpack.models.directory import Manifest, model_files
+from weightpack.models.jobs import (
     Base,
     FileProgress,
     Job,
@@ -28,13 +29,12 @@ from weightpack.jobs import (
     unpack_in_place,
     unpack_one,
 )
-from weightpack.jobs import delete_source as remove_source
+from weightpack.models.jobs import delete_source as remove_source
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
-from weightpack.parallel import thread_count
-from weightpack.reader import PackedFile, is_packed, read_header
-from weightpack.remote import RemoteFile, is_url
-from weightpack.report import EstimateReport, FileReport, estimate_file, inspect_file
-from weightpack.unpacker import VerifyResult, verify_file
+from weightpack.reading.bases import lineage, weights_below
+from weightpack.reading.inspect import EstimateReport, FileReport, estimate_file, inspect_file
+from weightpack.reading.packed_file import PackedFile, is_packed, read_header
+from weightpack.reading.unpack import VerifyResult, verify_file
 
 PathLike = str | os.PathLike[str]
 PACKED_SUFFIX = ".wp.safetensors"

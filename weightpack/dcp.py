@@ -10,7 +10,7 @@
     dcp.load(state, storage_reader=weightpack.dcp.reader(path))
 
 An item is a chunk of a tensor, as the zip file that `torch.save` makes of it, or a pickled Python object, as such a zip file too. Nothing of it is unpickled:
-`weightpack.segments` finds the storages in it. docs/DCP.md says what to expect.
+`weightpack.sources` finds the storages in it. docs/DCP.md says what to expect.
 
 The format of an item
 ---------------------
@@ -61,14 +61,14 @@ import numpy as np
 import zstandard
 
 from weightpack.errors import ChecksumError, CorruptionError, LimitError, LosslessError, MissingExtraError, NotPackedError, TruncatedError, UnsupportedError
-from weightpack.files import MemoryFile, equal_bytes
 from weightpack.format.record import table_bytes
-from weightpack.frame import decode_record, encode_record
+from weightpack.io.files import MemoryFile, equal_bytes
+from weightpack.io.parallel import Scratch, thread_count
+from weightpack.io.remote import is_url
 from weightpack.kernels import active
 from weightpack.options import load_profile
-from weightpack.parallel import Scratch, thread_count
-from weightpack.remote import is_url
-from weightpack.segments import segment
+from weightpack.sources import segment
+from weightpack.writing.record import decode_record, encode_record
 
 try:
     from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpack.arrays import dtype_name
-from weightpack.files import MemoryFile
-from weightpack.frameworks import NumpyFramework
-from weightpack.save import pack_tensors, save_tensors
-from weightpack.tensors import SafeOpen
-from weightpack.tensors import safe_open as _safe_open
+from weightpack.arrays.dtypes import dtype_name
+from weightpack.arrays.memory import NumpyFramework
+from weightpack.io.files import MemoryFile
+from weightpack.reading.tensors import SafeOpen
+from weightpack.reading.tensors import safe_open as _safe_open
+from weightpack.writing.save import pack_tensors, save_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

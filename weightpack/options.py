@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightpack.dtypes import BLOCK_ELEMS, Layout, layout_of
 from weightpack.errors import OptionError
 from weightpack.format.constants import MAX_CHUNK_BLOCKS
+from weightpack.format.layouts import BLOCK_ELEMS, Layout, layout_of
 
 CODEC_CHOICES = ("rans", "huffman", "zstd")
 DEFAULT_PROFILE = "fast"

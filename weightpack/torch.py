@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightpack.dtypes import DTYPE_BITS
+from weightpack.arrays.memory import TORCH_NAMES, TorchFramework
 from weightpack.errors import MissingExtraError, OptionError
-from weightpack.files import MemoryFile
-from weightpack.frame import decode_bytes, encode_bytes
-from weightpack.frameworks import TORCH_NAMES, TorchFramework
+from weightpack.format.layouts import DTYPE_BITS
+from weightpack.io.files import MemoryFile
 from weightpack.options import DEFAULT_PROFILE, load_profile
-from weightpack.save import pack_tensors, save_tensors
-from weightpack.tensors import SafeOpen
-from weightpack.tensors import safe_open as _safe_open
+from weightpack.reading.tensors import SafeOpen
+from weightpack.reading.tensors import safe_open as _safe_open
+from weightpack.writing.record import decode_bytes, encode_bytes
+from weightpack.writing.save import pack_tensors, save_tensors
 
 try:
     import torch

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from weightpack import series
 from weightpack.errors import MissingExtraError, OptionError, TruncatedError
-from weightpack.jobs import Job
+from weightpack.integrations.swap import enable
+from weightpack.io.parallel import thread_count
+from weightpack.models.jobs import Job
 from weightpack.options import PackOptions, load_profile
-from weightpack.parallel import thread_count
-from weightpack.swap import enable
 
 try:
     import torch

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightpack.errors import MissingExtraError
-from weightpack.swap import disable, enable, is_enabled
+from weightpack.integrations.swap import disable, enable, is_enabled
 
 try:
     from transformers.quantizers import AutoHfQuantizer, HfQuantizer

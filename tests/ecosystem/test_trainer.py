@@ -26,7 +26,7 @@ from tiny_training import Crash, CrashAt  # noqa: E402
 import weightpack  # noqa: E402
 from weightpack import series  # noqa: E402
 from weightpack.errors import OptionError, TruncatedError  # noqa: E402
-from weightpack.jobs import Job  # noqa: E402
+from weightpack.models.jobs import Job  # noqa: E402
 from weightpack.trainer import WeightpackCallback, WeightpackTrainer, WeightpackTrainerMixin  # noqa: E402
 
 pytestmark = [

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from weightpack.dtypes import DTYPE_BITS, tensor_bytes
 from weightpack.errors import CorruptionError, LimitError, TruncatedError, UnsupportedError
 from weightpack.format.constants import MAX_HEADER_BYTES
+from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
 
 # numpy and torch count dimensions in a byte or less; more is nobody's tensor.
 MAX_DIMS = 64

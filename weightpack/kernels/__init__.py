@@ -21,7 +21,7 @@ from weightpack.errors import OptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.dtypes import Layout
+    from weightpack.format.layouts import Layout
 
     Bytes = NDArray[np.uint8]
     Words = NDArray[np.uint32]
@@ -225,7 +225,7 @@ def _make(name: str) -> Kernels:
     if name not in available_isas():
         raise OptionError(f"unknown or unavailable ISA {name!r}: this machine has {', '.join(available_isas())}")
     if name == "numpy":
-        from weightpack.kernels.portable import PortableKernels
+        from weightpack.kernels.numpy_backend import PortableKernels
 
         return PortableKernels()
     from weightpack.kernels.native import NativeKernels

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
+from weightpack.io.parallel import Scratch
 from weightpack.kernels import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
-from weightpack.parallel import Scratch
 
 try:
     from weightpack import _core
@@ -22,7 +22,7 @@ else:
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.dtypes import Layout
+    from weightpack.format.layouts import Layout
     from weightpack.kernels import Attention, Bytes, Stream, Words
 
 # Pinned in native/include/weightpack.h.

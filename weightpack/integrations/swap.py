@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""safetensors for everybody, reading packed files: `enable` puts a packed-aware `safe_open` where libraries have bound safetensors' own.
+
+transformers, accelerate, diffusers, peft, sentence-transformers, vLLM and SGLang all read through `safetensors.safe_open` or `safetensors.torch`. They have
+no hook for how bytes are read, so the name itself is rebound, in their modules and in safetensors', and given back by `disable`. For a plain file the stock
+object does everything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from weightpack.errors import MissingExtraError, OptionError
+from weightpack.format.constants import INDEX_KEY, MAX_HEADER_BYTES
+from weightpack.io.files import LocalFile, MemoryFile, RandomReader, read_at
+from weightpack.io.remote import is_url
+from weightpack.reading.tensors import SafeOpen, safe_open
+
+# Names are rebound in the modules of these packages alone.
+_PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "peft", "safetensors", "sentence_transformers", "sglang", "torch", "transformers", "vllm"}
+_stock: dict[str, Any] = {}  # what was there before; empty while disabled
+
+
+class packed_aware_safe_open:
+    """`safetensors.safe_open` that also opens packed files: a call gives the stock object for a plain file."""
+
+    def __new__(cls, filename: str | os.PathLike[str], framework: str = "pt", device: Any = "cpu", **kwargs: Any) -> Any:
+        stock = _stock.get("safe_open") or _safetensors().safe_open
+        if isinstance(filename, str) and is_url(filename):
+            return safe_open(filename, framework, device)
+        if not is_packed_file(filename):
+            return stock(filename, framework, device=device, **kwargs)
+        if framework not in ("pt", "torch", "pytorch", "np", "numpy"):
+            raise OptionError(f"packed tensors can't be given as {framework!r}, only as torch or numpy: `weightpack unpack` restores the plain file",
+                              path=os.fspath(filename))  # fmt: skip
+        return safe_open(filename, framework, device)
+
+
+def packed_aware_load(data: bytes) -> dict[str, Any]:
+    """`safetensors.torch.load` that also takes the bytes of a packed file."""
+    if not _mentions_index(MemoryFile([data])):
+        result: dict[str, Any] = _stock["load"](data)
+        return result
+    from weightpack.arrays.memory import TorchFramework
+
+    with SafeOpen(MemoryFile([data]), TorchFramework()) as opened:
+        return opened.get_tensors(opened.offset_keys())
+
+
+def is_packed_file(path: str | os.PathLike[str]) -> bool:
+    """Does a file look like a packed one? Only its header is read; whether it is sound is for the reader to say."""
+    try:
+        with LocalFile(path) as file:
+            return _mentions_index(file)
+    except OSError:
+        return False  # the stock object says what is wrong, in its own words
+
+
+def _mentions_index(file: RandomReader) -> bool:
+    n = int.from_bytes(read_at(file, 0, min(8, file.size)), "little")
+    return file.size > 8 and n <= min(file.size - 8, MAX_HEADER_BYTES) and f'"{INDEX_KEY}"'.encode() in read_at(file, 8, n)
+
+
+def enable() -> None:
+    """Let every library here that reads safetensors files read packed ones. Calling it twice is calling it once.
+
+    A name that a program has bound itself (`from safetensors import safe_open` in a script) before this call is not changed.
+
+    Raises
+    ------
+    MissingExtraError
+        safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    if not _stock:
+        _stock["safe_open"] = safetensors.safe_open
+        if "torch" in sys.modules or _has_torch():
+            import safetensors.torch as safetensors_torch
+
+            _stock["load"] = safetensors_torch.load
+    _rebind(_stock, _ours())
+
+
+def disable() -> None:
+    """Undo `enable`."""
+    _rebind(_ours(), dict(_stock))
+    _stock.clear()
+
+
+def is_enabled() -> bool:
+    """Are packed files read through safetensors now?"""
+    return bool(_stock)
+
+
+def _ours() -> dict[str, Any]:
+    return {"safe_open": packed_aware_safe_open, "load": packed_aware_load}
+
+
+def _rebind(old: dict[str, Any], new: dict[str, Any]) -> None:
+    for module in _modules():
+        for name, value in list(vars(module).items()):  # not getattr: some modules import on access
+            for key, was in old.items():
+                if value is was and key in new:
+                    setattr(module, name, new[key])
+
+
+def _modules() -> Iterator[ModuleType]:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _PACKAGES and isinstance(module, ModuleType):
+            yield module
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors
+    except ImportError:
+        raise MissingExtraError("this needs safetensors: `pip install weightpack[torch]`") from None
+    return safetensors
+
+
+def _has_torch() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torch") is not None

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are read at any offset, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from weightpack.errors import OptionError, TruncatedError
+from weightpack.io.parallel import Scratch
+from weightpack.io.working_names import PARTIAL, is_at, leftovers, lock, remove, working_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+Buffer = bytes | bytearray | memoryview
+
+_HASH_BYTES = 1 << 20
+
+
+class RandomReader(Protocol):
+    """Bytes that can be read at any offset, by many threads at once. `piece_bytes`: how much is best read at once."""
+
+    name: str
+    size: int
+    piece_bytes: int
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`; TruncatedError if the bytes end early."""
+
+    def changed(self) -> bool:
+        """Has the file been written to since it was opened, as far as can be told?"""
+
+    def close(self) -> None:
+        """Give back what reading needs; do not read any more."""
+
+
+def read_at(reader: RandomReader, offset: int, n_bytes: int) -> bytearray:
+    """Return `n_bytes` at `offset`; the reader's size is checked before anything is allocated."""
+    if offset < 0 or n_bytes < 0 or offset + n_bytes > reader.size:
+        raise TruncatedError(f"bytes {offset} to {offset + n_bytes} are wanted, there are {reader.size}", path=reader.name)
+    buffer = bytearray(n_bytes)
+    reader.read_into(offset, memoryview(buffer))
+    return buffer
+
+
+def equal_at(reader: RandomReader, offset: int, data: Bytes, scratch: Scratch) -> bool:
+    """Are the bytes at `offset` those of `data`, (n,) uint8?"""
+    there = scratch.get(data.size)
+    reader.read_into(offset, memoryview(there))
+    return equal_bytes(data, there)
+
+
+def equal_bytes(one: Bytes, other: Bytes) -> bool:
+    """Are two buffers, both (n,) uint8, the same? By words, which is several times as fast as by bytes."""
+    words = one.size // 8 * 8
+    return np.array_equal(one[:words].view(np.uint64), other[:words].view(np.uint64)) and np.array_equal(one[words:], other[words:])
+
+
+def sha256_of(source: RandomReader) -> str:
+    """Return the SHA-256 of a source, in hexadecimal."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_HASH_BYTES, source.size) or 1))
+    for offset, n in pieces(source.size, len(buffer)):
+        source.read_into(offset, buffer[:n])
+        digest.update(buffer[:n])
+    return digest.hexdigest()
+
+
+class LocalFile:
+    """A file on this machine. It is read, not mapped: a file that shrinks meanwhile is an error, not a crash."""
+
+    piece_bytes = 2 << 20
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self._fd: int | None = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        state = os.fstat(self._fd)
+        self.size = state.st_size
+        self._state = (state.st_size, state.st_mtime_ns)
+        self._seek_lock = threading.Lock()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if self._fd is None:
+            raise OptionError("the file is closed", path=self.name)
+        done = 0
+        while done < len(buffer):
+            n = self._pread(offset + done, buffer[done:])
+            if n == 0:
+                raise TruncatedError(f"the file ends at byte {offset + done}, expected {offset + len(buffer)}", path=self.name)
+            done += n
+
+    def _pread(self, offset: int, buffer: memoryview) -> int:
+        assert self._fd is not None
+        if hasattr(os, "preadv"):
+            return os.preadv(self._fd, [buffer], offset)
+        with self._seek_lock:  # Windows
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            data = os.read(self._fd, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def changed(self) -> bool:
+        """Has the file been written to since it was opened?"""
+        assert self._fd is not None
+        state = os.fstat(self._fd)
+        return (state.st_size, state.st_mtime_ns) != self._state
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class MemoryFile:
+    """Buffers that stand for a file, one after the other, without being copied."""
+
+    piece_bytes = 2 << 20
+
+    def __init__(self, parts: Sequence[Buffer], name: str = "<memory>") -> None:
+        self.name = name
+        self._parts = [memoryview(part).cast("B") for part in parts if len(part)]
+        self._begins = [0]
+        for part in self._parts:
+            self._begins.append(self._begins[-1] + len(part))
+        self.size = self._begins[-1]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        from bisect import bisect_right
+
+        if offset + len(buffer) > self.size:
+            raise TruncatedError(f"bytes to {offset + len(buffer)} are wanted, there are {self.size}", path=self.name)
+        done = 0
+        while done < len(buffer):
+            i = bisect_right(self._begins, offset + done) - 1
+            begin = offset + done - self._begins[i]
+            part = self._parts[i][begin : begin + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
+
+    def changed(self) -> bool:
+        """Buffers are the caller's to keep still."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class AtomicFile:
+    """A file that is written beside its target and replaces it in `commit`, synced; without `commit` nothing of it stays.
+
+    What killed processes have left of the same target is removed first.
+    """
+
+    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.target = Path(target)
+        self._overwrite = overwrite
+        if not overwrite and self.target.exists():
+            raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(self.target))
+        self.path = working_name(self.target, PARTIAL)
+        self.fd = -1
+        self._seek_lock = threading.Lock()
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`; may be called from many threads."""
+        view = memoryview(data)
+        while len(view):
+            n = self._pwrite(view, offset)
+            view, offset = view[n:], offset + n
+
+    def _pwrite(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self.fd, view, offset)
+        with self._seek_lock:  # Windows
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            return os.write(self.fd, view)
+
+    def commit(self) -> None:
+        """Sync the file, give it its name, and sync the folder."""
+        os.fsync(self.fd)
+        if os.name == "nt":  # an open file can't be renamed there
+            self._close()
+        if self._overwrite:
+            os.replace(self.path, self.target)
+        else:
+            self._take_free_name()
+        self._close()
+        sync_folder(self.target.parent)
+
+    def _take_free_name(self) -> None:
+        """Rename without replacing what another process may have written meanwhile."""
+        try:
+            os.link(self.path, self.target)
+            self.path.unlink()
+            return
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without hard links
+            if not self.target.exists():
+                os.replace(self.path, self.target)
+                return
+        raise OptionError("the target appeared meanwhile: use --force (overwrite=True) to replace it", path=str(self.target))
+
+    def __enter__(self) -> AtomicFile:
+        for path, _ in leftovers(self.target, PARTIAL):
+            if path.is_file():
+                remove(path)
+        try:  # an interrupt may come between any two lines
+            while self.fd < 0:
+                self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+                if lock(self.fd, wait=True) and not is_at(self.fd, self.path):  # taken for a leftover before it was locked
+                    os.close(self.fd)
+                    self.fd = -1
+            if self._overwrite and hasattr(os, "fchmod"):
+                with contextlib.suppress(OSError):  # the permissions of what is replaced
+                    os.fchmod(self.fd, stat.S_IMODE(self.target.stat().st_mode))
+            return self
+        except BaseException:
+            self._clean_up()
+            raise
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        self._close()
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def _close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file, whole and synced or not at all."""
+    with AtomicFile(path, overwrite=True) as file:
+        file.write_at(0, data)
+        file.commit()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last; where folders can't be synced, nothing."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def pieces(n_bytes: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of pieces that cover `n_bytes`."""
+    for offset in range(0, n_bytes, piece_bytes):
+        yield offset, min(piece_bytes, n_bytes - offset)

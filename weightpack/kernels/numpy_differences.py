@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differences from a base (FORMAT section 14) and their codec (8.8) in numpy; what native/src/difference.c and conditional.c do, in the same integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
+from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, MAX_RATE, Codec
+from weightpack.format.layouts import LayoutId
+from weightpack.kernels import ConditionalBooks, DifferenceCode
+from weightpack.kernels.numpy_backend import LANES, book_bytes, chunk_crc, contexts, decode_plane, encode_symbols, expect, is_book, need, read_book, u8
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.format.layouts import Layout
+    from weightpack.kernels import Bytes, Stream
+
+    Words = NDArray[np.uint32]
+
+CLASS_BITS = 7
+FIRST_FREQUENT = 64
+_EXPONENTS = {
+    LayoutId.BF16: (7, 8), LayoutId.F16: (10, 5), LayoutId.F32: (23, 8), LayoutId.F8_E4M3: (3, 4), LayoutId.F8_E5M2: (2, 5), LayoutId.BF16_LEAD: (7, 8),
+    LayoutId.F16_LEAD: (10, 5), LayoutId.F32_LEAD: (23, 8), LayoutId.F8_E4M3_LEAD: (3, 4), LayoutId.F8_E5M2_LEAD: (2, 5), LayoutId.BYTES1: (4, 4),
+    LayoutId.BYTES2: (0, 0), LayoutId.BYTES4: (0, 0),
+}  # fmt: skip
+_MANTISSAS = np.array(
+    [0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309], np.int64
+)
+_NO_SCALE = -32768
+
+
+def _words(data: Bytes, layout: Layout) -> Words:
+    return data.view(f"<u{layout.elem_bytes}").astype(np.uint32)
+
+
+def _in_order(words: Words, bits: int, layout: Layout) -> Words:
+    """Words <-> integers in the order of the values (14.2); its own inverse."""
+    if not layout.raw_bits:
+        return words
+    return words ^ (words >> np.uint32(bits - 1)) * np.uint32((1 << (bits - 1)) - 1)
+
+
+def _turned(words: Words, bits: int, layout: Layout) -> NDArray[np.bool_]:
+    """Which differences are of the other sign than in the order of the values: those of negative floats."""
+    return words >> np.uint32(bits - 1) != 0 if layout.raw_bits else np.zeros(words.size, np.bool_)
+
+
+def _exponents(base: Words, layout: Layout) -> Bytes:
+    shift, bits = _EXPONENTS[layout.id]
+    exponents: Bytes = (base >> shift & (1 << bits) - 1).astype(np.uint8)
+    return exponents
+
+
+def _extra_bits(classes: Bytes) -> NDArray[np.int64]:
+    """How many extra bits each class has, the sign among them (14.3)."""
+    return np.array([0, 1, *(c // 2 for c in range(2, FIRST_FREQUENT)), *[0] * 64], np.int64)[classes]
+
+
+# ---- decoding
+
+
+def decode_difference(
+    layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+    out: Bytes,
+) -> int:
+    n_bytes = n_elems * layout.elem_bytes
+    need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
+    need(layout.id in _EXPONENTS and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")
+    expect(len(streams) == 3 and base.size >= n_bytes and out.size >= n_bytes, "streams or base")
+    need(frequent.size <= 64 and not (frequent.astype(np.uint64) >> np.uint64(8 * layout.elem_bytes - shift)).any(), "a frequent difference")
+    (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = ((codec, u8(stream)) for codec, stream in streams)
+    rates = decode_plane(rate_codec, rate_stream, -(-n_elems // LANES), 8)
+    need(int(rates.max()) <= MAX_RATE, "the rate of a block")
+    if extra_codec != Codec.RAW:
+        raise (CorruptionError if extra_codec in CODEC_NAMES else UnsupportedError)(f"the extra bits have codec {extra_codec}")
+    rate_of = np.repeat(rates, LANES)[:n_elems]
+    changed = rate_of != 0
+    out[:n_bytes] = base[:n_bytes]
+    if not changed.any():
+        need(class_codec == Codec.RAW and not class_stream.size and not extra_stream.size, "a chunk without differences")
+        return chunk_crc(out[:n_bytes], chunk_number)
+    words = _words(base[:n_bytes], layout)[changed]
+    if class_codec == Codec.CONDITIONAL:
+        classes = _conditional_decode(class_stream, rate_of[changed], _exponents(words, layout))
+    else:
+        classes = decode_plane(class_codec, class_stream, int(changed.sum()), CLASS_BITS)
+    bits = 8 * layout.elem_bytes - shift
+    is_frequent = classes >= FIRST_FREQUENT
+    largest = int(np.where(is_frequent, 0, classes).max())
+    need(largest < 2 * bits - 1 and int(classes.max()) < FIRST_FREQUENT + frequent.size, "the class of a difference")
+    difference = _read_differences(classes, extra_stream)
+    difference[is_frequent] = frequent[classes[is_frequent] - FIRST_FREQUENT]
+    difference = np.where(_turned(words >> np.uint32(shift), bits, layout), -difference, difference)
+    moved = _in_order(words >> np.uint32(shift), bits, layout).astype(np.int64) + difference & (1 << bits) - 1
+    elems = out[:n_bytes].view(f"<u{layout.elem_bytes}")
+    elems[changed] = _in_order(moved.astype(np.uint32), bits, layout) << np.uint32(shift)
+    return chunk_crc(out[:n_bytes], chunk_number)
+
+
+def _read_differences(classes: Bytes, stream: Bytes) -> NDArray[np.int64]:
+    n_bits = _extra_bits(classes)
+    ends = np.cumsum(n_bits)
+    total = int(ends[-1])
+    need(total <= 8 * stream.size, "the extra bits", TruncatedError)
+    need(total > 8 * (stream.size - 1), "the extra bits' length")
+    padded = np.append(stream, np.zeros(8, np.uint8))
+    begins = ends - n_bits
+    values = np.zeros(classes.size, np.uint64)
+    for i in range(5):  # at most 31 bits from any bit on
+        values |= padded[begins // 8 + i].astype(np.uint64) << np.uint64(8 * i)
+    values = values >> (begins % 8).astype(np.uint64) & (np.uint64(1) << n_bits.astype(np.uint64)) - np.uint64(1)
+    if total % 8:
+        need(int(stream[-1]) >> total % 8 == 0, "the unused extra bits")
+    low = np.maximum(n_bits - 1, 0)
+    lead = np.where(classes < 2, classes, (2 | classes.astype(np.int64) & 1) << low)
+    magnitude = lead | (values >> np.uint64(1)).astype(np.int64)
+    signed: NDArray[np.int64] = magnitude * (1 - 2 * (values & np.uint64(1)).astype(np.int64))
+    return signed
+
+
+def _conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
+    """8.8. As `portable.decode_symbols`, with a codebook for each symbol."""
+    need(stream.size >= 3, "a conditional stream", TruncatedError)
+    n_books, base_exponent, n_rates = int(stream[0]) + 1, int(stream[1]), int(stream[2])
+    need(n_books <= 16 and 1 <= n_rates <= MAX_RATE, "a conditional stream's head")
+    at = 3 + 8 * n_rates
+    need(stream.size >= at, "a conditional stream", TruncatedError)
+    book_of = np.zeros(256, np.uint8)
+    book_of[16 : 16 + 16 * n_rates : 2], book_of[17 : 16 + 16 * n_rates : 2] = stream[3:at] & 15, stream[3:at] >> 4
+    need(int(book_of.max()) < n_books, "the codebook of a cell")
+    books = []
+    for _ in range(n_books):
+        book, at = read_book(stream, at, CLASS_BITS)
+        books.append(book)
+    head = at + 2 * LANES + 4
+    need(stream.size >= head, "a conditional stream", TruncatedError)
+    x = stream[at : at + 2 * LANES].view("<u2").astype(np.uint32) if at % 2 == 0 else stream[at : at + 2 * LANES].copy().view("<u2").astype(np.uint32)
+    need(int(x.min()) >= 256, "a rANS state")
+    n_renorm = int.from_bytes(stream[head - 4 : head].tobytes(), "little")
+    need(n_renorm <= stream.size - head, "a conditional stream", TruncatedError)
+    renorm, literals = stream[head : head + n_renorm], stream[head + n_renorm :]
+    need((any(book.has_escape for book in books) or not literals.size) and int(literals.max(initial=0)) >> CLASS_BITS == 0, "rANS literals")
+    need(int(rates.max()) <= n_rates, "the rate of a block")
+    which = book_of[rates.astype(np.intp) * 16 + contexts(exponents, base_exponent)]
+    freq, bias = np.stack([book.freq for book in books]), np.stack([book.bias for book in books])
+    symbol = np.stack([book.symbols[book.rank] for book in books])
+    escape = np.stack([book.rank == book.symbols.size - 1 for book in books])
+    symbols, is_escape, position = np.empty(which.size, np.uint8), np.empty(which.size, bool), 0
+    for begin in range(0, which.size, LANES):
+        book_ids = which[begin : begin + LANES]
+        m = book_ids.size
+        slot = x[:m] & 255
+        symbols[begin : begin + m] = symbol[book_ids, slot]
+        is_escape[begin : begin + m] = escape[book_ids, slot]
+        state = freq[book_ids, slot] * (x[:m] >> 8) + bias[book_ids, slot]
+        low = np.flatnonzero(state < 256)
+        need(position + low.size <= n_renorm, "a conditional stream", TruncatedError)
+        state[low] = state[low] << 8 | renorm[position : position + low.size]
+        position += low.size
+        x[:m] = state
+    escaped = np.flatnonzero(is_escape)
+    need(escaped.size <= literals.size, "a conditional stream", TruncatedError)
+    need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a conditional stream's end")
+    symbols[escaped] = literals
+    return symbols
+
+
+# ---- encoding
+
+
+def _differences(layout: Layout, shift: int, elems: Words, base: Words) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return magnitudes and signs; the sign of floats is whether the element's magnitude is less."""
+    bits = 8 * layout.elem_bytes - shift
+    low = np.uint32(shift)
+    d = _in_order(elems >> low, bits, layout).astype(np.int64) - _in_order(base >> low, bits, layout) & (1 << bits) - 1
+    less = d >> (bits - 1) != 0
+    return np.where(less, (1 << bits) - d, d), less ^ _turned(base >> low, bits, layout)
+
+
+def _log2_floor(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of values from 1 up: floats are exact where the highest bit is concerned, once the bits below the highest 32 are gone."""
+    high = values >> 32
+    big = high > 0
+    exponents: NDArray[Any] = np.frexp(np.where(big, high, values & 0xFFFFFFFF).astype(np.float64))[1] - 1
+    return np.where(big, exponents + 32, exponents).astype(np.int64)
+
+
+def modular_differences(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> NDArray[np.int64]:
+    """Return differences modulo 2^(word bits - shift) (14.2)."""
+    magnitudes, negative = _differences(layout, shift, _words(u8(elems), layout), _words(u8(base), layout))
+    modular: NDArray[np.int64] = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
+    return modular
+
+
+def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
+    expect(layout.id in _EXPONENTS and shift + 2 <= 8 * layout.elem_bytes and len(elems) == len(base) > 0, "differences")
+    words = _words(u8(base), layout)
+    exponents = _exponents(words, layout)
+    targets = _words(u8(elems), layout)
+    magnitudes, _ = _differences(layout, shift, targets, words)
+    e = exponents.astype(np.int64)
+    lowest = max(int(e.max()) - 24, 0)
+    weighted = np.where(e >= lowest, magnitudes << np.maximum(e - lowest, 0), magnitudes >> np.clip(lowest - e, 0, 31))
+    begins = np.arange(0, magnitudes.size, LANES)
+    # The bits that are dropped count, too: a block of rate 0 is its base as a whole.
+    sums, differs = np.add.reduceat(weighted, begins), np.bitwise_or.reduceat(targets ^ words, begins)
+    scales: Bytes = np.where(differs, 1 + np.where(sums, _log2_floor(np.maximum(sums, 1)), 0), 0).astype(np.uint8)
+    return exponents, scales
+
+
+def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
+    expect(layout.id in _EXPONENTS and shift + 2 <= 8 * layout.elem_bytes and int(rates.max(initial=0)) <= MAX_RATE, "differences")
+    expect(frequent.size <= 128 - FIRST_FREQUENT, "frequent differences")
+    words, targets = _words(u8(base), layout), _words(u8(elems), layout)
+    rate_of = np.repeat(rates, LANES)[: words.size]
+    changed = rate_of != 0
+    words, targets, rate_of = words[changed], targets[changed], rate_of[changed]
+    magnitudes, negative = _differences(layout, shift, targets, words)
+    k = _log2_floor(np.maximum(magnitudes, 1))
+    classes: Bytes = np.where(magnitudes < 2, magnitudes, 2 * k + (magnitudes >> np.maximum(k - 1, 0) & 1)).astype(np.uint8)
+    modular = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
+    for i, value in reversed(list(enumerate(frequent.tolist()))):  # the first of equal ones
+        classes[modular == value] = FIRST_FREQUENT + i
+    cells: Bytes = rate_of * np.uint8(16) + contexts(_exponents(words, layout), base_exponent)
+    counts = np.bincount(cells.astype(np.intp) * 128 + classes, minlength=256 * 128).astype(np.uint32).reshape(256, 128)
+    n_bits = _extra_bits(classes)
+    values = (magnitudes & (1 << np.maximum(n_bits - 1, 0)) - 1) << 1 | negative
+    steps = np.arange(31)
+    bits = (values[:, None] >> steps & 1).astype(np.uint8)[steps < n_bits[:, None]]
+    return DifferenceCode(cells, classes, counts, np.packbits(bits, bitorder="little"))
+
+
+def conditional_encode(books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
+    expect(1 <= len(books.books) <= 16 and 1 <= books.n_rates <= MAX_RATE and int(books.book_of.max()) < len(books.books), "conditional codebooks")
+    which = books.book_of[cells].astype(np.intp)
+    lacks = np.array([not book.escape_freq for book in books.books])[:, None] & ~np.array([np.isin(np.arange(256), list(book.symbols)) for book in books.books])
+    expect(int(symbols.max(initial=0)) >> CLASS_BITS == 0 and not lacks[which, symbols].any() and all(map(is_book, books.books)), "classes or codebooks")
+    row = books.book_of[16 : 16 + 16 * books.n_rates]
+    head = bytes((len(books.books) - 1, books.base_exponent, books.n_rates)) + (row[::2] | row[1::2] << 4).tobytes()
+    coded = encode_symbols(books.books, which, symbols)
+    return np.concatenate([u8(head), *map(book_bytes, books.books), coded])
+
+
+def scaled_base(layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
+    need(layout.raw_bits > 0 and _EXPONENTS.get(layout.id, (0, 0))[1] == 8, "the mode of the chunk")
+    n_rows = -(-(phase + n_elems) // cols)
+    values = u8(scales).view("<i2").astype(np.int64)
+    expect(values.size == n_rows + cols and phase < cols, "scales")
+    at = np.arange(phase, phase + n_elems)
+    of_row, of_col = values[at // cols], values[n_rows + at % cols]
+    sums, missing = of_row + of_col + (127 << 4), (of_row == _NO_SCALE) | (of_col == _NO_SCALE)
+    words = np.where(sums >= 255 << 4, 0x7F7FFFFF, sums >> 4 << 23 | _MANTISSAS[sums & 15])
+    words = np.where(missing | (sums < 16), 0, words)
+    words |= np.unpackbits(u8(signs), bitorder="little")[:n_elems].astype(np.int64) << 31
+    return (words >> (32 - 8 * layout.elem_bytes)).astype(f"<u{layout.elem_bytes}").view(np.uint8)

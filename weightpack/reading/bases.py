@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bases: the files that others are differences from (FORMAT section 15). They are known by the SHA-256 of their sources, and found where people keep them.
+
+A base may be plain or packed, even a difference itself: what counts is what it restores to. No path that stands in a file is followed. A repo's name is, as
+for adapters of models: the Hub client fetches the revision that the index pins, and the SHA-256 proves it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, TruncatedError, WrongBaseError
+from weightpack.format.index import BaseFile, BaseReference, Gap, Index
+from weightpack.io.files import LocalFile, RandomReader, sha256_of
+from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.reading.packed_file import PackedFile, StoredTensor, described, is_packed, read_header
+from weightpack.sources import Segments, segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SEARCH_VARIABLE = "WEIGHTPACK_BASES"
+_MOST_CANDIDATES = 10_000
+Known = dict[tuple[str, int], RandomReader]
+"""Open bases by SHA-256 and length."""
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy")
+
+
+class RestoredFile:
+    """The source of an open packed file, as a file: what is read is decoded."""
+
+    def __init__(self, packed: PackedFile) -> None:
+        self.packed = packed
+        self.name, self.size, self.piece_bytes = packed.file.name, packed.index.source_bytes, packed.file.piece_bytes
+        parts: list[tuple[int, int, Gap | StoredTensor]] = [(gap.offset, gap.offset + gap.n_bytes, gap) for gap in packed.index.gaps]
+        parts += [(s.tensor.offset, s.tensor.offset + s.tensor.n_bytes, s) for s in packed.tensors.values() if s.tensor.n_bytes]
+        self._parts = sorted(parts, key=lambda part: part[0])
+        self._ends = np.array([end for _, end, _ in self._parts], np.int64)
+        self.depth = 0 if packed.index.base is None else 1 + max((_depth(base) for base in packed.bases), default=0)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the source."""
+        stop = offset + len(buffer)
+        if stop > self.size:
+            raise TruncatedError(f"bytes to {stop} are wanted, there are {self.size}", path=self.name)
+        out: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
+        for begin, end, part in self._parts[int(np.searchsorted(self._ends, offset, "right")) :]:
+            if begin >= stop:
+                break
+            low, high = max(begin, offset), min(end, stop)
+            to = out[low - offset : high - offset]
+            if isinstance(part, Gap):
+                to[:] = np.frombuffer(self.packed.decode_gap(part), np.uint8)[low - begin : high - begin]
+            else:
+                self._decode(part, low - begin, high - begin, to)
+
+    def _decode(self, stored: StoredTensor, begin: int, end: int, out: NDArray[np.uint8]) -> None:
+        for piece in self.packed.pieces(stored, begin, end):
+            low, high = max(begin, piece.begin), min(end, piece.end)
+            if (low, high) == (piece.begin, piece.end):
+                self.packed.decode_piece(stored, piece, out[low - begin : high - begin])
+            else:
+                whole = np.empty(piece.n_bytes, np.uint8)
+                self.packed.decode_piece(stored, piece, whole)
+                out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
+
+    def changed(self) -> bool:
+        return self.packed.file.changed()
+
+    def close(self) -> None:
+        close_packed(self.packed)
+
+
+def _depth(reader: RandomReader) -> int:
+    return reader.depth if isinstance(reader, RestoredFile) else 0
+
+
+def close_packed(packed: PackedFile) -> None:
+    """Close a packed file and its bases."""
+    packed.file.close()
+    bases, packed.bases = packed.bases, ()  # first: others may share them, and a base that is closed again is as many calls as there are ways to it
+    for base in bases:
+        base.close()
+
+
+# ---- a file that is packed against others
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBaseFile:
+    """A file to be differed from: what it restores to, and what is in that."""
+
+    file: BaseFile
+    reader: RandomReader
+    segments: Segments
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBase:
+    """Bases that are open; `repo` and `revision` if they are a Hub's."""
+
+    files: tuple[OpenBaseFile, ...]
+    repo: str | None = None
+    revision: str | None = None
+
+    def close(self) -> None:
+        for each in self.files:
+            each.reader.close()
+
+    def __enter__(self) -> OpenBase:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_base(paths: Sequence[Path], *, repo: str | None = None, revision: str | None = None, limits: Limits = DEFAULT_LIMITS) -> OpenBase:
+    """Open files, plain or packed, to pack others against them."""
+    opened: list[OpenBaseFile] = []
+    with ExitStack() as stack:  # of what is to be closed if one can't be opened
+        for path in paths:
+            file = LocalFile(path)
+            stack.callback(file.close)
+            opened.append(_open_base_file(file, path, limits))
+            stack.callback(opened[-1].reader.close)
+        stack.pop_all()
+    return OpenBase(tuple(opened), repo, revision)
+
+
+def _open_base_file(file: LocalFile, path: Path, limits: Limits) -> OpenBaseFile:
+    if not _is_packed_file(file, limits):
+        return OpenBaseFile(BaseFile(path.name, file.size, _known_sha256(path)), file, segment(file), 0)
+    packed = open_with_bases(file, limits)
+    index = packed.index
+    tensors = tuple(stored.tensor for stored in packed.tensors.values())
+    segments = Segments(index.source_format, tensors, tuple((gap.offset, gap.n_bytes) for gap in index.gaps), packed.metadata)
+    depth = index.base.depth if index.base else 0
+    return OpenBaseFile(BaseFile(path.name, index.source_bytes, index.source_sha256), RestoredFile(packed), segments, depth)
+
+
+def _is_packed_file(file: RandomReader, limits: Limits) -> bool:
+    try:
+        return is_packed(read_header(file, limits))
+    except FormatError:
+        return False
+
+
+# ---- a packed file that needs others
+
+
+def open_with_bases(
+    file: RandomReader, limits: Limits = DEFAULT_LIMITS, *, base: Sequence[Path] | None = None, depth: int = 0, known: Known | None = None
+) -> PackedFile:
+    """Open a packed file, and the bases that it is a difference from.
+
+    Parameters
+    ----------
+    base
+        Files that the base is among; by default it is looked for.
+    depth
+        How many files need this one.
+    known
+        Bases that are open, by what they are: each is opened once, however many ways lead to it.
+
+    Raises
+    ------
+    BaseNotFoundError, WrongBaseError
+        With the name of what is missing.
+    LimitError
+        The chain is longer than `limits.max_depth`.
+    """
+    packed = PackedFile(file, limits)
+    reference = packed.index.base
+    if reference is None:
+        return packed
+    if depth + 1 > limits.max_depth:
+        raise LimitError(f"the file is one of a chain of more than {limits.max_depth} differences", path=file.name)
+    known = {} if known is None else known
+    before = set(known)
+    try:
+        packed.bases = tuple(_find(wanted, reference, file, base, limits, depth, known) for wanted in reference.files)
+    except BaseException:
+        for key in known.keys() - before:  # each alone: what it shares with others stays open
+            opened = known.pop(key)
+            (opened.packed.file if isinstance(opened, RestoredFile) else opened).close()
+        raise
+    return packed
+
+
+def _find(
+    wanted: BaseFile, reference: BaseReference, file: RandomReader, given: Sequence[Path] | None, limits: Limits, depth: int, known: Known
+) -> RandomReader:
+    key = wanted.sha256, wanted.n_bytes
+    if key in known:
+        if depth + 1 + _depth(known[key]) > limits.max_depth:
+            raise LimitError(f"the file is one of a chain of more than {limits.max_depth} differences", path=file.name)
+        return known[key]
+    for path in _candidates(file, given, wanted, reference):
+        found = _restores_to(path, wanted, limits, depth, known)
+        if found is not None:
+            known[key] = found
+            return found
+    if given is not None:
+        raise WrongBaseError(f"needs another base than the one that was named: {described(reference)}", path=file.name)
+    raise BaseNotFoundError(
+        f"is a difference from a base that is not here: name it with --base (base=), or put its folder into {SEARCH_VARIABLE}. It is {described(reference)}",
+        path=file.name,
+    )
+
+
+def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int, known: Known) -> RandomReader | None:
+    """Open a candidate if it is the base that is wanted, plain or packed; None if it is not."""
+    try:
+        file = LocalFile(path)
+    except OSError:
+        return None
+    try:
+        index = _index_of(file, limits)
+        if index is not None and (index.source_sha256, index.source_bytes) == (wanted.sha256, wanted.n_bytes):
+            with suppress(FormatError):
+                return RestoredFile(open_with_bases(file, limits, depth=depth + 1, known=known))
+        elif index is None and file.size == wanted.n_bytes:
+            with suppress(OSError, FormatError):  # it can't be read, or changes meanwhile
+                if _known_sha256(path) == wanted.sha256:
+                    return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def _index_of(file: RandomReader, limits: Limits) -> Index | None:
+    """Return the index of a candidate; None if it is no packed file, or one that can't be opened: whoever looks for a base meets files that are not his."""
+    try:
+        return PackedFile(file, limits).index
+    except (OSError, FormatError, LimitError):
+        return None
+
+
+def _candidates(file: RandomReader, given: Sequence[Path] | None, wanted: BaseFile, reference: BaseReference) -> Iterator[Path]:
+    """Yield files that may be the base, likely ones first."""
+    if given is not None:
+        yield from given
+        return
+    folders: list[Path] = []
+    if isinstance(file, LocalFile):
+        path = Path(file.name)
+        for here in dict.fromkeys((path.absolute().parent, path.resolve().parent)):  # where a link is, and where it leads, as in the Hub client's cache
+            folders += [here, here.parent]
+            for parent in (here.parent, here):
+                with suppress(OSError):
+                    folders += sorted(each for each in parent.iterdir() if each.is_dir() and each != here)
+    folders += [Path(folder) for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
+    yield from (path for _, path in zip(range(_MOST_CANDIDATES), _in_folders(folders, file.name, wanted), strict=False))
+    if reference.repo is not None:
+        yield from _from_hub(reference.repo, reference.revision, wanted.name)
+
+
+def _in_folders(folders: Iterable[Path], this: str, wanted: BaseFile) -> Iterator[Path]:
+    seen = {os.path.realpath(this)}
+    for folder in folders:
+        try:
+            names = sorted(os.listdir(folder), key=lambda name: (wanted.sha256 not in name, name != wanted.name, name))
+        except OSError:
+            continue
+        for name in names:
+            path = folder / name
+            if name.endswith(_SUFFIXES) and os.path.realpath(path) not in seen:
+                seen.add(os.path.realpath(path))
+                yield path
+
+
+def _from_hub(repo: str, revision: str | None, name: str) -> Iterator[Path]:
+    """Fetch a base from the Hub, or from its cache; whatever goes wrong, the base is not found."""
+    from huggingface_hub import hf_hub_download
+
+    with suppress(Exception):
+        yield Path(hf_hub_download(repo, name, revision=revision))
+
+
+def lineage(packed: PackedFile, limits: Limits = DEFAULT_LIMITS) -> Iterator[str]:
+    """Name what a file is a difference from, and that in turn, as far as it is found on this machine; nothing is decoded, hashed or fetched."""
+    reference, file = packed.index.base, packed.file
+    for _ in range(limits.max_depth):
+        if reference is None:
+            return
+        yield described(reference)
+        wanted, base = reference.files[0], None
+        for path in _candidates(file, None, wanted, replace(reference, repo=None)):
+            try:
+                with LocalFile(path) as candidate:
+                    index = _index_of(candidate, limits)
+                    if index is not None and index.source_sha256 == wanted.sha256:
+                        base, reference, file = path, index.base, candidate
+                        break
+            except OSError:
+                continue
+        if base is None:
+            return
+
+
+def weights_below(path: Path) -> list[Path]:
+    """Return a file, or the files of a directory that may hold tensors."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise OptionError("no such file or directory", path=os.fspath(path))
+    return sorted(each for each in path.rglob("*") if each.name.endswith(_SUFFIXES) and each.is_file())
+
+
+def _known_sha256(path: Path) -> str:
+    """Return a file's SHA-256; of one that has not changed since it was asked for last, the same again."""
+    state = path.stat()
+    return _sha256_of_state(os.path.realpath(path), state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of_state(path: str, n_bytes: int, mtime_ns: int, inode: int) -> str:
+    with LocalFile(path) as file:
+        return sha256_of(file)
+
+

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packed file, opened: everything that the header and the index claim is checked here, before any tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpack.errors import BaseNotFoundError, ChecksumError, CorruptionError, LimitError, NotPackedError, TensorNotFoundError, UnsupportedError, located
+from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES
+from weightpack.format.index import BaseRange, BaseReference, Gap, Index
+from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
+from weightpack.format.record import RecordHead, parse_record_head, table_bytes
+from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
+from weightpack.io.files import RandomReader, pieces, read_at
+from weightpack.io.parallel import Scratch
+from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.reading.base_range import base_elems, check_range
+from weightpack.reading.chunks import BaseElems, decode_chunks
+from weightpack.sources import Segments, Tensor, tiled
+from weightpack.sources.safetensors import segments_of
+from weightpack.writing.chunks import chunk_crc
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.kernels import Kernels
+
+    Bytes = NDArray[np.uint8]
+
+
+_FIRST_BYTES = 256  # read of a record at first
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is decoded at once: consecutive chunks of a packed tensor, or pieces of a kept one, from number `first` to before `last`.
+
+    `begin` and `end` are bytes of the tensor.
+    """
+
+    first: int
+    last: int
+    begin: int
+    end: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor and where its bytes are.
+
+    `storage` is p (packed), d (differs from a base), k (kept) or t (tied); `begin` and `end` are bytes of the packed file.
+    """
+
+    tensor: Tensor
+    storage: str
+    holder: str
+    begin: int
+    end: int
+    crcs: NDArray[np.uint32]  # of kept pieces
+    base: BaseRange | None = None
+
+    @property
+    def has_record(self) -> bool:
+        return self.storage in "pd"
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.end - self.begin
+
+
+def is_packed(header: Header) -> bool:
+    """Does a safetensors header carry a weightpack index?"""
+    return header.metadata is not None and INDEX_KEY in header.metadata
+
+
+def read_header(file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> Header:
+    """Read and check the safetensors header of a file, packed or plain."""
+    n = header_bytes(bytes(read_at(file, 0, min(8, file.size))), file.size)
+    return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n, max_memory=limits.max_json_memory)
+
+
+class PackedFile:
+    """An open packed file. Safe to use from many threads.
+
+    Parameters
+    ----------
+    bases
+        The files that `index.base` names, in its order, as their sources were; without them what differs from a base can't be decoded, but described.
+        `weightpack.reading.bases` finds them.
+
+    Attributes
+    ----------
+    tensors : dict of str to StoredTensor
+        In the order of the names' code points.
+    metadata : dict or None
+        The source's own.
+    index : Index
+
+    Raises
+    ------
+    NotPackedError
+        The file has no index.
+    FormatError, LimitError
+        Something that the file claims can't be.
+    """
+
+    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS, bases: Sequence[RandomReader] = ()) -> None:
+        self.file, self.bases = file, bases
+        with located(path=file.name):
+            self._open(limits)
+
+    def _open(self, limits: Limits) -> None:
+        file = self.file
+        header = read_header(file, limits)
+        if header.metadata is None or not is_packed(header):
+            raise NotPackedError("not a packed file: it has no weightpack index")
+        check_tiles(header, file.size - header.data_begin)
+        if len(header.entries) > limits.max_tensors:
+            raise LimitError(f"the file has {len(header.entries)} tensors, the limit is {limits.max_tensors}")
+        text = header.metadata[INDEX_KEY]
+        crc = _kernels().crc32c(text.encode("utf-8"))
+        if header.metadata.get(INDEX_CRC_KEY) != f"{crc:08x}":
+            raise ChecksumError("the index does not match its checksum: the file is damaged")
+        index = self.index = Index.parse(text, limits.max_gap_bytes, limits.max_json_memory)
+        if index.source_bytes > limits.max_source_bytes:
+            raise LimitError(f"the source has {index.source_bytes} bytes, the limit is {limits.max_source_bytes}")
+
+        if index.tensors is None:
+            source = self._source_header(index, limits)
+            segments = segments_of(source, index.source_bytes)
+        else:
+            segments = _listed(index, sorted(header.entries))
+        self.metadata = segments.metadata
+        if segments.gaps != tuple((gap.offset, gap.n_bytes) for gap in index.gaps):
+            raise CorruptionError("the tensors and gaps that the index describes do not tile the source")
+        names = [tensor.name for tensor in segments.tensors]
+        if names != sorted(header.entries) or len(index.storage) != len(names):
+            raise CorruptionError("the file's tensors are not those of its source's header")
+        self.tensors = self._stored(segments.tensors, header, index)
+        self._heads: dict[str, RecordHead] = {}
+        self._scratch = Scratch()
+
+    def _source_header(self, index: Index, limits: Limits) -> Header:
+        """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
+        if not index.gaps or index.gaps[0].offset != 0 or not 8 <= index.gaps[0].n_bytes <= index.source_bytes:
+            raise CorruptionError("the index does not hold the source's header")
+        first = index.gaps[0].decode()
+        n = int.from_bytes(first[:8], "little")
+        if n > MAX_HEADER_BYTES or n > len(first) - 8:
+            raise CorruptionError("the index does not hold the whole header of the source")
+        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True, max_memory=limits.max_json_memory)
+
+    def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index) -> dict[str, StoredTensor]:
+        if len(index.kept_crc32c) % 4:
+            raise CorruptionError("the index's checksums of kept tensors are cut")
+        kept_crcs = np.frombuffer(index.kept_crc32c, "<u4")
+        n_kept, ties, ranges = 0, iter(index.tied), iter(index.ranges)
+        stored: dict[str, StoredTensor] = {}
+        for tensor, storage in zip(tensors, index.storage, strict=True):
+            entry = header.entries[tensor.name]
+            n_crcs, base = 0, None
+            with located(tensor=tensor.name):
+                _check_entry(entry, tensor, storage)
+                holder = tensor.name
+                if storage == "k":
+                    n_crcs = -(-tensor.n_bytes // KEPT_PIECE_BYTES)
+                elif storage == "t":
+                    i = next(ties)
+                    holder = tensors[i].name
+                    if index.storage[i] == "t" or tensors[i].n_bytes != tensor.n_bytes:
+                        raise CorruptionError("the tensor is tied to one that can't hold its bytes")
+                elif storage == "d" and index.base is not None:
+                    base = next(ranges)
+                    check_range(base, tensor, index.base.files[base.file].n_bytes)
+            crcs = kept_crcs[n_kept : n_kept + n_crcs]
+            n_kept += n_crcs
+            stored[tensor.name] = StoredTensor(tensor, storage, holder, header.data_begin + entry.begin, header.data_begin + entry.end, crcs, base)
+        if n_kept != len(kept_crcs):
+            raise CorruptionError("the index's checksums of kept tensors do not match their count")
+        return stored
+
+    def stored(self, name: str) -> StoredTensor:
+        """Return where a tensor is; TensorNotFoundError if there is none of that name."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name) from None
+
+    def record_head(self, stored: StoredTensor) -> RecordHead:
+        """Return the record head of a packed tensor, read once."""
+        head = self._heads.get(stored.tensor.name)
+        if head is None:
+            with located(path=self.file.name, tensor=stored.tensor.name):
+                first = read_at(self.file, stored.begin, min(_FIRST_BYTES, stored.packed_bytes))  # the whole table of most
+                n = table_bytes(first, stored.tensor.n_bytes, stored.packed_bytes)
+                table = first if n <= len(first) else read_at(self.file, stored.begin, n)
+                head = parse_record_head(table, stored.tensor.n_bytes, stored.packed_bytes)
+            self._heads[stored.tensor.name] = head  # no lock: two threads may both read it, and a fork can't leave one held
+        return head
+
+    def check_records(self) -> None:
+        """Refuse records that can't hold as much as the header claims, before room for it is asked for."""
+        for stored in self.tensors.values():
+            if stored.has_record:
+                self.record_head(stored)
+
+    def pieces(self, stored: StoredTensor, begin: int = 0, end: int | None = None, piece_bytes: int | None = None) -> list[Piece]:
+        """Return the pieces that cover bytes [begin, end) of a tensor (all of it by default), each of about `piece_bytes` (default: the file's).
+
+        A chunk that is wanted in part is a piece of its own.
+        """
+        n_bytes = stored.tensor.n_bytes
+        end = n_bytes if end is None else end
+        holder = self.tensors[stored.holder]
+        if holder.has_record:
+            head = self.record_head(holder)
+            size = head.chunk_elems * head.layout.elem_bytes
+        else:
+            size = KEPT_PIECE_BYTES
+        if begin >= end:
+            return []
+        first, last, step = begin // size, -(-end // size), max(1, (piece_bytes or self.file.piece_bytes) // size)
+        if last - first == 1:
+            return [Piece(first, last, first * size, min(last * size, n_bytes))]
+        cuts = {first, last} | ({first + 1} if begin % size else set()) | ({last - 1} if end % size and end < n_bytes else set())
+        firsts = [i for low, high in pairwise(sorted(cuts)) for i in range(low, high, step)]
+        return [Piece(i, next_, i * size, min(next_ * size, n_bytes)) for i, next_ in zip(firsts, [*firsts[1:], last], strict=True)]
+
+    def decode_piece(self, stored: StoredTensor, piece: Piece, out: Bytes) -> None:
+        """Decode and check one piece into `out`, (piece.n_bytes,) uint8."""
+        holder = self.tensors[stored.holder]
+        with located(path=self.file.name, tensor=stored.tensor.name):
+            if holder.has_record:
+                head = self.record_head(holder)
+                offsets, elem_bytes = head.offsets[piece.first : piece.last + 1], head.layout.elem_bytes
+                begin, end = int(offsets[0]), int(offsets[-1])
+                packed = self._scratch.get(end - begin)
+                self.file.read_into(holder.begin + begin, memoryview(packed))
+                base = None if holder.base is None else self._base_elems(holder, holder.base)
+                decode_chunks(
+                    head.layout, packed, offsets, head.crcs[piece.first : piece.last], head.chunk_elems, out.size // elem_bytes, piece.first, out, base
+                )
+            else:
+                self.file.read_into(holder.begin + piece.begin, memoryview(out))
+                for number, (offset, n) in enumerate(pieces(out.size, KEPT_PIECE_BYTES), piece.first):
+                    if chunk_crc(out[offset : offset + n], number) != int(holder.crcs[number]):
+                        raise ChecksumError("the bytes do not match their checksum: the file is damaged", chunk=number)
+
+    def _base_elems(self, stored: StoredTensor, base: BaseRange) -> BaseElems:
+        reference = self.index.base
+        assert reference is not None
+        if not self.bases:
+            raise BaseNotFoundError(f"the tensor is stored as its difference from a base that was not opened: {described(reference)}")
+        reader = self.bases[base.file]
+        return lambda first, count: base_elems(reader, base, stored.tensor.dtype, first, count)
+
+    def decode_gap(self, gap: Gap) -> bytes:
+        """Return the bytes of a gap."""
+        with located(path=self.file.name):
+            return gap.decode()
+
+
+def _kernels() -> Kernels:
+    from weightpack import kernels
+
+    return kernels.active()
+
+
+def _listed(index: Index, names: list[str]) -> Segments:
+    """The source's tensors as the index lists them (FORMAT 5.7)."""
+    if index.tensors is None or len(index.tensors) != len(names):
+        raise CorruptionError("the index does not list the file's tensors")
+    tensors = []
+    for name, (dtype, shape, offset) in zip(names, index.tensors, strict=True):
+        if dtype not in DTYPE_BITS:
+            raise UnsupportedError(f"unknown dtype {dtype!r}: upgrade weightpack", tensor=name)
+        n_bytes = tensor_bytes(dtype, shape)
+        if n_bytes is None or offset + n_bytes > index.source_bytes:
+            raise CorruptionError("the tensor is not inside the source", tensor=name)
+        tensors.append(Tensor(name, dtype, shape, offset, n_bytes))
+    return tiled(index.source_format, tensors, index.source_bytes)
+
+
+def described(reference: BaseReference) -> str:
+    """Name a base for people."""
+    files = ", ".join(f"{file.name} (SHA-256 {file.sha256})" for file in reference.files[:3]) + (", ..." if len(reference.files) > 3 else "")
+    where = f" of {reference.repo}" + (f"@{reference.revision}" if reference.revision else "") if reference.repo else ""
+    return f"{files}{where}"
+
+
+def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:
+    """FORMAT 5.4 to 5.6."""
+    if storage == "k" and tensor.dtype in DTYPE_BITS:
+        good = entry.dtype == tensor.dtype and entry.shape == tensor.shape
+    elif storage == "k":
+        good = entry.dtype == "U8" and entry.shape == (0,) and tensor.n_bytes == 0
+    elif storage == "t":
+        good = entry.dtype == "U8" and entry.shape == (0,) and tensor.n_bytes > 0
+    else:
+        good = entry.dtype == "U8" and len(entry.shape) == 1 and tensor.n_bytes > 0
+    if not good:
+        raise CorruptionError(f"the entry is {entry.dtype} {list(entry.shape)}, which its storage {storage!r} does not allow")
+
+
+def kept_crcs(data: Bytes, first_piece: int = 0) -> list[int]:
+    """Return the CRCs of the pieces of a kept tensor (FORMAT 5.5)."""
+    return [chunk_crc(data[offset : offset + n], first_piece + i) for i, (offset, n) in enumerate(pieces(len(data), KEPT_PIECE_BYTES))]

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of a packed or plain file by name, whole or in part, as safetensors' `safe_open` gives them. Frameworks come in as a `Framework`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
+from weightpack.errors import OptionError, TensorNotFoundError, located
+from weightpack.format.safetensors import check_tiles
+from weightpack.io.files import LocalFile, RandomReader
+from weightpack.io.parallel import ordered_map, thread_count
+from weightpack.io.remote import RemoteFile, is_url
+from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.reading.bases import close_packed, open_with_bases, weights_below
+from weightpack.reading.packed_file import Piece, StoredTensor, is_packed, read_header
+from weightpack.sources import Tensor
+from weightpack.sources.safetensors import segments_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+
+class TensorReader:
+    """Reads tensors' bytes from a packed or a plain safetensors file."""
+
+    def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None) -> None:
+        self.file = file
+        with located(path=file.name):
+            header = read_header(file, limits)
+            found = None if base is None else weights_below(Path(base))
+            self._packed = open_with_bases(file, limits, base=found) if is_packed(header) else None
+            if self._packed:
+                self.tensors = {name: stored.tensor for name, stored in self._packed.tensors.items()}
+                self.metadata = self._packed.metadata
+            else:
+                check_tiles(header, file.size - header.data_begin)
+                self.tensors = {tensor.name: tensor for tensor in segments_of(header, file.size).tensors}
+                self.metadata = header.metadata
+
+    def close(self) -> None:
+        """Close the file, and the bases that it needs."""
+        if self._packed is not None:
+            close_packed(self._packed)
+        else:
+            self.file.close()
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor's description."""
+        if name not in self.tensors:
+            raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name)
+        return self.tensors[name]
+
+    def check(self, name: str) -> None:
+        """Refuse a tensor whose record can't hold as much as the header claims, before memory for it is asked for."""
+        if self._packed is not None:
+            holder = self._packed.stored(self._packed.stored(name).holder)
+            if holder.has_record:
+                self._packed.record_head(holder)
+
+    def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
+        """Fill buffers: for each (name, begin, out), `len(out)` bytes of the tensor from byte `begin`. Of packed tensors only the chunks that hold them are
+        decoded; all chunks of all tensors are one queue for the threads."""
+        if self._packed is None:
+            for name, begin, out in wanted:
+                with located(path=self.file.name, tensor=name):
+                    self.file.read_into(self.tensor(name).offset + begin, memoryview(out))
+            return
+        packed = self._packed
+
+        def work(task: tuple[StoredTensor, Piece, int, Bytes]) -> None:
+            stored, piece, begin, out = task
+            end = begin + len(out)
+            if begin <= piece.begin and piece.end <= end:
+                packed.decode_piece(stored, piece, out[piece.begin - begin : piece.end - begin])
+                return
+            whole = np.empty(piece.n_bytes, np.uint8)
+            packed.decode_piece(stored, piece, whole)
+            low, high = max(begin, piece.begin), min(end, piece.end)
+            out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
+
+        tasks = []
+        for name, begin, out in wanted:
+            stored = packed.stored(name)
+            tasks += [(stored, piece, begin, out) for piece in packed.pieces(stored, begin, begin + len(out))]
+        for _ in ordered_map(work, tasks, threads, lambda task: task[1].n_bytes):
+            pass
+
+
+class TensorSlice:
+    """What `get_slice` returns: shape and dtype without decoding, and indexing that decodes only the rows asked for."""
+
+    def __init__(self, opened: SafeOpen, tensor: Tensor) -> None:
+        self._opened, self._tensor = opened, tensor
+
+    def get_shape(self) -> list[int]:
+        """Return the shape."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        """Return the dtype in safetensors' spelling."""
+        return self._tensor.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        """Index as the framework does. Rows outside the first index's range are not decoded."""
+        shape = self._tensor.shape
+        keys = key if isinstance(key, tuple) else (key,)
+        first = keys[0] if keys else Ellipsis
+        if not shape or isinstance(first, bool) or not (isinstance(first, (int, np.integer)) or (isinstance(first, slice) and first.step in (None, 1))):
+            return self._opened.get_tensor(self._tensor.name)[key]
+        if isinstance(first, slice):
+            begin, end, _ = first.indices(shape[0])
+            rest: Any = slice(None)
+        else:
+            row = int(first) + (shape[0] if first < 0 else 0)
+            if not 0 <= row < shape[0]:
+                raise IndexError(f"index {int(first)} is out of range for {shape[0]} rows")
+            begin, end, rest = row, row + 1, 0
+        rows = self._opened._rows(self._tensor, begin, max(begin, end))
+        return rows[(rest, *keys[1:])]
+
+
+class SafeOpen:
+    """Context manager with the methods of `safetensors.safe_open`, for packed and plain files.
+
+    Safe to use from many threads, and in a child after a fork. Pickled, it is the path or URL: whoever unpickles it opens the file anew, which must be there.
+    """
+
+    def __init__(
+        self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+        base: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
+        self._reader: TensorReader | None = TensorReader(file, limits, base)
+        self._framework = framework
+        self._threads = thread_count(threads)
+        self._again = (framework, threads, limits, base)  # of another process: it may have other CPUs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = self._open().file
+        if isinstance(file, LocalFile):
+            return _opened, (Path(file.name).absolute(), *self._again)
+        if isinstance(file, RemoteFile):
+            return _opened, (file.name, *self._again)
+        raise OptionError("a file opened from bytes can't be pickled: pickle the bytes, or write them to a file and open that", path=file.name)
+
+    def _open(self) -> TensorReader:
+        if self._reader is None:
+            raise OptionError("the file is closed")
+        return self._reader
+
+    def keys(self) -> list[str]:
+        """Return the names, sorted."""
+        return sorted(self._open().tensors)
+
+    def offset_keys(self) -> list[str]:
+        """Return the names in the order of their bytes in the source."""
+        return sorted(self._open().tensors, key=lambda name: (self._open().tensors[name].offset, name))
+
+    def metadata(self) -> dict[str, str] | None:
+        """Return the source's own metadata."""
+        return self._open().metadata
+
+    def get_tensor(self, name: str) -> Any:
+        """Return a tensor, decoded straight into its memory."""
+        return self.get_tensors([name])[name]
+
+    def get_tensors(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return several tensors (all by default)."""
+        reader = self._open()
+        tensors = {name: reader.tensor(name) for name in (self.keys() if names is None else names)}
+        return dict(zip(tensors, self._fill([(tensor, 0, tensor.shape) for tensor in tensors.values()]), strict=True))
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return a lazy view of a tensor."""
+        return TensorSlice(self, self._open().tensor(name))
+
+    def _rows(self, tensor: Tensor, begin: int, end: int) -> Any:
+        row_bits = tensor.n_bytes * 8 // tensor.shape[0] if tensor.shape[0] else 0
+        if row_bits % 8:
+            return self.get_tensor(tensor.name)[begin:end]
+        return self._fill([(tensor, begin * row_bits // 8, (end - begin, *tensor.shape[1:]))])[0]
+
+    def _fill(self, wanted: Sequence[tuple[Tensor, int, Sequence[int]]]) -> list[Any]:
+        """Make a tensor of each shape and fill it from a byte of its tensor on."""
+        made = []
+        for tensor, _, shape in wanted:
+            with located(path=self._open().file.name, tensor=tensor.name):
+                self._open().check(tensor.name)
+                made.append(self._framework.empty(tensor.dtype, shape))
+        self._open().read([(tensor.name, begin, memory) for (tensor, begin, _), (_, memory) in zip(wanted, made, strict=True)], self._threads)
+        return [self._framework.finish(result) for result, _ in made]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def __enter__(self) -> SafeOpen:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def safe_open(
+    filename: str | os.PathLike[str], framework: str = "numpy", device: str | int = "cpu", *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+    base: str | os.PathLike[str] | None = None,
+) -> SafeOpen:  # fmt: skip
+    """Open a packed or plain safetensors file as `safetensors.safe_open` does.
+
+    Parameters
+    ----------
+    filename
+        A path, or a URL (`hf://owner/name/model.safetensors`, `s3://...`), of which only the header and the tensors asked for are fetched.
+    framework
+        "np" or "numpy"; "pt", "torch" or "pytorch".
+    device
+        Of torch tensors.
+    threads
+        For decoding; None: the CPUs of this process.
+    base
+        Of a file that is stored as a difference: a file or a directory. By default it is looked for as `weightpack.unpack` does.
+
+    Raises
+    ------
+    FormatError, LimitError
+        The file is damaged, or claims too much.
+    BaseNotFoundError, WrongBaseError
+        The base that it differs from is not here, or not the one that was named.
+    """
+    if framework in ("np", "numpy"):
+        if device != "cpu":
+            raise OptionError(f"numpy arrays live on the CPU, not on {device!r}")
+        chosen: Framework = NumpyFramework()
+    elif framework in ("pt", "torch", "pytorch"):
+        chosen = TorchFramework(device)
+    else:
+        raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
+    return _opened(filename, chosen, threads, limits, base)
+
+
+def _opened(
+    filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits, base: str | os.PathLike[str] | None = None
+) -> SafeOpen:
+    file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
+    try:
+        return SafeOpen(file, framework, threads=threads, limits=limits, base=base)
+    except BaseException:
+        file.close()
+        raise

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source -> packed file: which tensors, which bases, how each chunk is coded."""

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Elements -> chunks of differences from a base (FORMAT section 14): from another file's elements, or from what the scales of rows and columns predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpack import kernels as kernel_choice
+from weightpack.format.constants import MAX_RATE, Codec
+from weightpack.format.layouts import BLOCK_ELEMS, LayoutId
+from weightpack.format.record import build_difference_chunk
+from weightpack.kernels.numpy_backend import fullest_window
+from weightpack.kernels.numpy_differences import modular_differences
+from weightpack.writing.choose import worth_zstd, zstd_stream
+from weightpack.writing.chunks import encode_plane
+from weightpack.writing.codebooks import choose_books
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.format.layouts import Layout
+    from weightpack.options import PackOptions
+
+    Bytes = NDArray[np.uint8]
+    Stream = tuple[int, Bytes | bytes | memoryview]
+
+_CONDITIONAL_SYMBOLS = 1 << 10  # with fewer, the stream's head costs more than conditions gain
+_OUTLIERS = 200  # one block in so many may have a higher rate than there are
+_NO_SCALE = -32768
+_LEAST_ROW, _LEAST_ROWS = 16, 16
+_NONE_FREQUENT = np.empty(0, np.uint32)
+_SAMPLE_BLOCKS, _LEAST_SHARE, _MOST_FREQUENT = 64, 256, 24
+_FREQUENT_BITS = 256  # a class of its own costs 32 bits in the chunk, and 16 in each codebook that has it
+_SAMPLE_ROWS = 64
+_SAMPLE_COLS = 64
+_LEAST_GAIN = 8  # sixteenths of a bit a value: less than that is not worth a slower decoder
+
+
+def has_differences(layout: Layout) -> bool:
+    """Can elements of this layout be coded as differences? Those of 8 bytes can't."""
+    return layout.elem_bytes <= 4
+
+
+def encode_difference(data: Bytes, base: Bytes, layout: Layout, options: PackOptions) -> bytes:
+    """Encode one chunk as differences from `base`, of the same length and layout."""
+    return _chunk(data, base, layout, options)
+
+
+def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: PackOptions) -> bytes:
+    """Encode one chunk as differences from what its rows' and columns' scales predict.
+
+    `cols` elements make a row, and the first element is in column `phase`.
+    """
+    words = data.view(f"<u{layout.elem_bytes}")
+    top = words >> (8 * layout.elem_bytes - 16)  # the sign, the exponent and, at least, 7 bits of the mantissa: both layouts have those of BF16
+    signs = np.packbits((top >> 15).astype(np.uint8), bitorder="little")
+    scales = fit_scales(top.astype(np.int64) & 0x7FFF, cols, phase).astype("<i2").view(np.uint8)
+    base = kernel_choice.active().scaled_base(layout, scales, cols, phase, signs, words.size)
+    planes: list[Stream] = [_bytes_stream(scales, options), encode_plane(signs, options)]
+    return _chunk(data, base, layout, options, planes, (cols, phase))
+
+
+def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:
+    """Return the scales of rows, then of columns, in sixteenths of an octave.
+
+    `magnitudes` are the upper 15 bits behind the sign, which are log2 of the value in 1/128 but for the curve of the mantissa. Zeros are left out; what has
+    nothing else has no scale.
+    """
+    n_rows = -(-(phase + magnitudes.size) // cols)
+    padded = np.zeros(n_rows * cols, np.int64)
+    padded[phase : phase + magnitudes.size] = magnitudes
+    grid = padded.reshape(n_rows, cols)
+    there = grid != 0
+    logs = np.where(there, grid - (127 << 7), 0)
+    in_row, in_col = there.sum(axis=1), there.sum(axis=0)
+    rows = logs.sum(axis=1) // np.maximum(in_row, 1)
+    columns = np.where(there, logs - rows[:, None], 0).sum(axis=0) // np.maximum(in_col, 1)
+    rows16, cols16 = (rows + 4) >> 3, (columns + 4) >> 3
+    return np.concatenate([np.where(in_row, rows16, _NO_SCALE), np.where(in_col, cols16, _NO_SCALE)])
+
+
+def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
+    """Say from a sample of rows whether their scales and the columns' predict elements enough to be worth it, as they do for the second moments of Adam."""
+    if layout.id not in (LayoutId.F32, LayoutId.BF16, LayoutId.F32_LEAD, LayoutId.BF16_LEAD) or cols < _LEAST_ROW:
+        return False
+    words = data.view(f"<u{layout.elem_bytes}")[(cols - phase) % cols :]
+    n_rows = words.size // cols
+    if n_rows < _LEAST_ROWS:
+        return False
+    picked = np.unique(np.arange(_SAMPLE_ROWS) * n_rows // _SAMPLE_ROWS)
+    sample = (words[: n_rows * cols].reshape(n_rows, cols)[picked] >> (8 * layout.elem_bytes - 16)).astype(np.int64) & 0x7FFF
+    sample = sample[sample.any(axis=1), :_SAMPLE_COLS]
+    if len(sample) < _LEAST_ROWS:
+        return False
+    scales = fit_scales(sample.reshape(-1), sample.shape[1], 0)
+    predicted = (scales[: len(sample), None] + scales[len(sample) :] << 3) + (127 << 7)
+    there = sample != 0
+    plain, rest = (sample >> 4)[there], ((sample - predicted) >> 4)[there]  # eighths of an octave
+    return _entropy_16(plain) - _entropy_16(rest) > _LEAST_GAIN
+
+
+def _entropy_16(values: NDArray[np.int64]) -> int:
+    """Entropy in sixteenths of a bit a value, in integers."""
+    counts = np.unique(values, return_counts=True)[1]
+    total = int(counts.sum())
+    return sum(int(c) * (_log2_16(total) - _log2_16(int(c))) for c in counts) // total
+
+
+def _log2_16(v: int) -> int:
+    """16 * log2(v), rounded down: the 16th power has as many bits."""
+    return (v**16).bit_length() - 1
+
+
+def _shift(data: Bytes, layout: Layout) -> int:
+    """Return how many low bits are zero in every element, of those that may be dropped."""
+    words = data.view(f"<u{layout.elem_bytes}")
+    union = int(np.bitwise_or.reduce(words))
+    zeros = (union & -union).bit_length() - 1 if union else 0
+    return min(zeros, 8 * layout.elem_bytes - 2)
+
+
+def _chunk(
+    data: Bytes, base: Bytes, layout: Layout, options: PackOptions, planes: Sequence[Stream] = (), rows: tuple[int, int] | None = None
+) -> bytes:
+    """Return a chunk with the streams rates, classes and extra bits behind `planes`."""
+    kernels, shift = kernel_choice.active(), _shift(data, layout)
+    exponents, scales = kernels.difference_planes(layout, shift, data, base)
+    rates = _rates(scales)
+    rate_stream = encode_plane(rates, options)
+    if not rates.any():
+        return build_difference_chunk([*planes, rate_stream, (Codec.RAW, b""), (Codec.RAW, b"")], shift, _NONE_FREQUENT, rows)
+    base_exponent = fullest_window(kernels.histogram(exponents))
+    frequent = _frequent(data, base, layout, shift, rates) if rows is None else _NONE_FREQUENT
+    code = kernels.difference_code(layout, shift, data, base, rates, base_exponent, frequent)
+    class_stream: Stream | None = None
+    if "rans" in options.codecs and code.classes.size >= _CONDITIONAL_SYMBOLS:
+        books = choose_books(kernels, code.counts, base_exponent)
+        class_stream = (Codec.CONDITIONAL, kernels.conditional_encode(books, code.cells, code.classes))
+    if class_stream is None or code.classes.size < 16 * _CONDITIONAL_SYMBOLS:
+        plain = encode_plane(code.classes, options)
+        if class_stream is None or len(plain[1]) < len(class_stream[1]):
+            class_stream = plain
+    return build_difference_chunk([*planes, rate_stream, class_stream, _bytes_stream(code.extras, options)], shift, frequent, rows)
+
+
+def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes) -> NDArray[np.uint32]:
+    """Return differences so frequent that they are better classes of their own: weight decay moves what nothing else moves by the same few steps.
+
+    From a sample of changed blocks. A difference is worth it if the extra bits that it saves are more than what tells it from the rest of its class.
+    """
+    block_bytes = BLOCK_ELEMS * layout.elem_bytes
+    whole = data.size // block_bytes
+    changed = np.flatnonzero(rates[:whole])
+    if not changed.size:
+        return _NONE_FREQUENT
+    picked = changed[np.unique(np.arange(_SAMPLE_BLOCKS) * changed.size // _SAMPLE_BLOCKS)]
+    sampled = (elems[: whole * block_bytes].reshape(whole, block_bytes)[picked].reshape(-1) for elems in (data, base))
+    values, counts = np.unique(modular_differences(layout, shift, *sampled), return_counts=True)
+    if int(counts.max()) * _LEAST_SHARE < int(counts.sum()):
+        return _NONE_FREQUENT
+    of_class: dict[int, int] = {}
+    candidates = []
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        magnitude = min(value, (1 << 8 * layout.elem_bytes - shift) - value)
+        low = max(magnitude.bit_length() - 2, 0)
+        its_class = magnitude >> low << low
+        of_class[its_class] = of_class.get(its_class, 0) + count
+        if low and count * _LEAST_SHARE > int(counts.sum()):
+            candidates.append((value, count, low, its_class))
+    gains = []
+    for value, count, low, its_class in candidates:
+        gain = count * (16 * (low + 1) - _log2_16(of_class[its_class]) + _log2_16(count))  # sixteenths of a bit, in the sample
+        if gain * changed.size // picked.size > 16 * _FREQUENT_BITS and gain > 16 * count:
+            gains.append((-gain, value))
+    return np.array(sorted(value for _, value in sorted(gains)[:_MOST_FREQUENT]), np.uint32)
+
+
+def _bytes_stream(data: Bytes, options: PackOptions) -> Stream:
+    """Bytes that are raw, unless they repeat."""
+    if data.size and worth_zstd(data.size, kernel_choice.active().sample_repeats(data), options):
+        frame = zstd_stream(data, options)
+        if len(frame) < data.size:
+            return (Codec.ZSTD, frame)
+    return (Codec.RAW, data)
+
+
+def _rates(scales: Bytes) -> Bytes:
+    """Sizes of blocks' differences, log2, -> rates 1 to 15: the highest but for outliers is 15. Unchanged blocks have 0."""
+    changed = np.sort(scales[scales != 0]).astype(np.int64)
+    if not changed.size:
+        return scales
+    top = int(changed[-1 - changed.size // _OUTLIERS])
+    rates: Bytes = np.where(scales, np.clip(scales.astype(np.int64) - top + MAX_RATE, 1, MAX_RATE), 0).astype(np.uint8)
+    return rates
+
