@@ -2,7 +2,7 @@
 """What `scripts/fuzz` needs beside a compiler: seeds for all targets, and the drive for the Python ones.
 
     python scripts/fuzz.py seeds FOLDER              one folder of inputs for each target, out of tests/golden
-    python scripts/fuzz.py run TARGET LIBFUZZER...   a target of tests/fuzz_targets.py, under atheris
+    python scripts/fuzz.py run TARGET LIBFUZZER...   a target of tests/support/fuzz_targets.py, under atheris
     python scripts/fuzz.py keep                      what reached new code in the last run, into tests/fuzz_corpus: a few dozen inputs for each target
 
 Mutated files die at the first checksum. So the mutators repair some: those of the index, of chunks and kept pieces, of the frame's head, and the source's
@@ -26,7 +26,7 @@ import numpy as np
 import zstandard
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 MOST_SEED_BYTES = 4096  # a seed that is longer makes every execution slow
 ODD_NUMBERS = [0, 1, -1, 2, 127, 255, 1 << 31, (1 << 63) - 1, 1 << 63, 1 << 64, 10**400, 1e999, 0.5]
 ODD_VALUES = [*ODD_NUMBERS, True, None, "", "p", "k", "t", "d", "U8", "F4", "\ud800", [], {}, [0], [[]]]

@@ -4,8 +4,8 @@
 
     python scripts/make_golden.py
 
-Each case is a source (tests/samples.py), pack options, and the cases whose golden files are its base; the manifest holds the SHA-256 of the packed file and
-of its source.
+Each case is a source (tests/support/samples.py), pack options, and the cases whose golden files are its base; the manifest holds the SHA-256 of the packed
+file and of its source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import weightpack
 from weightpack.format.constants import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 import samples  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -21,7 +21,7 @@ import samples
 
 import weightpack
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REPO = "me/tiny-wp"
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "4"))
 

@@ -15,7 +15,7 @@ from weightpack.format import constants
 from weightpack.format.layouts import DTYPE_BITS, LAYOUTS, layout_of
 from weightpack.kernels import numpy_differences as portable_difference
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = (ROOT / "docs" / "FORMAT.md").read_text()
 
 
@@ -83,7 +83,7 @@ NUMBERS = r"\d+(?:\.\d+)*(?:(?:, | and | to )\d+(?:\.\d+)*)*"
 def test_sections_that_code_names_exist():
     known, named = sections(), 0
     assert {"1.9", "5.5", "8.3", "8.3.4", "13"} <= known
-    for path in [*(ROOT / "weightpack").rglob("*.py"), *(ROOT / "native").rglob("*.[ch]"), *(ROOT / "tests").glob("*.py")]:
+    for path in [*(ROOT / "weightpack").rglob("*.py"), *(ROOT / "native").rglob("*.[ch]"), *(ROOT / "tests").rglob("*.py")]:
         for numbers in re.findall(rf"(?:FORMAT|[Ss]ections?)(?: sections?)? ({NUMBERS})", path.read_text()):
             for number in re.findall(r"\d+(?:\.\d+)*", numbers):
                 named += 1

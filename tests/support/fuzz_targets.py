@@ -2,7 +2,8 @@
 """Fuzz targets of the Python side: functions that take any bytes and raise where the package breaks its promise.
 
 The promise: one of our own exceptions, or what the reference decoder gives too. Anything else that is raised here (an AssertionError, a KeyError, a
-MemoryError) is a finding. `scripts/fuzz` feeds them by coverage, `test_fuzz_corpus.py` with what it found before. The native targets are in `native/fuzz/`.
+MemoryError) is a finding. `scripts/fuzz` feeds them by coverage, `tests/hostile/test_fuzz_corpus.py` with what it found before. The native targets are in
+`native/fuzz/`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
 from weightpack.writing.record import decode, decode_bytes, decode_record
 
-GOLDEN = Path(__file__).parent / "golden" / "1.0"
+GOLDEN = Path(__file__).parents[1] / "golden" / "1.0"
 MAX_BYTES = 1 << 20  # of what is decoded, so that honest claims stay quick
 MOST_TENSOR_BYTES = 1600  # of a record alone: the reference decoder takes its time
 LIMITS = Limits(max_tensors=1000, max_source_bytes=MAX_BYTES, max_gap_bytes=MAX_BYTES)

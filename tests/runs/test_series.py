@@ -26,7 +26,6 @@ from weightpack.models.jobs import Job
 from weightpack.runs import pack as series
 
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))
-HERE = Path(__file__).parent
 PACKED = ("model.safetensors", "optimizer.pt")
 
 
@@ -415,7 +414,7 @@ def test_a_training_run_killed_at_random_moments(trained, tmp_path):
         run.mkdir()
         ended, newest, patience = False, 0, 1.5
         while not ended:
-            process = subprocess.Popen([sys.executable, str(HERE / "series_run.py"), str(run), "8", "3"], stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen([sys.executable, series_run.__file__, str(run), "8", "3"], stdout=subprocess.PIPE, text=True)
             assert process.stdout.readline() == "begin\n"
             try:
                 process.wait(rng.uniform(0, patience))

@@ -15,7 +15,7 @@ import zstandard
 import weightpack
 from weightpack import reference
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 MANIFESTS = {version.name: json.loads((version / "manifest.json").read_text()) for version in sorted(GOLDEN.iterdir())}
 CASES = [(version, name) for version, manifest in MANIFESTS.items() for name in manifest]
 

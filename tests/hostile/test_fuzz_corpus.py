@@ -10,8 +10,8 @@ from fuzz_targets import GOLDEN, TARGETS
 
 from weightpack import kernels
 
-ROOT = Path(__file__).resolve().parents[1]
-CORPUS = Path(__file__).parent / "fuzz_corpus"
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = ROOT / "tests" / "fuzz_corpus"
 
 
 def inputs(target):
