@@ -107,7 +107,8 @@ class Weightpack(Memory):
         from weightpack import kernels
         from weightpack.format.record import record_bound
         from weightpack.options import load_profile
-        from weightpack.writing.record import decode_record, encode_record
+        from weightpack.reading.record import decode_record
+        from weightpack.writing.record import encode_record
 
         isa, profile = spec["tool"].split()[-1], profile_of(spec["tool"])
         if isa not in kernels.available_isas():
@@ -118,7 +119,7 @@ class Weightpack(Memory):
         elem_bytes = self.layout.elem_bytes
         self.out = np.zeros_like(self.data)
         self.room = np.zeros(record_bound(self.layout, self.n_bytes // elem_bytes, self.options.chunk_elems), np.uint8)
-        self.encode = lambda data: encode_record(data, self.layout, self.options, threads, self.room)
+        self.encode = lambda data: encode_record(data, self.layout, self.options, threads=threads, out=self.room)
 
         def decode(packed):
             decode_record(packed, self.out, threads)

@@ -48,7 +48,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
 
     from weightpack.io.files import MemoryFile
     from weightpack.reading.packed_file import PackedFile
-    from weightpack.writing.record import encode_bytes
+    from weightpack.writing.frame import encode_bytes
 
     for number, (file, source) in enumerate(golden_files()):
         packed = PackedFile(MemoryFile([file]))

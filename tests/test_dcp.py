@@ -30,10 +30,12 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import weightpack
 import weightpack.dcp
-from weightpack.dcp import WeightpackExtension, pack_item, unpack_item
+from weightpack.dcp import WeightpackExtension
 from weightpack.errors import ChecksumError, FormatError, LimitError, NotPackedError, OptionError, TruncatedError, UnsupportedError
 from weightpack.kernels import active
 from weightpack.options import load_profile
+from weightpack.reading.item import covered_bytes, decode_rest, unpack_item
+from weightpack.writing.item import pack_item
 
 pytestmark = [
     # One process saves and loads here, which is what these tests are about.
@@ -364,7 +366,7 @@ def test_records_of_any_content(data):
     """The checksums of the item and of its parts are right, what they are of is not: the record finds it."""
     item = bytearray(packed(ITEMS["weights"]))
     _, n_rest, n_parts = struct.unpack_from("<QQI", item, 10)
-    rest = bytes(weightpack.dcp._zstd_decode(bytes(item[30 + 28 * n_parts :][:n_rest]), rest_bytes(item)))
+    rest = bytes(decode_rest(bytes(item[30 + 28 * n_parts :][:n_rest]), rest_bytes(item)))
     at = 30 + 28 * n_parts + n_rest
     for i in data.draw(st.sets(st.integers(at, len(item) - 1), min_size=1, max_size=4)):
         item[i] ^= data.draw(st.integers(1, 255))
@@ -372,7 +374,7 @@ def test_records_of_any_content(data):
         _, n_bytes, n_stored, _ = struct.unpack_from("<QQQI", item, 30 + 28 * i)
         stored = memoryview(item)[at : at + n_stored]
         try:
-            crc = active().crc32c(bytes(stored[: weightpack.dcp._covered(stored, n_bytes)]))
+            crc = active().crc32c(bytes(stored[: covered_bytes(stored, n_bytes)]))
         except FormatError:
             crc = 0  # it is refused before its checksum is
         struct.pack_into("<I", item, 30 + 28 * i + 24, crc)

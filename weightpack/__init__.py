@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from weightpack.integrations.swap import disable, enable
     from weightpack.numpy import load_file, save_file
     from weightpack.options import Limits, PackOptions, load_profile
+    from weightpack.reading.frame import decode
     from weightpack.reading.tensors import safe_open
-    from weightpack.writing.record import decode, encode
+    from weightpack.writing.frame import encode
 
 # Imported at first use: `import weightpack` stays cheap, and changes nothing anywhere.
 _HOME = {
     "estimate": "api", "inspect": "api", "pack": "api", "unpack": "api", "verify": "api",
-    "decode": "writing.record", "encode": "writing.record",
+    "decode": "reading.frame", "encode": "writing.frame",
     "pull": "hub", "push": "hub",
     "load_file": "numpy", "save_file": "numpy",
     "safe_open": "reading.tensors",

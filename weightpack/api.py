@@ -32,9 +32,10 @@ from weightpack.models.jobs import (
 from weightpack.models.jobs import delete_source as remove_source
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.bases import lineage, weights_below
-from weightpack.reading.inspect import EstimateReport, FileReport, estimate_file, inspect_file
+from weightpack.reading.inspect import FileReport, inspect_file
 from weightpack.reading.packed_file import PackedFile, is_packed, read_header
-from weightpack.reading.unpack import VerifyResult, verify_file
+from weightpack.reading.verify import VerifyResult, verify_file
+from weightpack.writing.estimate import EstimateReport, estimate_file
 
 PathLike = str | os.PathLike[str]
 PACKED_SUFFIX = ".wp.safetensors"

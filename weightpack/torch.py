@@ -14,9 +14,10 @@ from weightpack.errors import MissingExtraError, OptionError
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import MemoryFile
 from weightpack.options import DEFAULT_PROFILE, load_profile
+from weightpack.reading.frame import decode_bytes
 from weightpack.reading.tensors import SafeOpen
 from weightpack.reading.tensors import safe_open as _safe_open
-from weightpack.writing.record import decode_bytes, encode_bytes
+from weightpack.writing.frame import encode_bytes
 from weightpack.writing.save import pack_tensors, save_tensors
 
 try:

@@ -34,9 +34,10 @@ from weightpack.errors import (
 )
 from weightpack.io.files import MemoryFile
 from weightpack.kernels import active
+from weightpack.reading.frame import decode_bytes
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
-from weightpack.writing.record import decode_bytes, encode_bytes
+from weightpack.writing.frame import encode_bytes
 
 SPECIMEN, _ = specimen()
 SOURCE = samples.specimen_file()

@@ -22,10 +22,10 @@ from weightpack.format.record import RecordHead, build_chunk
 from weightpack.io.files import LocalFile, MemoryFile
 from weightpack.reading.inspect import inspect_planes
 from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.record import decode_record
 from weightpack.sources import segment
 from weightpack.tools.plot import plot_planes
 from weightpack.writing.chunks import chunk_crc
-from weightpack.writing.record import decode_record
 
 FILES = samples.other_files()
 

@@ -27,9 +27,10 @@ from weightpack.format.safetensors import parse_header
 from weightpack.io.files import MemoryFile
 from weightpack.models.directory import MANIFEST, Manifest, model_files
 from weightpack.options import Limits
+from weightpack.reading.frame import decode, decode_bytes
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
-from weightpack.writing.record import decode, decode_bytes, decode_record
+from weightpack.reading.record import decode_record
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "1.0"
 MAX_BYTES = 1 << 20  # of what is decoded, so that honest claims stay quick

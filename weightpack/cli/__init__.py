@@ -294,7 +294,7 @@ def estimate(src: str, profile: str, codec: str, revision: str | None, token: st
 
 def _estimate_steps(src: str, revision: str | None, token: str | None, as_json: bool) -> None:
     from weightpack import api
-    from weightpack.reading.inspect import MODELLING_STEPS
+    from weightpack.writing.estimate import MODELLING_STEPS
 
     steps = {name: api.estimate(src, options=options, revision=revision, token=token) for name, options in MODELLING_STEPS.items()}
     if as_json:

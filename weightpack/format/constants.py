@@ -51,6 +51,10 @@ class Mode(IntEnum):
     SCALED = 4
 
 
+MINOR_VERSIONS = {Mode.DIFFERENCE: 2, Mode.SCALED: 2}
+"""The minor version of the format that knows a mode; 0 for the others (FORMAT section 12)."""
+
+
 def aligned(n_bytes: int) -> int:
     """Round up to a multiple of 16."""
     return -(-n_bytes // ALIGN_BYTES) * ALIGN_BYTES

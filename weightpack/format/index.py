@@ -14,11 +14,9 @@ import zstandard
 from weightpack.errors import CorruptionError, LimitError, UnsupportedError
 from weightpack.format.constants import VERSION
 from weightpack.format.safetensors import MAX_DIMS, is_count, parse_json
+from weightpack.format.zstd import decode_frame
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_BITE = 1 << 10
-_ZSTD_HEAD = 18  # the longest header of a frame
 _GAP_LEVEL = 19  # headers are small, and JSON shrinks tenfold
 
 
@@ -37,41 +35,7 @@ class Gap:
 
     def decode(self) -> bytes:
         """Return the bytes; `n_bytes` bounds what is allocated."""
-        return zstd_decode(self.frame, self.n_bytes)
-
-
-def zstd_decode(frame: bytes | memoryview, n_bytes: int) -> bytes:
-    """Decode one zstd frame that must give exactly `n_bytes` (FORMAT 1.10), without trusting what the frame claims."""
-    try:
-        size = zstandard.frame_content_size(bytes(frame[:_ZSTD_HEAD])) if bytes(frame[:4]) == _ZSTD_MAGIC else -1
-    except zstandard.ZstdError:
-        size = -1  # it is refused below
-    if size not in (n_bytes, -1):
-        raise CorruptionError(f"a zstd stream claims {size} bytes, expected {n_bytes}")
-    data = zstd_decode_any(frame, n_bytes)
-    if len(data) != n_bytes:
-        raise CorruptionError(f"a zstd stream does not decode to {n_bytes} bytes")
-    return data
-
-
-def zstd_decode_any(frame: bytes | memoryview, most: int) -> bytes:
-    """Decode one zstd frame that must give at most `most` bytes."""
-    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-    try:
-        if bytes(frame[:4]) != _ZSTD_MAGIC:
-            raise CorruptionError("not a zstd frame")
-        parts, total = [], 0
-        # Small bites bound what a frame without a size can grow to before it is stopped: a block of 128 KiB for each 3 bytes or more.
-        for begin in range(0, len(frame), _ZSTD_BITE):
-            parts.append(decoder.decompress(bytes(frame[begin : begin + _ZSTD_BITE])))
-            total += len(parts[-1])
-            if total > most or (decoder.eof and begin + _ZSTD_BITE < len(frame)):
-                raise CorruptionError("a zstd stream holds more than it should")
-    except zstandard.ZstdError as error:
-        raise CorruptionError(f"a zstd stream is damaged: {error}") from None
-    if not decoder.eof or decoder.unused_data:
-        raise CorruptionError("a zstd stream is cut, or has bytes behind its end")
-    return b"".join(parts)
+        return decode_frame(self.frame, self.n_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attention", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active",
-    "available_isas", "isa", "use_isa",
+    "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
 ]  # fmt: skip
 
 
@@ -272,3 +272,18 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         _active = before
+
+
+def chunk_crc(data: Bytes, chunk_number: int) -> int:
+    """Return `crc32c(u32 chunk_number || data)` (FORMAT 6.2); the number is there so that chunks can't trade places."""
+    kernels = active()
+    return kernels.crc32c(data, kernels.crc32c(chunk_number.to_bytes(4, "little")))
+
+
+def crc32c_of(*parts: bytes | bytearray | memoryview) -> int:
+    """Return the CRC-32C of buffers as if they stood one after the other."""
+    kernels, crc = active(), 0
+    for part in parts:
+        if len(part):
+            crc = kernels.crc32c(np.frombuffer(part, np.uint8), crc)
+    return crc

@@ -16,13 +16,14 @@ from weightpack.errors import ChecksumError, LosslessError, OptionError, Truncat
 from weightpack.format.constants import VERSION
 from weightpack.io.files import AtomicFile, LocalFile, replace_file, sha256_of, sync_folder
 from weightpack.io.folder import WorkFolder, work_folder
+from weightpack.io.progress import Progress
 from weightpack.models.directory import MANIFEST, Manifest, ModelFiles, carry_over, model_files, packed_config
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.bases import OpenBase, close_packed, open_base, open_with_bases
 from weightpack.reading.packed_file import PackedFile, is_packed, read_header
 from weightpack.reading.unpack import unpack_file
 from weightpack.sources import segment
-from weightpack.writing.packer import PackResult, Progress, pack_file
+from weightpack.writing.packer import PackResult, pack_file
 
 FileProgress = Callable[[str, int, int], None]
 """Called with (path, bytes done, bytes in all) while a file is worked on."""

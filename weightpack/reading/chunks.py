@@ -11,9 +11,9 @@ import numpy as np
 from weightpack import kernels as kernel_choice
 from weightpack.errors import ChecksumError, CorruptionError, located
 from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
-from weightpack.format.index import zstd_decode, zstd_decode_any
 from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, LayoutId
 from weightpack.format.record import Chunk, parse_chunk
+from weightpack.format.zstd import decode_frame, decode_frame_of_at_most
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,9 +108,9 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
         if not n_changed and Codec.ZSTD in (class_codec, extra_codec):
             raise CorruptionError("a chunk without differences has streams that are coded")
         if class_codec == Codec.ZSTD:
-            planes[1] = Codec.RAW, zstd_decode(class_stream, n_changed)
+            planes[1] = Codec.RAW, decode_frame(class_stream, n_changed)
         if extra_codec == Codec.ZSTD:
-            planes[2] = Codec.RAW, zstd_decode_any(extra_stream, 4 * n_changed)
+            planes[2] = Codec.RAW, decode_frame_of_at_most(extra_stream, 4 * n_changed)
     return kernels.decode_difference(layout, chunk.shift, np.frombuffer(chunk.frequent, "<u4"), planes, base, n_elems, number, out)
 
 
@@ -135,7 +135,7 @@ def _plane(codec: int, stream: memoryview, n: int) -> NDArray[np.uint8]:
     if codec == Codec.RAW and len(stream) == n:
         return np.frombuffer(stream, np.uint8)
     plane = np.empty(n, np.uint8)
-    raw: tuple[int, Stream] = (Codec.RAW, zstd_decode(stream, n)) if codec == Codec.ZSTD else (codec, stream)
+    raw: tuple[int, Stream] = (Codec.RAW, decode_frame(stream, n)) if codec == Codec.ZSTD else (codec, stream)
     kernel_choice.active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [raw], n, 0, plane)
     return plane
 
@@ -155,7 +155,7 @@ def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, Strea
             n = n_blocks
         else:
             n = _bits_bytes(streams[n_planes], layout, n_elems, n_blocks)
-        streams.append((Codec.RAW, zstd_decode(stream, n)))
+        streams.append((Codec.RAW, decode_frame(stream, n)))
     return streams
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a packed file, tensor by tensor, without decoding it; and what packing a plain file would save, from samples."""
+"""What is in a packed file, tensor by tensor, without decoding it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BYTES, MAX_STREAMS, Codec, Mode
-from weightpack.format.layouts import DTYPE_BITS, Layout, layout_of
-from weightpack.format.record import CHUNK_HEAD_BYTES, chunk_bound, parse_chunk, table_end
-from weightpack.io.files import RandomReader, read_at
-from weightpack.options import PackOptions
+from weightpack.format.constants import CODEC_NAMES, MAX_STREAMS, Codec, Mode
+from weightpack.format.layouts import DTYPE_BITS, Layout
+from weightpack.format.record import CHUNK_HEAD_BYTES, parse_chunk
+from weightpack.io.files import read_at
 from weightpack.reading.packed_file import PackedFile, StoredTensor
-from weightpack.sources import Tensor, segment
-from weightpack.writing.chunks import chunk_bytes_of, encode_chunks, encode_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,71 +133,3 @@ def _stream_name(mode: int, i: int, names: tuple[str, ...]) -> str:
     if mode == Mode.SCALED:
         return ("scales", "signs", *_DIFFERENCE_PLANES)[i]
     return "whole chunks" if mode == Mode.WHOLE else f"field {i}"
-
-
-@dataclass(frozen=True, slots=True)
-class EstimateReport:
-    """What packing would give; `sampled_bytes` of the source were encoded to find out. `by_dtype`: dtype -> (source bytes, packed bytes)."""
-
-    path: str
-    source_bytes: int
-    packed_bytes: int
-    sampled_bytes: int
-    by_dtype: dict[str, tuple[int, int]]
-
-
-MODELLING_STEPS: dict[str, PackOptions] = {
-    "Huffman codes for exponents": PackOptions(codecs=("huffman",)),
-    "rANS as well": PackOptions(codecs=("huffman", "rans")),
-    "zstd for what repeats": PackOptions(),
-    "up to 16 codebooks a plane": PackOptions(tables=16),
-    "leading mantissa bits, given the exponent": PackOptions(tables=16, lead=True),
-}
-"""What each step of modelling adds to the one before it, for `estimate --steps`."""
-
-
-def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int = 6, budget_bytes: int | None = None) -> EstimateReport:
-    """Encode up to `sample_chunks` chunks of each tensor, spread evenly, and scale up.
-
-    With a budget, tensors of a dtype are sampled in turn, by falling size, one of so many that about `budget_bytes` are read (one tensor of each dtype
-    at least); the others are taken to shrink as the sampled do.
-    """
-    tensors = segment(source).tensors
-    groups: dict[str, list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.dtype, []).append(tensor)
-    by_dtype: dict[str, tuple[int, int]] = {}
-    sampled = 0
-    for dtype, group in groups.items():
-        group.sort(key=lambda tensor: (-tensor.n_bytes, tensor.name))
-        chunk_bytes = min(options.chunk_elems * layout_of(dtype).elem_bytes, MAX_CHUNK_BYTES)
-        stride = 1 if budget_bytes is None else max(1, -(-sum(min(tensor.n_bytes, sample_chunks * chunk_bytes) for tensor in group) // budget_bytes))
-        before = after = 0
-        for tensor in group[::stride]:
-            taken, estimate = _estimate(source, tensor, options, sample_chunks)
-            sampled, before, after = sampled + taken, before + tensor.n_bytes, after + estimate
-        n_bytes = sum(tensor.n_bytes for tensor in group)
-        by_dtype[dtype] = n_bytes, after * n_bytes // before if before else 0
-    header_bytes = source.size - sum(tensor.n_bytes for tensor in tensors)
-    return EstimateReport(source.name, source.size, sum(after for _, after in by_dtype.values()) + header_bytes, sampled, by_dtype)
-
-
-def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample_chunks: int) -> tuple[int, int]:
-    layout = options.layout(tensor.dtype, tensor.n_bytes)
-    chunk_bytes = chunk_bytes_of(layout, tensor.fields, options)
-    n_chunks = -(-tensor.n_bytes // chunk_bytes)
-    if n_chunks == 0 or tensor.n_bytes % layout.elem_bytes:
-        return 0, tensor.n_bytes
-    n_picks = min(sample_chunks, n_chunks)
-    picks = [(2 * i + 1) * n_chunks // (2 * n_picks) for i in range(n_picks)]
-    taken = coded = 0
-    out = np.empty(chunk_bound(layout, chunk_bytes // layout.elem_bytes), np.uint8)
-    for i in picks:
-        n = min(chunk_bytes, tensor.n_bytes - i * chunk_bytes)
-        data = np.frombuffer(read_at(source, tensor.offset + i * chunk_bytes, n), np.uint8)
-        taken += n
-        if tensor.fields:
-            coded += encode_fields(data, tensor.fields, chunk_bytes, i, options, out)[0].n_bytes
-        else:
-            coded += encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, i, options, out)[0].n_bytes
-    return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)

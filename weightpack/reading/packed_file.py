@@ -18,17 +18,16 @@ from weightpack.format.record import RecordHead, parse_record_head, table_bytes
 from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
 from weightpack.io.files import RandomReader, pieces, read_at
 from weightpack.io.parallel import Scratch
+from weightpack.kernels import chunk_crc, crc32c_of
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.base_range import base_elems, check_range
 from weightpack.reading.chunks import BaseElems, decode_chunks
 from weightpack.sources import Segments, Tensor, tiled
 from weightpack.sources.safetensors import segments_of
-from weightpack.writing.chunks import chunk_crc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.kernels import Kernels
 
     Bytes = NDArray[np.uint8]
 
@@ -127,7 +126,7 @@ class PackedFile:
         if len(header.entries) > limits.max_tensors:
             raise LimitError(f"the file has {len(header.entries)} tensors, the limit is {limits.max_tensors}")
         text = header.metadata[INDEX_KEY]
-        crc = _kernels().crc32c(text.encode("utf-8"))
+        crc = crc32c_of(text.encode("utf-8"))
         if header.metadata.get(INDEX_CRC_KEY) != f"{crc:08x}":
             raise ChecksumError("the index does not match its checksum: the file is damaged")
         index = self.index = Index.parse(text, limits.max_gap_bytes, limits.max_json_memory)
@@ -269,12 +268,6 @@ class PackedFile:
             return gap.decode()
 
 
-def _kernels() -> Kernels:
-    from weightpack import kernels
-
-    return kernels.active()
-
-
 def _listed(index: Index, names: list[str]) -> Segments:
     """The source's tensors as the index lists them (FORMAT 5.7)."""
     if index.tensors is None or len(index.tensors) != len(names):
@@ -309,8 +302,3 @@ def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:
         good = entry.dtype == "U8" and len(entry.shape) == 1 and tensor.n_bytes > 0
     if not good:
         raise CorruptionError(f"the entry is {entry.dtype} {list(entry.shape)}, which its storage {storage!r} does not allow")
-
-
-def kept_crcs(data: Bytes, first_piece: int = 0) -> list[int]:
-    """Return the CRCs of the pieces of a kept tensor (FORMAT 5.5)."""
-    return [chunk_crc(data[offset : offset + n], first_piece + i) for i, (offset, n) in enumerate(pieces(len(data), KEPT_PIECE_BYTES))]

@@ -34,7 +34,7 @@ from weightpack.io.working_names import PARTIAL, is_at, is_working_name, leftove
 from weightpack.models.directory import carry_over, model_files
 from weightpack.models.jobs import Base, FileResult, Job, JobResult, open_packed, pack_one, unpack_one
 from weightpack.reading.packed_file import PackedFile, read_header
-from weightpack.reading.unpack import VerifyResult, verify_file
+from weightpack.reading.verify import VerifyResult, verify_file
 
 STORE = "_weightpack"
 ANCHOR_EVERY = 8

@@ -22,8 +22,9 @@ from weightpack.format.record import record_bound
 from weightpack.io.files import RandomReader, read_at
 from weightpack.io.parallel import thread_count
 from weightpack.options import PackOptions, load_profile
+from weightpack.reading.record import decode_record
 from weightpack.reading.tensors import TensorReader
-from weightpack.writing.record import decode_record, encode_record
+from weightpack.writing.record import encode_record
 from weightpack.writing.save import safetensors_image
 
 if TYPE_CHECKING:
@@ -122,13 +123,13 @@ def _measure_codec(dtype: str, data: Bytes, out: Bytes, isa: str, codec: str, th
     layout = options.layout(dtype, data.size)
     room = np.zeros(_room(dtype, data, options), np.uint8)
     with kernels.use_isa(isa):
-        record = encode_record(data, layout, options, threads, room)
+        record = encode_record(data, layout, options, threads=threads, out=room)
         out[:] = 0
         decode_record(record, out, threads)
         if not np.array_equal(out, data):
             raise LosslessError(f"{dtype} on {isa} with codec {codec}: decoded to other bytes; this is a bug in weightpack")
         decode = median_seconds(lambda: decode_record(record, out, threads))
-        encode = median_seconds(lambda: encode_record(data, layout, options, threads, room))
+        encode = median_seconds(lambda: encode_record(data, layout, options, threads=threads, out=room))
     return MemorySpeed(isa, codec, threads, len(record), encode, decode)
 
 

@@ -1,130 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elements -> chunks. A few at a time, so that a tensor of any size needs the memory of a few chunks."""
+"""Elements -> chunks: where the mode of a chunk is chosen, for files, frames, items of distributed checkpoints and estimates alike.
+
+A run of chunks is coded at a time, so that a tensor of any size needs the memory of a few chunks.
+"""
 
 from __future__ import annotations
 
-from itertools import accumulate
+from dataclasses import dataclass
 from math import lcm
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack import kernels as kernel_choice
-from weightpack.format.constants import MAX_CHUNK_BYTES, Codec, Mode
-from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, LayoutId
-from weightpack.format.record import build_chunk, chunk_bound, parse_chunk
+from weightpack.format.constants import MAX_CHUNK_BYTES, Mode
+from weightpack.format.layouts import BLOCK_ELEMS
+from weightpack.format.record import chunk_bound
 from weightpack.io.files import pieces
-from weightpack.writing.choose import attention, better_stream, worth_zstd, zstd_stream
+from weightpack.writing.differences import encode_difference, encode_scaled, has_differences, scales_help
+from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.format.layouts import Layout
-    from weightpack.kernels import SplitChunk
     from weightpack.options import PackOptions
 
     Bytes = NDArray[np.uint8]
 
-
-_BYTES = LAYOUTS[LayoutId.BYTES1]
-
-
-class EncodedChunk(NamedTuple):
-    """A chunk's length, padding to 16 included, and the CRC of what it decodes to (FORMAT 6.2)."""
-
-    n_bytes: int
-    crc: int
+_RUN_BYTES = 1 << 20  # coded by one thread in one go, in the second-level cache; what is decided for a run depends on its bytes, so packed bytes depend on this
 
 
-def chunk_crc(data: Bytes, chunk_number: int) -> int:
-    """Return `crc32c(u32 chunk_number || data)` (FORMAT 6.2); the number is there so that chunks can't trade places."""
-    kernels = kernel_choice.active()
-    return kernels.crc32c(data, kernels.crc32c(chunk_number.to_bytes(4, "little")))
-
-
-def chunk_bytes_of(layout: Layout, fields: tuple[int, ...], options: PackOptions) -> int:
-    """Return the length of a tensor's chunks: blocks of fields are not cut."""
-    n_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
-    step = lcm(BLOCK_ELEMS, sum(fields) or 1)
-    return max(step, n_bytes // step * step) if fields else n_bytes
-
-
-def encode_fields(data: Bytes, fields: tuple[int, ...], chunk_bytes: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:
-    """Encode consecutive chunks of a tensor of blocks: each field's bytes are a plane (FORMAT 6.6), coded as a tensor of bytes would be.
-
-    Parameters are those of `encode_chunks`; `data` is a whole count of blocks.
-    """
-    chunks, position, ends = [], 0, list(accumulate(fields))
-    for number, (begin, n) in enumerate(pieces(data.size, chunk_bytes), first_number):
-        blocks = data[begin : begin + n].reshape(-1, ends[-1])
-        streams = []
-        for width, end in zip(fields, ends, strict=True):
-            plane = np.ascontiguousarray(blocks[:, end - width : end]).reshape(-1)
-            streams.append(encode_plane(plane, options))
-        chunk = build_chunk(Mode.FIELDS, streams, fields)
-        if len(chunk) >= n:
-            chunk = build_chunk(Mode.WHOLE, [(Codec.RAW, blocks.reshape(-1))])
-        out[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
-        position += len(chunk)
-        chunks.append(EncodedChunk(len(chunk), chunk_crc(blocks.reshape(-1), number)))
-    return chunks
-
-
-def encode_plane(plane: Bytes, options: PackOptions) -> tuple[int, memoryview]:
-    """Encode one plane of symbols, (n,) uint8 with n not 0, as a tensor of bytes would be; return codec and stream."""
-    room = np.empty(chunk_bound(_BYTES, plane.size), np.uint8)
-    coded = encode_chunks(plane, _BYTES, -(-plane.size // BLOCK_ELEMS) * BLOCK_ELEMS, 0, options, room)[0]
-    return parse_chunk(room[: coded.n_bytes].tobytes(), _BYTES).streams[0]  # split or whole: of bytes it is the same
-
-
-def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:
-    """Encode consecutive chunks of a tensor, each as the smallest of: split planes, one plane of bytes, the bytes as they are.
-
-    The kernels split and code chunk after chunk; where the statistics of one suggest that another codec does better, it is done again.
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How a tensor is cut into chunks, and what of it is known to whoever codes them.
 
     Parameters
     ----------
-    data : (n_elems * layout.elem_bytes,) uint8
-        What is left over behind the last whole chunk is a shorter one.
-    first_number
-        The first chunk's number in its record.
-    out : uint8
-        At least `format.record.chunk_bound` for each chunk; they stand at its begin afterwards, one behind the other.
+    layout
+        Of its elements.
+    chunk_bytes
+        Of each chunk but the last: a whole count of blocks of 128 elements.
+    fields
+        Of a tensor of blocks of bytes: the widths of a block's fields.
+    row_elems
+        Elements of a row; 0 if there are none.
+    first_elem
+        The number, in the tensor that has these rows, of the first element here.
     """
-    kernels, chunk_bytes, position = kernel_choice.active(), chunk_elems * layout.elem_bytes, 0
-    most_tables = options.tables if "rans" in options.codecs else 0
-    chunks: list[EncodedChunk] = []
-    while len(chunks) * chunk_bytes < data.size:
-        rest, number = data[len(chunks) * chunk_bytes :], first_number + len(chunks)
-        encoded = kernels.encode_chunks(layout, rest, chunk_elems, number, most_tables, attention(options), out[position:])
-        chunks += map(EncodedChunk, encoded.sizes, encoded.crcs)
-        position += sum(encoded.sizes)
-        if encoded.last is not None:
-            begin = position - encoded.sizes[-1]
-            elems = data[(len(chunks) - 1) * chunk_bytes : len(chunks) * chunk_bytes]
-            smaller = _smaller_chunk(elems, layout, options, encoded.last, out[begin:position])
+
+    layout: Layout
+    chunk_bytes: int
+    fields: tuple[int, ...] = ()
+    row_elems: int = 0
+    first_elem: int = 0
+
+    @classmethod
+    def of(cls, layout: Layout, options: PackOptions, *, fields: tuple[int, ...] = (), row_elems: int = 0, first_elem: int = 0) -> Chunking:
+        """Cut as the options say; blocks of fields are not cut."""
+        n_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+        if fields:
+            step = lcm(BLOCK_ELEMS, sum(fields))
+            n_bytes = max(step, n_bytes // step * step)
+        return cls(layout, n_bytes, fields, row_elems, first_elem)
+
+    @property
+    def chunk_elems(self) -> int:
+        """Elements of each chunk but the last."""
+        return self.chunk_bytes // self.layout.elem_bytes
+
+    @property
+    def run_chunks(self) -> int:
+        """Chunks of a run."""
+        return max(1, _RUN_BYTES // self.chunk_bytes)
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of a run."""
+        return self.run_chunks * self.chunk_bytes
+
+    @property
+    def differs(self) -> bool:
+        """May chunks be differences from a base?"""
+        return has_differences(self.layout) and not self.fields
+
+    def bound(self, n_bytes: int) -> int:
+        """Return room for the chunks of `n_bytes` of elements."""
+        return sum(chunk_bound(self.layout, n // self.layout.elem_bytes) for _, n in pieces(n_bytes, self.chunk_bytes))
+
+
+def encode_runs(data: Bytes, chunking: Chunking, first_number: int, options: PackOptions, out: Bytes, base: Bytes | None = None) -> list[EncodedChunk]:
+    """Encode consecutive chunks, each in the mode that makes it smallest: by itself, as the difference from `base`, or from what scales predict.
+
+    Parameters
+    ----------
+    data : (n_bytes,) uint8
+        Whole runs, but for what ends the tensor.
+    first_number
+        The first chunk's number in its record: a multiple of `chunking.run_chunks`.
+    out : uint8
+        At least `chunking.bound(data.size)`; the chunks stand at its begin afterwards, one after the other.
+    base : (n_bytes,) uint8, optional
+        What each element is to differ from, in the same layout.
+    """
+    if chunking.fields:
+        return encode_fields(data, chunking.fields, chunking.chunk_bytes, first_number, options, out)
+    chunks = encode_chunks(data, chunking.layout, chunking.chunk_elems, first_number, options, out)
+    if base is None and not (options.scales and chunking.row_elems):
+        return chunks
+    read = write = 0  # in `out`: a chunk that became smaller moves those after it
+    for begin in range(0, data.size, chunking.run_bytes):
+        run = data[begin : begin + chunking.run_bytes]
+        first_of_run = first_number + begin // chunking.chunk_bytes
+        scaled = _scales_help(run, chunking, first_of_run, options)
+        for number, (offset, n) in enumerate(pieces(run.size, chunking.chunk_bytes), first_of_run):
+            i, elems = number - first_number, run[offset : offset + n]
+            plain = chunks[i]
+            smaller = None if base is None else _smaller(plain.n_bytes, encode_difference(elems, base[begin + offset :][:n], chunking.layout, options))
+            if scaled:
+                phase = _phase(chunking, number)
+                coded = encode_scaled(elems, chunking.layout, chunking.row_elems, phase, options)
+                smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), coded) or smaller
             if smaller is not None:
-                chunks[-1], position = EncodedChunk(len(smaller), encoded.crcs[-1]), begin + len(smaller)
-                out[begin:position] = np.frombuffer(smaller, np.uint8)
+                out[write : write + len(smaller)] = np.frombuffer(smaller, np.uint8)
+                chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]))
+            elif read != write:
+                out[write : write + plain.n_bytes] = out[read : read + plain.n_bytes]
+            read, write = read + plain.n_bytes, write + chunks[i].n_bytes
     return chunks
 
 
-def _smaller_chunk(data: Bytes, layout: Layout, options: PackOptions, split: SplitChunk, chunk: Bytes) -> bytes | None:
-    """Return the chunk with better codecs than the kernels gave it; None if there are none."""
-    kernels, better = kernel_choice.active(), {}
-    for i in range(len(split.planes)):
-        is_symbols, is_bits = i < len(layout.plane_bits), bool(layout.raw_bits) and i + 1 == len(split.planes)
-        stream = better_stream(kernels, split, i, options, entropy_coded=not is_bits, try_zstd=not (is_symbols and layout.raw_bits))
-        if stream is not None:
-            better[i] = stream
-    split_bytes = sum(len(better[i][1]) if i in better else plane.n_bytes for i, plane in enumerate(split.planes))
-    if split_bytes > len(split.planes):
-        whole = zstd_stream(data, options) if worth_zstd(data.size, split.repeats, options) else b""
-        if whole and len(whole) < min(split_bytes, data.size):
-            return build_chunk(Mode.WHOLE, [(Codec.ZSTD, whole)])
-        if data.size < split_bytes:
-            return build_chunk(Mode.WHOLE, [(Codec.RAW, data)])
-    if not better:
-        return None
-    streams = [better.get(i) or (Codec(plane.codec), chunk[plane.begin : plane.begin + plane.n_bytes]) for i, plane in enumerate(split.planes)]
-    return build_chunk(Mode.SPLIT, streams)
+def _smaller(n_bytes: int, chunk: bytes) -> bytes | None:
+    return chunk if len(chunk) < n_bytes else None
+
+
+def _phase(chunking: Chunking, number: int) -> int:
+    """Return the column of a chunk's first element."""
+    return (chunking.first_elem + number * chunking.chunk_elems) % chunking.row_elems
+
+
+def _scales_help(run: Bytes, chunking: Chunking, first_number: int, options: PackOptions) -> bool:
+    cols = chunking.row_elems
+    return options.scales and cols > 0 and scales_help(run, chunking.layout, cols, _phase(chunking, first_number))

@@ -15,8 +15,8 @@ from weightpack.format.record import build_difference_chunk
 from weightpack.kernels.numpy_backend import fullest_window
 from weightpack.kernels.numpy_differences import modular_differences
 from weightpack.writing.choose import worth_zstd, zstd_stream
-from weightpack.writing.chunks import encode_plane
 from weightpack.writing.codebooks import choose_books
+from weightpack.writing.plain import encode_plane
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

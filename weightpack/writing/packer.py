@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -18,34 +18,32 @@ from weightpack.format.constants import (
     KEPT_PIECE_BYTES,
     MAX_HEADER_BYTES,
     MAX_RECORD_BYTES,
+    MINOR_VERSIONS,
+    Mode,
 )
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
-from weightpack.format.layouts import DTYPE_BITS, Layout
-from weightpack.format.record import RecordHead, chunk_bound, table_end
+from weightpack.format.layouts import DTYPE_BITS
+from weightpack.format.record import RecordHead, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.io.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at, sha256_of
 from weightpack.io.parallel import Scratch, ordered_map
-from weightpack.kernels import active
+from weightpack.io.progress import Meter, Progress
+from weightpack.kernels import active, chunk_crc
 from weightpack.options import PackOptions
 from weightpack.reading.base_range import base_elems
 from weightpack.reading.bases import OpenBase
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
 from weightpack.sources import Segments, Tensor, segment
-from weightpack.writing.chunks import EncodedChunk, chunk_bytes_of, chunk_crc, encode_chunks, encode_fields
-from weightpack.writing.differences import encode_difference, encode_scaled, has_differences, scales_help
+from weightpack.writing.chunks import Chunking, encode_runs
 from weightpack.writing.match import match_tensors
+from weightpack.writing.plain import EncodedChunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), from the calling thread."""
-
 _DATA_ALIGN = 64
 _COPY_BYTES = 1 << 20
-_DIFFERENCES_MINOR = 2  # of the format, that knows them
-_RUN_BYTES = 1 << 20  # encoded by one thread in one go, in the second-level cache
 
 
 class Source(RandomReader, Protocol):
@@ -74,6 +72,7 @@ class _Run:
     """One unit of encoding: consecutive chunks of a tensor. `offset` is in the source; `base` serves the tensor, if there is one."""
 
     tensor: Tensor
+    chunking: Chunking
     base: BaseRange | None
     first: int
     offset: int
@@ -83,13 +82,11 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _EncodedRun:
-    """What came out: the chunks one behind the other, and of each its length and CRC; and what decoding them takes."""
+    """What came out: the chunks one after the other, and what is known of each."""
 
     run: _Run
     data: memoryview
     chunks: list[EncodedChunk]
-    needs_base: bool = False
-    needs_scales: bool = False
 
 
 @dataclass(slots=True)
@@ -129,7 +126,7 @@ def pack_file(
         with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as pool:
             # Hashing is as slow as packing on one core, so with more than one it has its own thread.
             digest: Future[str] | None = pool.submit(sha256_of, source) if threads > 1 else None
-            packer = _Packer(source, segments, target, options, base, threads, _Meter(progress, source.size * (2 if verify else 1)))
+            packer = _Packer(source, segments, target, options, base, threads, Meter(progress, source.size * (2 if verify else 1)))
             packer.write_data()
             sha256 = digest.result() if digest else sha256_of(source)
         packed_bytes = packer.write_header(sha256)
@@ -140,23 +137,11 @@ def pack_file(
     return PackResult(source.size, packed_bytes, sha256)
 
 
-class _Meter:
-    """Adds up progress."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add(self, n_bytes: int) -> None:
-        self._done += n_bytes
-        if self._progress:
-            self._progress(min(self._done, self._total), self._total)
-
-
 class _Packer:
     """Writes the data section first, behind room for the longest header that could come of it, then the header."""
 
     def __init__(
-        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, base: OpenBase | None, threads: int, meter: _Meter
+        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, base: OpenBase | None, threads: int, meter: Meter
     ) -> None:
         self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
         self.base, self.matches = base, match_tensors(source, segments, base) if base else {}
@@ -167,7 +152,7 @@ class _Packer:
         self.position = 0  # end of what is written, from data_begin
         self._record_begin = 0  # of the record in work, from data_begin
         self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
-        self._needs_base = False
+        self._modes: set[Mode] = set()  # of its chunks
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
         self._scratch = Scratch()
 
@@ -183,84 +168,45 @@ class _Packer:
         for encoded in ordered_map(self._encode, self._runs(by_offset), self.threads, lambda run: run.n_bytes):
             run = encoded.run
             if run.first == 0:
-                self._begin_record(run.tensor)
+                self._begin_record(run)
                 crcs = []
             self._append(encoded)
             crcs += [chunk.crc for chunk in encoded.chunks]
-            self._needs_base |= encoded.needs_base
-            if encoded.needs_scales or encoded.needs_base:
-                self._minor_version = _DIFFERENCES_MINOR
             self.meter.add(run.n_bytes)
             if run.last:
-                self._end_record(run.tensor, np.array(crcs, np.uint32))
+                self._end_record(run, np.array(crcs, np.uint32))
         kept = [t for t in by_offset if t.name not in self.stored.storage]
         for tensor in sorted(kept, key=lambda t: -DTYPE_BITS.get(t.dtype, 8)):
             self._keep(tensor)
 
     def _runs(self, tensors: list[Tensor]) -> Iterator[_Run]:
         for tensor in tensors:
-            layout = self._layout(tensor)
+            layout = self.options.layout(tensor.dtype, tensor.n_bytes)
             if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes or tensor.n_bytes > MAX_RECORD_BYTES:
                 continue
-            chunk_bytes = self._chunk_bytes(tensor)
-            per_run = max(1, _RUN_BYTES // chunk_bytes)
-            base = self.matches.get(tensor.name) if has_differences(layout) else None
-            for i, (offset, n) in enumerate(pieces(tensor.n_bytes, per_run * chunk_bytes)):
-                yield _Run(tensor, base, i * per_run, tensor.offset + offset, n, offset + n == tensor.n_bytes)
-
-    def _layout(self, tensor: Tensor) -> Layout:
-        return self.options.layout(tensor.dtype, tensor.n_bytes)
-
-    def _chunk_bytes(self, tensor: Tensor) -> int:
-        return chunk_bytes_of(self._layout(tensor), tensor.fields, self.options)
+            chunking = Chunking.of(layout, self.options, fields=tensor.fields, row_elems=tensor.row_elems)
+            base = self.matches.get(tensor.name) if chunking.differs else None
+            for i, (offset, n) in enumerate(pieces(tensor.n_bytes, chunking.run_bytes)):
+                yield _Run(tensor, chunking, base, i * chunking.run_chunks, tensor.offset + offset, n, offset + n == tensor.n_bytes)
 
     def _encode(self, run: _Run) -> _EncodedRun:
-        layout = self._layout(run.tensor)
-        chunk_bytes = self._chunk_bytes(run.tensor)
-        out = np.empty(sum(chunk_bound(layout, n // layout.elem_bytes) for _, n in pieces(run.n_bytes, chunk_bytes)), np.uint8)
+        out = np.empty(run.chunking.bound(run.n_bytes), np.uint8)
         with located(tensor=run.tensor.name):
             data = self._scratch.get(run.n_bytes)
             self.source.read_into(run.offset, memoryview(data))
-            if run.tensor.fields:
-                chunks = encode_fields(data, run.tensor.fields, chunk_bytes, run.first, self.options, out)
-            else:
-                chunks = encode_chunks(data, layout, chunk_bytes // layout.elem_bytes, run.first, self.options, out)
-                return self._smaller_run(_encoded(run, out, chunks), data, layout, chunk_bytes)
-        return _encoded(run, out, chunks)
+            chunks = encode_runs(data, run.chunking, run.first, self.options, out, self._base_elems(run))
+        return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
 
-    def _smaller_run(self, plain: _EncodedRun, data: NDArray[np.uint8], layout: Layout, chunk_bytes: int) -> _EncodedRun:
-        """Replace chunks that are smaller as differences from the base, or from what scales predict."""
-        run, chunk_elems = plain.run, chunk_bytes // layout.elem_bytes
-        first_elem = run.first * chunk_elems
-        cols = run.tensor.row_elems
-        scaled = self.options.scales and cols > 0 and scales_help(data, layout, cols, first_elem % cols)
-        if run.base is None and not scaled:
-            return plain
-        base = None
-        if run.base is not None and self.base is not None:
-            reader = self.base.files[run.base.file].reader
-            base = base_elems(reader, run.base, run.tensor.dtype, first_elem, data.size // layout.elem_bytes)
-        parts, chunks, begin, needs_base, needs_scales = [], [], 0, False, False
-        for i, (offset, n) in enumerate(pieces(data.size, chunk_bytes)):
-            best: bytes | memoryview = plain.data[begin : begin + plain.chunks[i].n_bytes]
-            begin += plain.chunks[i].n_bytes
-            elems, differs, is_scaled = data[offset : offset + n], False, False
-            if base is not None:
-                chunk = encode_difference(elems, base[offset : offset + n], layout, self.options)
-                if len(chunk) < len(best):
-                    best, differs = chunk, True
-            if scaled:
-                chunk = encode_scaled(elems, layout, cols, (run.first + i) * chunk_elems % cols, self.options)
-                if len(chunk) < len(best):
-                    best, differs, is_scaled = chunk, False, True
-            needs_base, needs_scales = needs_base or differs, needs_scales or is_scaled
-            parts.append(best)
-            chunks.append(EncodedChunk(len(best), plain.chunks[i].crc))
-        return _EncodedRun(run, memoryview(b"".join(parts)), chunks, needs_base, needs_scales)
+    def _base_elems(self, run: _Run) -> NDArray[np.uint8] | None:
+        """Return what the run's elements are to differ from."""
+        if run.base is None or self.base is None:
+            return None
+        first_elem, n_elems = run.first * run.chunking.chunk_elems, run.n_bytes // run.chunking.layout.elem_bytes
+        return base_elems(self.base.files[run.base.file].reader, run.base, run.tensor.dtype, first_elem, n_elems)
 
-    def _begin_record(self, tensor: Tensor) -> None:
-        self._record_begin, self._needs_base = self.position, False
-        self._offsets = [table_end(-(-tensor.n_bytes // self._chunk_bytes(tensor)))]
+    def _begin_record(self, run: _Run) -> None:
+        self._record_begin, self._modes = self.position, set()
+        self._offsets = [table_end(-(-run.tensor.n_bytes // run.chunking.chunk_bytes))]
 
     def _append(self, encoded: _EncodedRun) -> None:
         """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
@@ -269,8 +215,10 @@ class _Packer:
             self._write(self._record_begin + begin, encoded.data)
         for chunk in encoded.chunks:
             self._offsets.append(self._offsets[-1] + chunk.n_bytes)
+            self._modes.add(chunk.mode)
 
-    def _end_record(self, tensor: Tensor, crcs: NDArray[np.uint32]) -> None:
+    def _end_record(self, run: _Run, crcs: NDArray[np.uint32]) -> None:
+        tensor, chunking = run.tensor, run.chunking
         twin = self._twin(tensor, crcs)
         if twin is not None:
             self.stored.tied[tensor.name] = twin
@@ -280,15 +228,13 @@ class _Packer:
         record_bytes = self._offsets[-1]
         if record_bytes >= tensor.n_bytes and tensor.dtype in DTYPE_BITS:
             return  # kept; an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
-        layout = self._layout(tensor)
-        self._minor_version = max(self._minor_version, self.options.minor_version)
-        head = RecordHead(
-            layout, tensor.n_bytes // layout.elem_bytes, self._chunk_bytes(tensor) // layout.elem_bytes, np.array(self._offsets, np.int64), crcs
-        )
+        self._minor_version = max(self._minor_version, self.options.minor_version, *(MINOR_VERSIONS.get(mode, 0) for mode in self._modes))
+        head = RecordHead(chunking.layout, tensor.n_bytes // chunking.layout.elem_bytes, chunking.chunk_elems, np.array(self._offsets, np.int64), crcs)
         self._write(self._record_begin, head.to_bytes())
         self.position = self._record_begin + record_bytes
-        self.stored.storage[tensor.name] = "d" if self._needs_base else "p"
-        if self._needs_base:
+        needs_base = Mode.DIFFERENCE in self._modes
+        self.stored.storage[tensor.name] = "d" if needs_base else "p"
+        if needs_base:
             self.stored.ranges[tensor.name] = self.matches[tensor.name]
         self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (record_bytes,), self._record_begin, self.position)
 
@@ -400,11 +346,7 @@ class _Packer:
         self.data_begin = data_begin
 
 
-def _encoded(run: _Run, out: NDArray[np.uint8], chunks: list[EncodedChunk]) -> _EncodedRun:
-    return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
-
-
-def _compare(source: Source, target: AtomicFile, bases: list[RandomReader], threads: int, meter: _Meter) -> None:
+def _compare(source: Source, target: AtomicFile, bases: list[RandomReader], threads: int, meter: Meter) -> None:
     """Decode what was written and compare it with the source, byte for byte."""
     with LocalFile(target.path) as written:
         packed, scratch = PackedFile(written, bases=bases), Scratch()

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof that a packed file restores to its source."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from weightpack.errors import ChecksumError, CorruptionError
+from weightpack.io.files import RandomReader, equal_at
+from weightpack.io.parallel import Scratch
+from weightpack.io.progress import Meter, Progress
+from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.pieces import restored_pieces
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What was proven: the restored source has this length and SHA-256, as the index says; and equals the original, if one was named."""
+
+    source_bytes: int
+    packed_bytes: int
+    source_sha256: str
+    compared: bool
+
+
+def verify_file(
+    packed: PackedFile, *, against: RandomReader | None = None, threads: int = 1, progress: Progress | None = None
+) -> VerifyResult:
+    """Restore the source in memory, piece by piece, and compare its SHA-256 with the index; and its bytes with `against`.
+
+    Raises
+    ------
+    FormatError
+        The packed file is damaged.
+    CorruptionError
+        It restores to something else than the original.
+    """
+    index, digest, meter = packed.index, hashlib.sha256(), Meter(progress, packed.index.source_bytes)
+    if against is not None and against.size != index.source_bytes:
+        raise CorruptionError(f"restores to {index.source_bytes} bytes, {against.name} has {against.size}", path=packed.file.name)
+    scratch = Scratch()
+
+    def compare(offset: int, data: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], bool]:
+        return data, against is None or equal_at(against, offset, data, scratch)
+
+    for piece in restored_pieces(packed, threads, compare, keep=True):
+        data, same = piece.result
+        if not same:
+            raise CorruptionError(f"differs from {against.name} at or after byte {piece.offset}", path=packed.file.name)  # type: ignore[union-attr]
+        digest.update(data)
+        meter.add(piece.n_bytes)
+    if digest.hexdigest() != index.source_sha256:
+        raise ChecksumError(f"the restored file's SHA-256 is {digest.hexdigest()}, the index says {index.source_sha256}", path=packed.file.name)
+    return VerifyResult(index.source_bytes, packed.file.size, index.source_sha256, against is not None)
