@@ -15,7 +15,6 @@ from weightpack.io.parallel import thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.models.directory import Manifest, model_files
 from weightpack.models.jobs import (
-    Base,
     FileProgress,
     Job,
     JobResult,
@@ -31,7 +30,7 @@ from weightpack.models.jobs import (
 )
 from weightpack.models.jobs import delete_source as remove_source
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
-from weightpack.reading.bases import lineage, weights_below
+from weightpack.reading.bases import Base, lineage, weights_below
 from weightpack.reading.inspect import FileReport, inspect_file
 from weightpack.reading.packed_file import PackedFile, is_packed, read_header
 from weightpack.reading.verify import VerifyResult, verify_file

@@ -26,6 +26,7 @@ from weightpack.io.files import LocalFile
 from weightpack.reading import bases
 from weightpack.reading.convert import convert
 from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.restored import RestoredFile
 from weightpack.sources import segment
 from weightpack.writing import match
 
@@ -475,10 +476,10 @@ def test_matching_by_name_prefix_and_content(tmp_path):
     values = [weights(i) for i in range(3)]
     (tmp_path / "base.safetensors").write_bytes(model_file({"a.x": values[0], "b.x": values[1], "c": values[2]}))
     (tmp_path / "new.safetensors").write_bytes(model_file({"pre.a.x": values[0], "x": values[1], "what": stepped(values[2], 9), "none": weights(77)}))
-    with bases.open_base([tmp_path / "base.safetensors"]) as base, LocalFile(tmp_path / "new.safetensors") as new:
+    with bases.Base((tmp_path / "base.safetensors",)).opened() as base, LocalFile(tmp_path / "new.safetensors") as new:
         segments = segment(new)
         found = match.match_tensors(new, segments, base)
-        offsets = {tensor.name: tensor.offset for tensor in base.files[0].segments.tensors}
+        offsets = {tensor.name: tensor.offset for tensor in base[0].segments.tensors}
     assert found["pre.a.x"].offset == offsets["a.x"]
     assert found["x"].offset == offsets["b.x"]  # two tails fit by name, the content decides
     assert found["what"].offset == offsets["c"]
@@ -489,7 +490,7 @@ def test_reading_the_source_of_a_packed_file_anywhere(pair):
     _, tuned = pair
     weightpack.pack(tuned, tuned.with_suffix(".p"), options=weightpack.PackOptions(chunk_elems=1280))
     content = tuned.read_bytes()
-    file = bases.RestoredFile(bases.open_with_bases(LocalFile(tuned.with_suffix(".p"))))
+    file = RestoredFile(bases.open_with_bases(LocalFile(tuned.with_suffix(".p"))))
     generator = np.random.default_rng(1)
     for _ in range(200):
         begin, end = sorted(generator.integers(0, len(content) + 1, 2).tolist())

@@ -19,8 +19,9 @@ from weightpack.io.folder import WorkFolder, work_folder
 from weightpack.io.progress import Progress
 from weightpack.models.directory import MANIFEST, Manifest, ModelFiles, carry_over, model_files, packed_config
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
-from weightpack.reading.bases import OpenBase, close_packed, open_base, open_with_bases
+from weightpack.reading.bases import Base, open_with_bases
 from weightpack.reading.packed_file import PackedFile, is_packed, read_header
+from weightpack.reading.restored import close_packed
 from weightpack.reading.unpack import unpack_file
 from weightpack.sources import segment
 from weightpack.writing.packer import PackResult, pack_file
@@ -64,24 +65,6 @@ class JobResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """What is packed against, or needed to unpack: files, plain or packed, and the repo whose they are, if they are one's."""
-
-    paths: tuple[Path, ...]
-    repo: str | None = None
-    revision: str | None = None
-
-    def open(self, limits: Limits) -> OpenBase:
-        """Open them all, to pack against them."""
-        return open_base(self.paths, repo=self.repo, revision=self.revision, limits=limits)
-
-    @property
-    def identity(self) -> list[str]:
-        """What tells a job from one with another base."""
-        return [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.paths]
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """How a job is done; see `weightpack.pack` and `unpack`."""
 
@@ -118,9 +101,9 @@ def pack_one(path: Path, target: Path, job: Job) -> FileResult:
     """Pack a file; `target` may be `path` itself, if the job verifies and overwrites."""
     with ExitStack() as stack:
         source = stack.enter_context(LocalFile(path))
-        base = None if job.base is None else stack.enter_context(job.base.open(job.limits))
+        bases = [] if job.base is None else stack.enter_context(job.base.opened(job.limits))
         file = stack.enter_context(AtomicFile(target, overwrite=job.overwrite))
-        result: PackResult = pack_file(source, file, job.options, base=base, threads=job.threads, verify=job.verify, progress=job.bind(path))
+        result: PackResult = pack_file(source, file, job.options, bases=bases, threads=job.threads, verify=job.verify, progress=job.bind(path))
         file.commit()
     return FileResult(str(path), str(target), result.source_bytes, result.packed_bytes, result.source_sha256)
 

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, TruncatedError, WrongBaseError
-from weightpack.format.index import BaseFile, BaseReference, Gap, Index
+from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, WrongBaseError
+from weightpack.format.index import BaseFile, BaseReference, Index
 from weightpack.io.files import LocalFile, RandomReader, sha256_of
 from weightpack.options import DEFAULT_LIMITS, Limits
-from weightpack.reading.packed_file import PackedFile, StoredTensor, described, is_packed, read_header
+from weightpack.reading.packed_file import PackedFile, described, is_packed, read_header
+from weightpack.reading.restored import RestoredFile, depth_of
 from weightpack.sources import Segments, segment
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SEARCH_VARIABLE = "WEIGHTPACK_BASES"
 _MOST_CANDIDATES = 10_000
@@ -34,117 +29,59 @@ Known = dict[tuple[str, int], RandomReader]
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy")
 
 
-class RestoredFile:
-    """The source of an open packed file, as a file: what is read is decoded."""
-
-    def __init__(self, packed: PackedFile) -> None:
-        self.packed = packed
-        self.name, self.size, self.piece_bytes = packed.file.name, packed.index.source_bytes, packed.file.piece_bytes
-        parts: list[tuple[int, int, Gap | StoredTensor]] = [(gap.offset, gap.offset + gap.n_bytes, gap) for gap in packed.index.gaps]
-        parts += [(s.tensor.offset, s.tensor.offset + s.tensor.n_bytes, s) for s in packed.tensors.values() if s.tensor.n_bytes]
-        self._parts = sorted(parts, key=lambda part: part[0])
-        self._ends = np.array([end for _, end, _ in self._parts], np.int64)
-        self.depth = 0 if packed.index.base is None else 1 + max((_depth(base) for base in packed.bases), default=0)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` of the source."""
-        stop = offset + len(buffer)
-        if stop > self.size:
-            raise TruncatedError(f"bytes to {stop} are wanted, there are {self.size}", path=self.name)
-        out: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
-        for begin, end, part in self._parts[int(np.searchsorted(self._ends, offset, "right")) :]:
-            if begin >= stop:
-                break
-            low, high = max(begin, offset), min(end, stop)
-            to = out[low - offset : high - offset]
-            if isinstance(part, Gap):
-                to[:] = np.frombuffer(self.packed.decode_gap(part), np.uint8)[low - begin : high - begin]
-            else:
-                self._decode(part, low - begin, high - begin, to)
-
-    def _decode(self, stored: StoredTensor, begin: int, end: int, out: NDArray[np.uint8]) -> None:
-        for piece in self.packed.pieces(stored, begin, end):
-            low, high = max(begin, piece.begin), min(end, piece.end)
-            if (low, high) == (piece.begin, piece.end):
-                self.packed.decode_piece(stored, piece, out[low - begin : high - begin])
-            else:
-                whole = np.empty(piece.n_bytes, np.uint8)
-                self.packed.decode_piece(stored, piece, whole)
-                out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
-
-    def changed(self) -> bool:
-        return self.packed.file.changed()
-
-    def close(self) -> None:
-        close_packed(self.packed)
-
-
-def _depth(reader: RandomReader) -> int:
-    return reader.depth if isinstance(reader, RestoredFile) else 0
-
-
-def close_packed(packed: PackedFile) -> None:
-    """Close a packed file and its bases."""
-    packed.file.close()
-    bases, packed.bases = packed.bases, ()  # first: others may share them, and a base that is closed again is as many calls as there are ways to it
-    for base in bases:
-        base.close()
-
-
 # ---- a file that is packed against others
 
 
 @dataclass(frozen=True, slots=True)
-class OpenBaseFile:
-    """A file to be differed from: what it restores to, and what is in that."""
+class OpenBase:
+    """A file to be differed from, opened: what it restores to, what is in that, and how many files it is a difference from, one from the other.
+
+    `repo` and `revision`: the Hub's that it came from, if it did.
+    """
 
     file: BaseFile
     reader: RandomReader
     segments: Segments
     depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBase:
-    """Bases that are open; `repo` and `revision` if they are a Hub's."""
-
-    files: tuple[OpenBaseFile, ...]
     repo: str | None = None
     revision: str | None = None
 
-    def close(self) -> None:
-        for each in self.files:
-            each.reader.close()
 
-    def __enter__(self) -> OpenBase:
-        return self
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the user names as base: files, plain or packed, and the repo whose they are, if they are one's."""
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    paths: tuple[Path, ...]
+    repo: str | None = None
+    revision: str | None = None
+
+    @contextmanager
+    def opened(self, limits: Limits = DEFAULT_LIMITS) -> Iterator[list[OpenBase]]:
+        """Open all files, to pack others against them; they are closed after the block."""
+        with ExitStack() as stack:
+            bases = []
+            for path in self.paths:
+                file = stack.enter_context(LocalFile(path))
+                base = replace(_open_base(file, path, limits), repo=self.repo, revision=self.revision)
+                stack.callback(base.reader.close)
+                bases.append(base)
+            yield bases
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells a job from one with another base."""
+        return [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.paths]
 
 
-def open_base(paths: Sequence[Path], *, repo: str | None = None, revision: str | None = None, limits: Limits = DEFAULT_LIMITS) -> OpenBase:
-    """Open files, plain or packed, to pack others against them."""
-    opened: list[OpenBaseFile] = []
-    with ExitStack() as stack:  # of what is to be closed if one can't be opened
-        for path in paths:
-            file = LocalFile(path)
-            stack.callback(file.close)
-            opened.append(_open_base_file(file, path, limits))
-            stack.callback(opened[-1].reader.close)
-        stack.pop_all()
-    return OpenBase(tuple(opened), repo, revision)
-
-
-def _open_base_file(file: LocalFile, path: Path, limits: Limits) -> OpenBaseFile:
+def _open_base(file: LocalFile, path: Path, limits: Limits) -> OpenBase:
     if not _is_packed_file(file, limits):
-        return OpenBaseFile(BaseFile(path.name, file.size, _known_sha256(path)), file, segment(file), 0)
+        return OpenBase(BaseFile(path.name, file.size, _known_sha256(path)), file, segment(file), 0)
     packed = open_with_bases(file, limits)
     index = packed.index
     tensors = tuple(stored.tensor for stored in packed.tensors.values())
     segments = Segments(index.source_format, tensors, tuple((gap.offset, gap.n_bytes) for gap in index.gaps), packed.metadata)
     depth = index.base.depth if index.base else 0
-    return OpenBaseFile(BaseFile(path.name, index.source_bytes, index.source_sha256), RestoredFile(packed), segments, depth)
+    return OpenBase(BaseFile(path.name, index.source_bytes, index.source_sha256), RestoredFile(packed), segments, depth)
 
 
 def _is_packed_file(file: RandomReader, limits: Limits) -> bool:
@@ -201,7 +138,7 @@ def _find(
 ) -> RandomReader:
     key = wanted.sha256, wanted.n_bytes
     if key in known:
-        if depth + 1 + _depth(known[key]) > limits.max_depth:
+        if depth + 1 + depth_of(known[key]) > limits.max_depth:
             raise LimitError(f"the file is one of a chain of more than {limits.max_depth} differences", path=file.name)
         return known[key]
     for path in _candidates(file, given, wanted, reference):

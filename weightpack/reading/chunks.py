@@ -22,15 +22,12 @@ if TYPE_CHECKING:
     from weightpack.kernels import Stream
 
 
-BaseElems = Callable[[int, int], "NDArray[np.uint8]"]
-"""(first element of the tensor, count) -> the base's elements in the tensor's layout, (count * elem_bytes,) uint8."""
-
 _SCALED_LAYOUTS = (LayoutId.BF16, LayoutId.F32, LayoutId.BF16_LEAD, LayoutId.F32_LEAD)
 
 
 def decode_chunks(
     layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], chunk_elems: int, n_elems: int, first_number: int,
-    out: NDArray[np.uint8], base: BaseElems | None = None,
+    out: NDArray[np.uint8], base: Callable[[int, int], NDArray[np.uint8]] | None = None,
 ) -> None:  # fmt: skip
     """Decode a run of chunks into `out` and check their CRCs (FORMAT 6.2).
 
@@ -47,7 +44,7 @@ def decode_chunks(
     out : (n_elems * layout.elem_bytes,) uint8
         Filled completely, or left undefined if an error is raised.
     base
-        Of a tensor that has one (FORMAT section 15).
+        Of a tensor that has one (FORMAT section 15): (first element of the tensor, count) -> the base's elements in the tensor's layout, (n_bytes,) uint8.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from weightpack.io.parallel import Scratch
 from weightpack.kernels import chunk_crc, crc32c_of
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.base_range import base_elems, check_range
-from weightpack.reading.chunks import BaseElems, decode_chunks
+from weightpack.reading.chunks import decode_chunks
 from weightpack.sources import Segments, Tensor, tiled
 from weightpack.sources.safetensors import segments_of
 
@@ -234,6 +234,17 @@ class PackedFile:
         firsts = [i for low, high in pairwise(sorted(cuts)) for i in range(low, high, step)]
         return [Piece(i, next_, i * size, min(next_ * size, n_bytes)) for i, next_ in zip(firsts, [*firsts[1:], last], strict=True)]
 
+    def decode_part(self, stored: StoredTensor, piece: Piece, begin: int, out: Bytes) -> None:
+        """Decode what lies of a piece in bytes [begin, begin + out.size) of the tensor, to its place in `out`."""
+        low, high = max(begin, piece.begin), min(begin + out.size, piece.end)
+        to = out[low - begin : high - begin]
+        if (low, high) == (piece.begin, piece.end):
+            self.decode_piece(stored, piece, to)
+            return
+        whole = np.empty(piece.n_bytes, np.uint8)
+        self.decode_piece(stored, piece, whole)
+        to[:] = whole[low - piece.begin : high - piece.begin]
+
     def decode_piece(self, stored: StoredTensor, piece: Piece, out: Bytes) -> None:
         """Decode and check one piece into `out`, (piece.n_bytes,) uint8."""
         holder = self.tensors[stored.holder]
@@ -254,7 +265,8 @@ class PackedFile:
                     if chunk_crc(out[offset : offset + n], number) != int(holder.crcs[number]):
                         raise ChecksumError("the bytes do not match their checksum: the file is damaged", chunk=number)
 
-    def _base_elems(self, stored: StoredTensor, base: BaseRange) -> BaseElems:
+    def _base_elems(self, stored: StoredTensor, base: BaseRange) -> Callable[[int, int], Bytes]:
+        """Return what gives the base's elements in the tensor's layout, from the first of the tensor, and a count."""
         reference = self.index.base
         assert reference is not None
         if not self.bases:

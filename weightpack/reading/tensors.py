@@ -17,8 +17,9 @@ from weightpack.io.files import LocalFile, RandomReader
 from weightpack.io.parallel import ordered_map, thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.options import DEFAULT_LIMITS, Limits
-from weightpack.reading.bases import close_packed, open_with_bases, weights_below
+from weightpack.reading.bases import open_with_bases, weights_below
 from weightpack.reading.packed_file import Piece, StoredTensor, is_packed, read_header
+from weightpack.reading.restored import close_packed
 from weightpack.sources import Tensor
 from weightpack.sources.safetensors import segments_of
 
@@ -76,15 +77,7 @@ class TensorReader:
         packed = self._packed
 
         def work(task: tuple[StoredTensor, Piece, int, Bytes]) -> None:
-            stored, piece, begin, out = task
-            end = begin + len(out)
-            if begin <= piece.begin and piece.end <= end:
-                packed.decode_piece(stored, piece, out[piece.begin - begin : piece.end - begin])
-                return
-            whole = np.empty(piece.n_bytes, np.uint8)
-            packed.decode_piece(stored, piece, whole)
-            low, high = max(begin, piece.begin), min(end, piece.end)
-            out[low - begin : high - begin] = whole[low - piece.begin : high - piece.begin]
+            packed.decode_part(*task)
 
         tasks = []
         for name, begin, out in wanted:

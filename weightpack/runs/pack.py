@@ -32,7 +32,8 @@ from weightpack.io.files import LocalFile, replace_file, sync_folder
 from weightpack.io.folder import work_folder
 from weightpack.io.working_names import PARTIAL, is_at, is_working_name, leftovers, lock, remove, working_name
 from weightpack.models.directory import carry_over, model_files
-from weightpack.models.jobs import Base, FileResult, Job, JobResult, open_packed, pack_one, unpack_one
+from weightpack.models.jobs import FileResult, Job, JobResult, open_packed, pack_one, unpack_one
+from weightpack.reading.bases import Base
 from weightpack.reading.packed_file import PackedFile, read_header
 from weightpack.reading.verify import VerifyResult, verify_file
 

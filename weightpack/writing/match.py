@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +25,9 @@ _READ_BYTES = 1 << 20
 _LEAST_BY_CONTENT = 1 << 12  # bytes; smaller tensors are alike by chance
 
 
-def match_tensors(source: RandomReader, segments: Segments, base: OpenBase) -> dict[str, BaseRange]:
+def match_tensors(source: RandomReader, segments: Segments, bases: Sequence[OpenBase]) -> dict[str, BaseRange]:
     """Return tensor name -> the range that it is to be compared with; tensors without one are left out."""
-    candidates = [(number, file.reader, tensor) for number, file in enumerate(base.files) for tensor in file.segments.tensors if _usable(tensor)]
+    candidates = [(number, file.reader, tensor) for number, file in enumerate(bases) for tensor in file.segments.tensors if _usable(tensor)]
     by_name: dict[str, tuple[int, RandomReader, Tensor]] = {}
     by_tail: dict[str, list[tuple[int, RandomReader, Tensor]]] = {}
     for candidate in candidates:

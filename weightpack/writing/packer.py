@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -105,12 +105,12 @@ def pack_file(
     target: AtomicFile,
     options: PackOptions,
     *,
-    base: OpenBase | None = None,
+    bases: Sequence[OpenBase] = (),
     threads: int = 1,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> PackResult:
-    """Pack one source into `target`, which the caller commits; with a base, as the difference from it where that is smaller.
+    """Pack one source into `target`, which the caller commits; with bases, as the difference from them where that is smaller.
 
     Raises
     ------
@@ -126,13 +126,13 @@ def pack_file(
         with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as pool:
             # Hashing is as slow as packing on one core, so with more than one it has its own thread.
             digest: Future[str] | None = pool.submit(sha256_of, source) if threads > 1 else None
-            packer = _Packer(source, segments, target, options, base, threads, Meter(progress, source.size * (2 if verify else 1)))
+            packer = _Packer(source, segments, target, options, bases, threads, Meter(progress, source.size * (2 if verify else 1)))
             packer.write_data()
             sha256 = digest.result() if digest else sha256_of(source)
         packed_bytes = packer.write_header(sha256)
         if verify:
-            _compare(source, target, packer.bases(), threads, packer.meter)
-        if source.changed() or any(file.reader.changed() for file in (base.files if base else ())):
+            _compare(source, target, packer.needed_bases(), threads, packer.meter)
+        if source.changed() or any(base.reader.changed() for base in bases):
             raise LosslessError("the source changed while it was packed: nothing was written")
     return PackResult(source.size, packed_bytes, sha256)
 
@@ -141,10 +141,10 @@ class _Packer:
     """Writes the data section first, behind room for the longest header that could come of it, then the header."""
 
     def __init__(
-        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, base: OpenBase | None, threads: int, meter: Meter
+        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, bases: Sequence[OpenBase], threads: int, meter: Meter
     ) -> None:
         self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
-        self.base, self.matches = base, match_tensors(source, segments, base) if base else {}
+        self.bases, self.matches = bases, match_tensors(source, segments, bases) if bases else {}
         self._minor_version = int(segments.source_format != "safetensors")  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         self.stored = _Stored()
@@ -199,10 +199,10 @@ class _Packer:
 
     def _base_elems(self, run: _Run) -> NDArray[np.uint8] | None:
         """Return what the run's elements are to differ from."""
-        if run.base is None or self.base is None:
+        if run.base is None:
             return None
         first_elem, n_elems = run.first * run.chunking.chunk_elems, run.n_bytes // run.chunking.layout.elem_bytes
-        return base_elems(self.base.files[run.base.file].reader, run.base, run.tensor.dtype, first_elem, n_elems)
+        return base_elems(self.bases[run.base.file].reader, run.base, run.tensor.dtype, first_elem, n_elems)
 
     def _begin_record(self, run: _Run) -> None:
         self._record_begin, self._modes = self.position, set()
@@ -291,18 +291,16 @@ class _Packer:
         return sorted({each.file for each in ranges})
 
     def _reference(self, ranges: list[BaseRange]) -> tuple[BaseReference | None, list[BaseRange]]:
-        if self.base is None or not ranges:
+        if not ranges:
             return None, []
         used = self._used(ranges)
-        files = [self.base.files[number] for number in used]
-        reference = BaseReference(tuple(file.file for file in files), self.base.repo, self.base.revision, 1 + max(file.depth for file in files))
+        bases = [self.bases[number] for number in used]
+        reference = BaseReference(tuple(base.file for base in bases), bases[0].repo, bases[0].revision, 1 + max(base.depth for base in bases))
         return reference, [replace(each, file=used.index(each.file)) for each in ranges]
 
-    def bases(self) -> list[RandomReader]:
+    def needed_bases(self) -> list[RandomReader]:
         """Return the files that the index names, in its order."""
-        if self.base is None:
-            return []
-        return [self.base.files[number].reader for number in self._used(list(self.stored.ranges.values()))]
+        return [self.bases[number].reader for number in self._used(list(self.stored.ranges.values()))]
 
     def _header_bound(self) -> int:
         """Return room for the longest header that these tensors could get: each may be packed, kept or tied."""
