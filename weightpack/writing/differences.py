@@ -92,9 +92,11 @@ def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
         return False
     picked = np.unique(np.arange(_SAMPLE_ROWS) * n_rows // _SAMPLE_ROWS)
     sample = (words[: n_rows * cols].reshape(n_rows, cols)[picked] >> (8 * layout.elem_bytes - 16)).astype(np.int64) & 0x7FFF
-    sample = sample[sample.any(axis=1), :_SAMPLE_COLS]
+    sample = sample[sample.any(axis=1)]
     if len(sample) < _LEAST_ROWS:
         return False
+    begin = int(sample.any(axis=0).argmax()) // _SAMPLE_COLS * _SAMPLE_COLS  # the first columns may be all zeros: of causal masks, of what is padded left
+    sample = sample[:, begin : begin + _SAMPLE_COLS]
     scales = fit_scales(sample.reshape(-1), sample.shape[1], 0)
     predicted = (scales[: len(sample), None] + scales[len(sample) :] << 3) + (127 << 7)
     there = sample != 0
