@@ -56,7 +56,7 @@ def is_packed_file(path: str | os.PathLike[str]) -> bool:
     try:
         with LocalFile(path) as file:
             return _mentions_index(file)
-    except OSError:
+    except (OSError, OptionError):
         return False  # the stock object says what is wrong, in its own words
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 _HASH_BYTES = 1 << 20
+_NOT_REGULAR = "a pipe, a device or a socket can't be read at any offset: write what it gives to a file first"
 
 
 class RandomReader(Protocol):
@@ -79,14 +81,20 @@ def sha256_of(source: RandomReader) -> str:
 
 
 class LocalFile:
-    """A file on this machine. It is read, not mapped: a file that shrinks meanwhile is an error, not a crash."""
+    """A file on this machine. It is read, not mapped: a file that shrinks meanwhile is an error, not a crash.
+
+    Raises
+    ------
+    OptionError
+        The path does not name a regular file, but a pipe, a device or a socket; or one whose size is not known, as of those below /proc.
+    """
 
     piece_bytes = 2 << 20
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
-        self._fd: int | None = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        state = os.fstat(self._fd)
+        self._fd: int | None = None
+        self._fd, state = _open_regular(self.name)
         self.size = state.st_size
         self._state = (state.st_size, state.st_mtime_ns)
         self._seek_lock = threading.Lock()
@@ -127,6 +135,29 @@ class LocalFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _open_regular(path: str) -> tuple[int, os.stat_result]:
+    """Open a regular file to be read. Anything else is refused, and not waited for: a pipe that nobody writes to would block for ever."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.EOPNOTSUPP):  # a socket
+            raise OptionError(_NOT_REGULAR, path=path) from None
+        raise
+    try:
+        state = os.fstat(fd)
+        if stat.S_ISDIR(state.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(state.st_mode):
+            raise OptionError(_NOT_REGULAR, path=path)
+        if state.st_size == 0 and os.read(fd, 1):  # as of those below /proc
+            raise OptionError("the file's size is not known before it is read: write what it gives to a file first", path=path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, state
 
 
 class MemoryFile:

@@ -158,7 +158,7 @@ def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int, known
     """Open a candidate if it is the base that is wanted, plain or packed; None if it is not."""
     try:
         file = LocalFile(path)
-    except OSError:
+    except (OSError, OptionError):
         return None
     try:
         index = _index_of(file, limits)
@@ -240,7 +240,7 @@ def lineage(packed: PackedFile, limits: Limits = DEFAULT_LIMITS) -> Iterator[str
                     if index is not None and index.source_sha256 == wanted.sha256:
                         base, reference, file = path, index.base, candidate
                         break
-            except OSError:
+            except (OSError, OptionError):
                 continue
         if base is None:
             return
