@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -90,13 +91,16 @@ def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
     n_rows = words.size // cols
     if n_rows < _LEAST_ROWS:
         return False
+    rows = words[: n_rows * cols].reshape(n_rows, cols)
     picked = np.unique(np.arange(_SAMPLE_ROWS) * n_rows // _SAMPLE_ROWS)
-    sample = (words[: n_rows * cols].reshape(n_rows, cols)[picked] >> (8 * layout.elem_bytes - 16)).astype(np.int64) & 0x7FFF
-    sample = sample[sample.any(axis=1)]
+    sample = _upper_bits(rows[picked, :_SAMPLE_COLS], layout)
+    if not sample.any(axis=1).all():  # rows or columns of zeros, as causal masks have, and what is padded left: those with something else tell more
+        sample = _upper_bits(rows[picked], layout)
+        sample = sample[sample.any(axis=1)]
+        begin = int(sample.any(axis=0).argmax()) // _SAMPLE_COLS * _SAMPLE_COLS if len(sample) else 0
+        sample = sample[:, begin : begin + _SAMPLE_COLS]
     if len(sample) < _LEAST_ROWS:
         return False
-    begin = int(sample.any(axis=0).argmax()) // _SAMPLE_COLS * _SAMPLE_COLS  # the first columns may be all zeros: of causal masks, of what is padded left
-    sample = sample[:, begin : begin + _SAMPLE_COLS]
     scales = fit_scales(sample.reshape(-1), sample.shape[1], 0)
     predicted = (scales[: len(sample), None] + scales[len(sample) :] << 3) + (127 << 7)
     there = sample != 0
@@ -104,16 +108,24 @@ def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
     return _entropy_16(plain) - _entropy_16(rest) > _LEAST_GAIN
 
 
+def _upper_bits(words: NDArray[Any], layout: Layout) -> NDArray[np.int64]:
+    """Return the upper 15 bits after the sign."""
+    upper: NDArray[np.int64] = (words >> (8 * layout.elem_bytes - 16)).astype(np.int64) & 0x7FFF
+    return upper
+
+
 def _entropy_16(values: NDArray[np.int64]) -> int:
     """Entropy in sixteenths of a bit a value, in integers."""
-    counts = np.unique(values, return_counts=True)[1]
-    total = int(counts.sum())
-    return sum(int(c) * (_log2_16(total) - _log2_16(int(c))) for c in counts) // total
+    counts = np.bincount(values - values.min())
+    total = values.size
+    return sum(c * (_log2_16(total) - _log2_16(c)) for c in counts[counts != 0].tolist()) // total
 
 
+@lru_cache(_SAMPLE_ROWS * _SAMPLE_COLS)
 def _log2_16(v: int) -> int:
     """16 * log2(v), rounded down: the 16th power has as many bits."""
-    return (v**16).bit_length() - 1
+    power: int = v**16
+    return power.bit_length() - 1
 
 
 def _shift(data: Bytes, layout: Layout) -> int:
