@@ -17,6 +17,7 @@ import os
 import re
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -1131,6 +1132,77 @@ def converted(x: Words, dtype: str, to: str) -> Words:
 def find_bases(files: list[BaseFile], shelf: Shelf, max_bytes: int) -> list[Buffer]:
     """15.1 the files of a base."""
     return [shelf.find(file, max_bytes) for file in files]
+
+
+# --------------------------------------------------------------------------------------- 16 Items of distributed checkpoints
+
+# 16.3 the rest's dictionary
+REST_DICTIONARY = zlib.decompress(base64.b85decode(
+    b"c-o~@&x_MQ7@aizWrXgoAd8DG-GflU?KWwXwu&yq5|j#dcUdW3LYhw7V45_OX=ObLvIqYGkDmM=yn6E}%7PccgCKbF>d~2IlP0O#qWeKJ^QH5?_r94ok!{;Nz&6tQFfSir=+EyBG~~|@"
+    b"1~$Te^1uqF4{fXO&l~o*V+QE^n%N7gDyFSrUh?xp3m=VO*H2XhJ7dG_sv`|)Lx>@oy~5CPZKO`h`5vuNQ(<LT?pZ-54uyQH$tD5FX2D#nf=fU{`oNgLovwzp;^?WV$T{#N5-$=uQKAou"
+    b">KGfQ%gvDsoC6Alc7{}RJ<Sf|LAYsWr;Tt<qRo&sC5LUZWYkAvC)s4MliF*7CUfkh=_B(>*KN~;IyP*}<sP9fM6la1bj&%~8~e@$>~Q<e#bT?O$zHp>ee#-AqQA4dTnE>KE{i=I4K=Jz"
+    b"AaY54Mc#@v`<LJ;)w^F`UsCbRLaGf=ol%|cg{qlG-x@*-D{^@`+k8kBDq#1S^D{vx5(@>af!#nrhnUr-+o#C4|A*HP)4<q-RKxL|?^n`<CB0BX4&05nYNw>gx6UDeGGG1H*dlZwxsZ7!"
+    b")O~Qm=jy%8QT9)7`iIN+eiI0@!=E<pLS&HBf38t4t43Fmi~lHw7pp>zuh&JMuZb0@QZ5NnsaoReLR~7At2MF43l&iksLICM_g@M`M`5axp<)A_;hVBLr#$`*h@->iUymSvgwV0O6)zGt"
+    b"@J6J_9s?HKns}YC3D+WZK8NZA=8wa}PRd2#j}su~+c-AtgOv#OB!oSq|M2l_M!@?lSYn)3Go8Na+l<`~keS%{k@3dgtTz(e^sf&oFZaG)skDd5OxJsB{{Tf#pr!"
+))
+
+
+def decode_item(data: bytes, max_bytes: int = 1 << 40) -> bytes:
+    """16 Items of distributed checkpoints: the source of one."""
+    if bytes(take(data, 0, 4, "item")) != b"\x89WPD":
+        raise NotPackedError("not a packed item")
+    version, storage = take(data, 4, 2, "item")
+    if version != 1 or storage > 1:
+        raise UnsupportedError(f"item version {version}, storage {storage}")
+    item_crc, head = uint(data, 6, 4, "item"), crc32c(data[:6])
+    if storage == 0:
+        need(crc32c(data[10:], head) == item_crc, "item: CRC mismatch")
+        return bytes(data[10:])
+    n_bytes, stored_rest_bytes, n_parts = uint(data, 10, 8, "item"), uint(data, 18, 8, "item"), uint(data, 26, 4, "item")
+    if n_bytes > max_bytes:
+        raise UnsupportedError(f"the item has {n_bytes} bytes, above the limit of {max_bytes}")
+    table = take(data, 30, 28 * n_parts, "item: table")
+    at = 30 + len(table)
+    stored_rest = take(data, at, stored_rest_bytes, "item: rest")
+    at += stored_rest_bytes
+    entries = list(struct.iter_unpack("<QQQI", table))
+    rest_bytes = n_bytes - sum(part_bytes for _, part_bytes, _, _ in entries)
+    need(sum(gap + part_bytes for gap, part_bytes, _, _ in entries) <= n_bytes, "item: the parts leave the source")
+    rest = bytes(stored_rest) if stored_rest_bytes == rest_bytes else decode_rest(bytes(stored_rest), rest_bytes)
+    need(crc32c(rest, crc32c(data[10 : 30 + len(table)], head)) == item_crc, "item: CRC mismatch")
+    source, begin = [], 0
+    for gap, part_bytes, stored_bytes, part_crc in entries:
+        need(1 <= stored_bytes <= part_bytes, "item: a part of impossible length")
+        stored = take(data, at, stored_bytes, "item: part")
+        at += stored_bytes
+        covered = stored_bytes if stored_bytes == part_bytes else record_table_end(stored, part_bytes)
+        need(crc32c(take(stored, 0, covered, "item: record")) == part_crc, "item: CRC mismatch of a part")
+        source += [rest[begin : begin + gap], bytes(stored) if stored_bytes == part_bytes else decode_record(bytes(stored), part_bytes)]
+        begin += gap
+    need(at == len(data), "item: bytes after the last part")
+    return b"".join([*source, rest[begin:]])
+
+
+def record_table_end(record: Buffer, n_bytes: int) -> int:
+    """6.1 where the first chunk of a record begins."""
+    layout = LAYOUTS.get(uint(record, 0, 1, "record"))
+    if layout is None:
+        raise UnsupportedError("record: unknown layout")
+    chunk_bytes = uint(record, 2, 2, "record") * BLOCK * layout.elem_bytes
+    need(chunk_bytes, "record: no elements in a chunk")
+    return ceil_div(8 + 8 * ceil_div(n_bytes, chunk_bytes), 16) * 16
+
+
+def decode_rest(frame: bytes, n: int) -> bytes:
+    """16.3 the rest, from its zstd frame."""
+    dictionary = zstandard.ZstdCompressionDict(REST_DICTIONARY, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    try:
+        need(frame[:4] == b"\x28\xb5\x2f\xfd" and zstandard.frame_content_size(frame) == n, "item: the rest is no zstd frame of its length")
+        rest = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=MAX_WINDOW).decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"item: the rest: {error}") from None
+    need(len(rest) == n, "item: the rest has another length")
+    return bytes(rest)
 
 
 # -------------------------------------------------------------------------------------------------------------- Command line

@@ -118,7 +118,8 @@ def _entropy_16(values: NDArray[np.int64]) -> int:
     """Entropy in sixteenths of a bit a value, in integers."""
     counts = np.bincount(values - values.min())
     total = values.size
-    return sum(c * (_log2_16(total) - _log2_16(c)) for c in counts[counts != 0].tolist()) // total
+    information: int = sum(c * (_log2_16(total) - _log2_16(c)) for c in counts[counts != 0].tolist())
+    return information // total
 
 
 @lru_cache(_SAMPLE_ROWS * _SAMPLE_COLS)
