@@ -350,7 +350,8 @@ def test_bad_calls(run, tmp_path):
     for arguments, words in (
         ((tmp_path / "nothing",), "no such directory"), ((run, "--restore", 9, "-o", tmp_path / "x"), "1, 2, 3, 4, 5, 6, 7, 8"), ((run, "--restore", 8), "-o"),
         ((run, "--pack", "--verify"), "one of"), ((run, "--anchor-every", 2), "--pack"), ((run, "--pack", "--anchor-every", 0), "anchor-every"),
-        ((run, "--restore", 8, "-o", run), "exists"),
+        ((run, "--restore", 8, "-o", run / "checkpoint-1"), "exists"), ((run, "--restore", 8, "-o", run, "--force"), "lies in the target"),
+        ((run, "--restore", 8, "-o", run / "checkpoint-8", "--force"), "the same"),
     ):  # fmt: skip
         done = call(*arguments)
         assert done.returncode == 2

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from weightpack import api
 from weightpack._humane import human_bytes, percent
 from weightpack.errors import OptionError
 from weightpack.io.fetch import fetch_repo, hub_errors, is_repo_id
-from weightpack.io.folder import scratch_folder
+from weightpack.io.folder import private_folder
 from weightpack.models.directory import MANIFEST, Manifest, model_files, packed_config
 from weightpack.options import PackOptions, load_profile
 
@@ -136,8 +135,7 @@ class _Push:
     def add_plain(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None) -> Manifest:
         """Pack the weights, one after the other, and add everything but card and manifest."""
         files, packed = model_files(folder), {}
-        job = hashlib.sha256(f"{folder.resolve()}\0{self.repo_id}\0{os.getuid() if hasattr(os, 'getuid') else ''}".encode()).hexdigest()[:16]
-        with scratch_folder(Path(tempfile.gettempdir(), f"weightpack-push-{job}")) as scratch:
+        with private_folder(Path(tempfile.gettempdir(), "weightpack-push")) as scratch:
             for weight in files.weights:
                 target = scratch / "packed.safetensors"
                 (result,) = api.pack(folder / weight, target, options=options, threads=threads, verify=verify, progress=progress).files

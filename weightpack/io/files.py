@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are read at any offset, and files that appear whole or not at all."""
+"""Files that are read at any offset: on this machine, and in memory."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
 import stat
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from weightpack.errors import OptionError, TruncatedError
 from weightpack.io.parallel import Scratch
-from weightpack.io.working_names import PARTIAL, is_at, leftovers, lock, remove, working_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -174,8 +171,6 @@ class MemoryFile:
         self.size = self._begins[-1]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        from bisect import bisect_right
-
         if offset + len(buffer) > self.size:
             raise TruncatedError(f"bytes to {offset + len(buffer)} are wanted, there are {self.size}", path=self.name)
         done = 0
@@ -192,110 +187,6 @@ class MemoryFile:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-class AtomicFile:
-    """A file that is written beside its target and replaces it in `commit`, synced; without `commit` nothing of it stays.
-
-    What killed processes have left of the same target is removed first.
-    """
-
-    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        self.target = Path(target)
-        self._overwrite = overwrite
-        if not overwrite and self.target.exists():
-            raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(self.target))
-        self.path = working_name(self.target, PARTIAL)
-        self.fd = -1
-        self._seek_lock = threading.Lock()
-
-    def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of `data` at `offset`; may be called from many threads."""
-        view = memoryview(data)
-        while len(view):
-            n = self._pwrite(view, offset)
-            view, offset = view[n:], offset + n
-
-    def _pwrite(self, view: memoryview, offset: int) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self.fd, view, offset)
-        with self._seek_lock:  # Windows
-            os.lseek(self.fd, offset, os.SEEK_SET)
-            return os.write(self.fd, view)
-
-    def commit(self) -> None:
-        """Sync the file, give it its name, and sync the folder."""
-        os.fsync(self.fd)
-        if os.name == "nt":  # an open file can't be renamed there
-            self._close()
-        if self._overwrite:
-            os.replace(self.path, self.target)
-        else:
-            self._take_free_name()
-        self._close()
-        sync_folder(self.target.parent)
-
-    def _take_free_name(self) -> None:
-        """Rename without replacing what another process may have written meanwhile."""
-        try:
-            os.link(self.path, self.target)
-            self.path.unlink()
-            return
-        except FileExistsError:
-            pass
-        except OSError:  # a disk without hard links
-            if not self.target.exists():
-                os.replace(self.path, self.target)
-                return
-        raise OptionError("the target appeared meanwhile: use --force (overwrite=True) to replace it", path=str(self.target))
-
-    def __enter__(self) -> AtomicFile:
-        for path, _ in leftovers(self.target, PARTIAL):
-            if path.is_file():
-                remove(path)
-        try:  # an interrupt may come between any two lines
-            while self.fd < 0:
-                self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-                if lock(self.fd, wait=True) and not is_at(self.fd, self.path):  # taken for a leftover before it was locked
-                    os.close(self.fd)
-                    self.fd = -1
-            if self._overwrite and hasattr(os, "fchmod"):
-                with contextlib.suppress(OSError):  # the permissions of what is replaced
-                    os.fchmod(self.fd, stat.S_IMODE(self.target.stat().st_mode))
-            return self
-        except BaseException:
-            self._clean_up()
-            raise
-
-    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._clean_up()
-
-    def _clean_up(self) -> None:
-        self._close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-
-    def _close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file, whole and synced or not at all."""
-    with AtomicFile(path, overwrite=True) as file:
-        file.write_at(0, data)
-        file.commit()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last; where folders can't be synced, nothing."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def pieces(n_bytes: int, piece_bytes: int) -> Iterator[tuple[int, int]]:

@@ -52,7 +52,7 @@ def model_files(folder: Path) -> ModelFiles:
     found = sorted(
         PurePosixPath(path.relative_to(folder).as_posix())
         for path in folder.rglob("*")
-        if path.is_file() and not _SKIPPED.intersection(path.relative_to(folder).parts) and not is_working_name(path.name)
+        if path.is_file() and not any(part in _SKIPPED or is_working_name(part) for part in path.relative_to(folder).parts)
     )
     weights = tuple(path for path in found if path.suffix == ".safetensors")
     if not weights:

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from weightpack.errors import ChecksumError, LosslessError, OptionError, TruncatedError
 from weightpack.format.constants import VERSION
-from weightpack.io.files import AtomicFile, LocalFile, replace_file, sha256_of, sync_folder
-from weightpack.io.folder import WorkFolder, work_folder
+from weightpack.io.atomic import AtomicFile, replace_file, sync_folder
+from weightpack.io.files import LocalFile, sha256_of
+from weightpack.io.folder import WorkFolder, refuse_overlap, work_folder
 from weightpack.io.progress import Progress
 from weightpack.models.directory import MANIFEST, Manifest, ModelFiles, carry_over, model_files, packed_config
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
@@ -23,6 +24,7 @@ from weightpack.reading.bases import Base, open_with_bases
 from weightpack.reading.packed_file import PackedFile, is_packed, read_header
 from weightpack.reading.restored import close_packed
 from weightpack.reading.unpack import unpack_file
+from weightpack.reading.verify import verify_file
 from weightpack.sources import segment
 from weightpack.writing.packer import PackResult, pack_file
 
@@ -142,15 +144,19 @@ def _entry(result: FileResult) -> dict[str, int | str]:
 
 
 def pack_directory(folder: Path, target: Path, job: Job) -> JobResult:
-    """Pack a model directory. A job that was killed goes on behind the last shard that it finished."""
+    """Pack a model directory. A job that was killed goes on after the last shard that it finished."""
     if (folder / MANIFEST).exists():
         raise OptionError("the directory is packed already", path=str(folder))
     files = model_files(folder)
     config = packed_config(files, flag=job.hf_flag)
     one = replace(job, overwrite=False)
     base = job.base.identity if job.base else None
-    with work_folder(target, overwrite=job.overwrite, job=_name("pack", folder, asdict(job.options), job.verify, base)) as work:
-        results = [_resumed(work, folder, weight, target, lambda a, b: pack_one(a, b, one)) for weight in files.weights]
+    for path in job.base.paths if job.base else ():
+        refuse_overlap(path, target, what="base")
+    names = [*files.weights, *files.others, PurePosixPath(MANIFEST)]
+    identity = _name("pack", folder, asdict(job.options), job.verify, base)
+    with work_folder(target, source=folder, names=names, job=identity, overwrite=job.overwrite) as work:
+        results = [_resumed(work, folder, weight, target, one, pack_one, _proven_packed) for weight in files.weights]
         originals = {}
         for other in files.others:
             changed = config if other == _CONFIG else None
@@ -170,10 +176,11 @@ def unpack_directory(folder: Path, target: Path, job: Job) -> JobResult:
     packed = _packed_weights(folder, files, manifest)
     one = replace(job, overwrite=False)
     results = []
-    with work_folder(target, overwrite=job.overwrite, job=_name("unpack", folder)) as work:
+    names = [path for path in (*files.weights, *files.others) if str(path) != MANIFEST]
+    with work_folder(target, source=folder, names=names, job=_name("unpack", folder), overwrite=job.overwrite) as work:
         for path in (*files.weights, *files.others):
             if path in packed:
-                results.append(_resumed(work, folder, path, target, lambda a, b: unpack_one(a, b, one)))
+                results.append(_resumed(work, folder, path, target, one, unpack_one, _proven_unpacked))
             elif str(path) != MANIFEST:
                 carry_over(folder / path, work.path / path, manifest.originals.get(str(path)))
     return JobResult(str(target), tuple(results))
@@ -196,17 +203,30 @@ def _name(verb: str, folder: Path, *how: object) -> str:
     return hashlib.sha256(json.dumps([verb, VERSION, str(folder.resolve()), how], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _resumed(work: WorkFolder, folder: Path, name: PurePosixPath, target: Path, do: Callable[[Path, Path], FileResult]) -> FileResult:
-    """Do a file of the folder, unless a killed process has done it; return the result with the names that it will have."""
+def _resumed(
+    work: WorkFolder, folder: Path, name: PurePosixPath, target: Path, job: Job,
+    do: Callable[[Path, Path, Job], FileResult], prove: Callable[[Path, Path, Job], FileResult],
+) -> FileResult:  # fmt: skip
+    """Do a file of the folder, unless a killed process has done it, which is proven; return the result with the names that it will have."""
     source, path = folder / name, work.path / name
-    known = work.finished(str(name), source)
-    if known is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        done = do(source, path)
-        known = {"source_bytes": done.source_bytes, "packed_bytes": done.packed_bytes, "source_sha256": done.source_sha256}
-        work.finish(str(name), source, known)
-    return FileResult(str(source), str(target / name), known["source_bytes"], known["packed_bytes"], known["source_sha256"])
+    result = work.resumed(name, lambda written: prove(source, written, job)) or do(source, path, job)
+    return replace(result, source=str(source), target=str(target / name))
+
+
+def _proven_packed(source: Path, path: Path, job: Job) -> FileResult:
+    """Prove that a packed file restores to its source; raise if it does not."""
+    with LocalFile(source) as original, open_packed(path, job.limits, job.base) as packed:
+        proof = verify_file(packed, against=original, threads=job.threads)
+    return FileResult(str(source), str(path), proof.source_bytes, proof.packed_bytes, proof.source_sha256)
+
+
+def _proven_unpacked(source: Path, path: Path, job: Job) -> FileResult:
+    """Prove that a file is what a packed one restores to; raise if it is not."""
+    with LocalFile(path) as restored:
+        result = _described(source, job.limits)
+        if sha256_of(restored) != result.source_sha256:
+            raise ChecksumError("not what the packed file restores to", path=str(path))
+    return result
 
 
 # ---- in place of the source

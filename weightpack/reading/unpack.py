@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from weightpack.io.files import AtomicFile
+from weightpack.io.atomic import AtomicFile
 from weightpack.io.progress import Meter, Progress
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces

@@ -22,15 +22,16 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from weightpack.errors import FormatError, OptionError, TruncatedError, WeightpackError, located
 from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.safetensors import check_tiles
 from weightpack.integrations.swap import is_packed_file
-from weightpack.io.files import LocalFile, replace_file, sync_folder
-from weightpack.io.folder import work_folder
-from weightpack.io.working_names import PARTIAL, is_at, is_working_name, leftovers, lock, remove, working_name
+from weightpack.io.atomic import replace_file, sync_folder
+from weightpack.io.files import LocalFile
+from weightpack.io.folder import private_folder, work_folder
+from weightpack.io.working_names import is_working_name, leftovers, lock, remove, working_name
 from weightpack.models.directory import carry_over, model_files
 from weightpack.models.jobs import FileResult, Job, JobResult, open_packed, pack_one, unpack_one
 from weightpack.reading.bases import Base
@@ -371,9 +372,9 @@ def _pack_into(run: Path, path: Path, base: Path | None, job: Job) -> None:
 
 def _replace(target: Path, source: Path, *, link: bool = True) -> None:
     """Replace a file by a link to another, or by a copy where there are no links. The folder keeps its time: Trainer deletes the oldest by it."""
-    for path, _ in leftovers(target, PARTIAL):
+    for path, _ in leftovers(target):
         remove(path)
-    temporary, times = working_name(target, PARTIAL), target.parent.stat()
+    temporary, times = working_name(target), target.parent.stat()
     try:
         if not link or not _linked(source, temporary):
             _copy(source, temporary)
@@ -468,7 +469,7 @@ def _share(run: Path) -> None:
             continue
         stored = run / STORE / f"{file.sha256}.safetensors"
         if not stored.exists():
-            temporary = working_name(stored, PARTIAL)
+            temporary = working_name(stored)
             with contextlib.suppress(FileNotFoundError):
                 if not _linked(path, temporary):
                     _copy(path, temporary)
@@ -513,7 +514,7 @@ def _collect(run: Path) -> None:
             remove(path)
         elif is_working_name(path.name):  # of whom nobody holds: killed in the middle of it
             target = path.with_name(path.name[1:].rsplit(".", 2)[0])
-            for left, _ in leftovers(target, PARTIAL):
+            for left, _ in leftovers(target):
                 remove(left)
 
 
@@ -535,16 +536,18 @@ def restore(run: str | os.PathLike[str], step: int, target: str | os.PathLike[st
         steps = ", ".join(str(number) for number, _ in _steps(Path(run))) or "none"
         raise OptionError(f"no checkpoint of step {step}; there are: {steps}", path=str(run))
     one = Job(job.threads, False, job.progress, limits=job.limits)
-    packed = {Path(name) for name in _packable(path) if is_packed_file(path / name)}
+    packed = {PurePosixPath(name) for name in _packable(path) if is_packed_file(path / name)}
+    entries = [(entry.relative_to(path), entry) for entry in path.rglob("*")]
+    names = sorted(PurePosixPath(name) for name, entry in entries if entry.is_file() and not any(is_working_name(part) for part in name.parts))
     results = []
-    with work_folder(goal, overwrite=job.overwrite, job=f"restore {path.resolve()}") as work:
-        for each in sorted(entry.relative_to(path) for entry in path.rglob("*") if entry.is_file() and not is_working_name(entry.name)):
-            (work.path / each).unlink(missing_ok=True)  # of a killed process
-            if each in packed:
-                done = unpack_one(path / each, work.path / each, one, prove=True)
-                results.append(replace(done, target=str(goal / each)))
+    with work_folder(goal, source=path, names=names, job=f"restore {path.resolve()}", overwrite=job.overwrite) as work:
+        for name in names:
+            (work.path / name).unlink(missing_ok=True)  # of a killed process
+            if name in packed:
+                done = unpack_one(path / name, work.path / name, one, prove=True)
+                results.append(replace(done, target=str(goal / name)))
             else:
-                carry_over(path / each, work.path / each)
+                carry_over(path / name, work.path / name)
     return JobResult(str(goal), tuple(results))
 
 
@@ -589,28 +592,10 @@ def plain_files(path: Path, prefixes: tuple[str, ...], threads: int = 1) -> Iter
 @contextlib.contextmanager
 def _temporary(run: Path) -> Iterator[Path]:
     """Give a folder on the run's disk, where there is room for a checkpoint; elsewhere if that can't be written to."""
-    target = run / STORE / "resume"
-    try:
-        for left, _ in leftovers(target, PARTIAL):
-            remove(left)
-        target.parent.mkdir(exist_ok=True)
-        path, fd = working_name(target, PARTIAL), -1
-        while fd < 0:
-            path.mkdir(exist_ok=True)
-            try:
-                fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            except OSError:
-                break  # folders can't be opened here
-            if lock(fd, wait=True) and not is_at(fd, path):  # another process took it for a leftover before it was locked
-                os.close(fd)
-                fd = -1
-    except OSError:
-        with tempfile.TemporaryDirectory() as elsewhere:
-            yield Path(elsewhere)
-        return
-    try:
-        yield path
-    finally:
-        remove(path)
-        if fd >= 0:
-            os.close(fd)
+    with contextlib.ExitStack() as stack:
+        try:
+            (run / STORE).mkdir(exist_ok=True)
+            folder = stack.enter_context(private_folder(run / STORE / "resume"))
+        except OSError:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield folder

@@ -25,7 +25,8 @@ from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, table_end
 from weightpack.format.safetensors import Entry, build_header
-from weightpack.io.files import AtomicFile, LocalFile, RandomReader, equal_at, pieces, read_at, sha256_of
+from weightpack.io.atomic import AtomicFile
+from weightpack.io.files import LocalFile, RandomReader, equal_at, pieces, read_at, sha256_of
 from weightpack.io.parallel import Scratch, ordered_map
 from weightpack.io.progress import Meter, Progress
 from weightpack.kernels import active, chunk_crc

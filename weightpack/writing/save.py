@@ -10,7 +10,8 @@ from pathlib import Path
 
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.safetensors import Entry, build_header
-from weightpack.io.files import AtomicFile, MemoryFile
+from weightpack.io.atomic import AtomicFile
+from weightpack.io.files import MemoryFile
 from weightpack.io.parallel import thread_count
 from weightpack.options import PackOptions, load_profile
 from weightpack.writing.packer import PackResult, pack_file
