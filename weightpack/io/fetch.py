@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -138,3 +139,39 @@ def published_weights(repo_id: str, *, revision: str | None = None, token: str |
         PublishedFile(file.path, f"hf://{info.id}@{info.sha}/{file.path}", file.size, file.lfs.sha256 if file.lfs else None)
         for file in sorted(files, key=lambda file: file.path)
     ]
+
+
+def cached_repo(path: str) -> str | None:
+    """Return the repo whose snapshot in the Hub client's cache a file stands in; None if it stands elsewhere."""
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub").expanduser()
+    try:
+        parts = Path(path).absolute().relative_to(cache.absolute()).parts  # not resolved: a snapshot's files are links
+    except ValueError:
+        return None
+    if ".." in parts or len(parts) < 4 or not parts[0].startswith("models--") or parts[1] != "snapshots":
+        return None
+    return "/".join(parts[0].split("--")[1:])
+
+
+def cached_file(repo_id: str, name: str, revision: str | None) -> Path | None:
+    """Return a repo's file from the Hub client's cache, without asking the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo_id, name, revision=revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def published_file(repo_id: str, name: str, revision: str | None, *, use_token: bool) -> PublishedFile:
+    """Ask the Hub how long a file is, and for its SHA-256; nothing of it is downloaded. Without `use_token` the Hub is asked as by anybody."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    found = get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision), token=None if use_token else False)
+    sha256 = found.etag if found.etag is not None and len(found.etag) == 64 else None  # of a file in git it is another hash
+    return PublishedFile(name, f"hf://{repo_id}@{found.commit_hash or revision or 'main'}/{name}", found.size or 0, sha256)
+
+
+def download_file(repo_id: str, name: str, revision: str | None, *, use_token: bool) -> Path:
+    """Download a repo's file into the Hub client's cache; return where it is."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo_id, name, revision=revision, token=None if use_token else False))

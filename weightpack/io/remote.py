@@ -30,7 +30,7 @@ class RemoteFile:
     url
         `hf://owner/name[@revision]/path`, or any other that fsspec opens.
     token
-        For hf:// URLs; default: the one of `hf auth login`.
+        For hf:// URLs; default: the one of `hf auth login`; False: none.
 
     Raises
     ------
@@ -44,11 +44,11 @@ class RemoteFile:
 
     piece_bytes = 16 << 20
 
-    def __init__(self, url: str, *, token: str | None = None) -> None:
+    def __init__(self, url: str, *, token: str | bool | None = None) -> None:
         import fsspec
 
         self.name = url
-        options: dict[str, Any] = {"token": token} if token and url.startswith("hf://") else {}
+        options: dict[str, Any] = {"token": token} if token is not None and url.startswith("hf://") else {}
         with self._explained():
             self._filesystem, self._path = fsspec.core.url_to_fs(url, **options)
             size = self._filesystem.info(self._path).get("size")

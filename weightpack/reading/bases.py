@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases: the files that others are differences from (FORMAT section 15). They are known by the SHA-256 of their sources, and found where people keep them.
+"""Bases: the files that others are differences from (FORMAT section 15). They are known by the SHA-256 of their sources, and found where people keep them (`base_search`).
 
 A base may be plain or packed, even a difference itself: what counts is what it restores to. No path that stands in a file is followed. A repo's name is, as
 for adapters of models: the Hub client fetches the revision that the index pins, and the SHA-256 proves it.
@@ -8,25 +8,22 @@ for adapters of models: the Hub client fetches the revision that the index pins,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, WrongBaseError
 from weightpack.format.index import BaseFile, BaseReference, Index
-from weightpack.io.files import LocalFile, RandomReader, sha256_of
+from weightpack.io.files import LocalFile, RandomReader
 from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.reading.base_search import FETCH_VARIABLE, SEARCH_VARIABLE, SUFFIXES, candidates, known_sha256
 from weightpack.reading.packed_file import PackedFile, described, is_packed, read_header
 from weightpack.reading.restored import RestoredFile, depth_of
 from weightpack.sources import Segments, segment
 
-SEARCH_VARIABLE = "WEIGHTPACK_BASES"
-_MOST_CANDIDATES = 10_000
 Known = dict[tuple[str, int], RandomReader]
 """Open bases by SHA-256 and length."""
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy")
 
 
 # ---- a file that is packed against others
@@ -75,7 +72,7 @@ class Base:
 
 def _open_base(file: LocalFile, path: Path, limits: Limits) -> OpenBase:
     if not _is_packed_file(file, limits):
-        return OpenBase(BaseFile(path.name, file.size, _known_sha256(path)), file, segment(file), 0)
+        return OpenBase(BaseFile(path.name, file.size, known_sha256(path)), file, segment(file), 0)
     packed = open_with_bases(file, limits)
     index = packed.index
     tensors = tuple(stored.tensor for stored in packed.tensors.values())
@@ -141,7 +138,7 @@ def _find(
         if depth + 1 + depth_of(known[key]) > limits.max_depth:
             raise LimitError(f"the file is one of a chain of more than {limits.max_depth} differences", path=file.name)
         return known[key]
-    for path in _candidates(file, given, wanted, reference):
+    for path in candidates(file, given, wanted, reference):
         found = _restores_to(path, wanted, limits, depth, known)
         if found is not None:
             known[key] = found
@@ -149,9 +146,17 @@ def _find(
     if given is not None:
         raise WrongBaseError(f"needs another base than the one that was named: {described(reference)}", path=file.name)
     raise BaseNotFoundError(
-        f"is a difference from a base that is not here: name it with --base (base=), or put its folder into {SEARCH_VARIABLE}. It is {described(reference)}",
+        f"is a difference from a base that is not here: {_what_to_do(reference)}. It is {described(reference)}",
         path=file.name,
     )
+
+
+def _what_to_do(reference: BaseReference) -> str:
+    if reference.repo is None:
+        return f"name it with --base (base=), or put its folder into {SEARCH_VARIABLE}"
+    revision = f"@{reference.revision}" if reference.revision else ""
+    named = f"{reference.repo}{revision}"
+    return f"if you trust the file, fetch it with --base {named} (base=), or set {FETCH_VARIABLE}=1; or put its folder into {SEARCH_VARIABLE}"
 
 
 def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int, known: Known) -> RandomReader | None:
@@ -167,7 +172,7 @@ def _restores_to(path: Path, wanted: BaseFile, limits: Limits, depth: int, known
                 return RestoredFile(open_with_bases(file, limits, depth=depth + 1, known=known))
         elif index is None and file.size == wanted.n_bytes:
             with suppress(OSError, FormatError):  # it can't be read, or changes meanwhile
-                if _known_sha256(path) == wanted.sha256:
+                if known_sha256(path) == wanted.sha256:
                     return file
     except BaseException:
         file.close()
@@ -184,47 +189,6 @@ def _index_of(file: RandomReader, limits: Limits) -> Index | None:
         return None
 
 
-def _candidates(file: RandomReader, given: Sequence[Path] | None, wanted: BaseFile, reference: BaseReference) -> Iterator[Path]:
-    """Yield files that may be the base, likely ones first."""
-    if given is not None:
-        yield from given
-        return
-    folders: list[Path] = []
-    if isinstance(file, LocalFile):
-        path = Path(file.name)
-        for here in dict.fromkeys((path.absolute().parent, path.resolve().parent)):  # where a link is, and where it leads, as in the Hub client's cache
-            folders += [here, here.parent]
-            for parent in (here.parent, here):
-                with suppress(OSError):
-                    folders += sorted(each for each in parent.iterdir() if each.is_dir() and each != here)
-    folders += [Path(folder) for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
-    yield from (path for _, path in zip(range(_MOST_CANDIDATES), _in_folders(folders, file.name, wanted), strict=False))
-    if reference.repo is not None:
-        yield from _from_hub(reference.repo, reference.revision, wanted.name)
-
-
-def _in_folders(folders: Iterable[Path], this: str, wanted: BaseFile) -> Iterator[Path]:
-    seen = {os.path.realpath(this)}
-    for folder in folders:
-        try:
-            names = sorted(os.listdir(folder), key=lambda name: (wanted.sha256 not in name, name != wanted.name, name))
-        except OSError:
-            continue
-        for name in names:
-            path = folder / name
-            if name.endswith(_SUFFIXES) and os.path.realpath(path) not in seen:
-                seen.add(os.path.realpath(path))
-                yield path
-
-
-def _from_hub(repo: str, revision: str | None, name: str) -> Iterator[Path]:
-    """Fetch a base from the Hub, or from its cache; whatever goes wrong, the base is not found."""
-    from huggingface_hub import hf_hub_download
-
-    with suppress(Exception):
-        yield Path(hf_hub_download(repo, name, revision=revision))
-
-
 def lineage(packed: PackedFile, limits: Limits = DEFAULT_LIMITS) -> Iterator[str]:
     """Name what a file is a difference from, and that in turn, as far as it is found on this machine; nothing is decoded, hashed or fetched."""
     reference, file = packed.index.base, packed.file
@@ -233,7 +197,7 @@ def lineage(packed: PackedFile, limits: Limits = DEFAULT_LIMITS) -> Iterator[str
             return
         yield described(reference)
         wanted, base = reference.files[0], None
-        for path in _candidates(file, None, wanted, replace(reference, repo=None)):
+        for path in candidates(file, None, wanted, replace(reference, repo=None)):
             try:
                 with LocalFile(path) as candidate:
                     index = _index_of(candidate, limits)
@@ -252,18 +216,4 @@ def weights_below(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise OptionError("no such file or directory", path=os.fspath(path))
-    return sorted(each for each in path.rglob("*") if each.name.endswith(_SUFFIXES) and each.is_file())
-
-
-def _known_sha256(path: Path) -> str:
-    """Return a file's SHA-256; of one that has not changed since it was asked for last, the same again."""
-    state = path.stat()
-    return _sha256_of_state(os.path.realpath(path), state.st_size, state.st_mtime_ns, state.st_ino)
-
-
-@lru_cache(maxsize=1024)
-def _sha256_of_state(path: str, n_bytes: int, mtime_ns: int, inode: int) -> str:
-    with LocalFile(path) as file:
-        return sha256_of(file)
-
-
+    return sorted(each for each in path.rglob("*") if each.name.endswith(SUFFIXES) and each.is_file())
