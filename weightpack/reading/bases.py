@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases: the files that others are differences from (FORMAT section 15). They are known by the SHA-256 of their sources, and found where people keep them (`base_search`).
+"""Bases: the files that others are differences from (FORMAT section 15). They are known by the SHA-256 of their sources; `base_search` says where they may be.
 
 A base may be plain or packed, even a difference itself: what counts is what it restores to. No path that stands in a file is followed. A repo's name is, as
 for adapters of models: the Hub client fetches the revision that the index pins, and the SHA-256 proves it.
