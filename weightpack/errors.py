@@ -25,6 +25,11 @@ from __future__ import annotations
 
 from types import TracebackType
 
+__all__ = [
+    "WeightpackError", "FormatError", "NotPackedError", "TruncatedError", "CorruptionError", "ChecksumError", "UnsupportedError", "LimitError", "OptionError",
+    "BaseNotFoundError", "WrongBaseError", "TensorNotFoundError", "LosslessError", "MissingExtraError",
+]  # fmt: skip
+
 
 class WeightpackError(Exception):
     """Base of all errors that weightpack raises itself. `path`, `tensor` and `chunk` say where, as far as known."""

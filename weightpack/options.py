@@ -14,6 +14,8 @@ from weightpack.errors import OptionError
 from weightpack.format.constants import MAX_CHUNK_BLOCKS
 from weightpack.format.layouts import BLOCK_ELEMS, Layout, layout_of
 
+__all__ = ["Limits", "PackOptions", "load_profile", "profiles"]
+
 CODEC_CHOICES = ("rans", "huffman", "zstd")
 DEFAULT_PROFILE = "fast"
 _LEAD_ELEMS = 1 << 15  # from here on the codec `context` gains more than its 305 bytes
