@@ -166,6 +166,7 @@ def test_open_file_serves_children_forked_while_threads_read(path, tensors):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # where there is one CPU
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("dataset", [OpensInside, Inherits])
 def test_workers_of_a_data_loader(path, tensors, method, dataset):
