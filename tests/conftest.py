@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from weightpack import kernels
+pytest.register_assert_rewrite("backends", "finetunes", "hub_double", "packed_parts", "trips")  # they assert, too
+
+from weightpack import kernels  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

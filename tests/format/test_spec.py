@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import samples
+from specimen import SPEC, sections, specimen
 
 import weightpack
 from weightpack import reference
@@ -16,7 +17,6 @@ from weightpack.format.layouts import DTYPE_BITS, LAYOUTS, layout_of
 from weightpack.kernels import numpy_differences as portable_difference
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = (ROOT / "docs" / "FORMAT.md").read_text()
 
 
 def test_codec_ids():
@@ -65,18 +65,6 @@ def test_version():
     assert re.search(rf"^\| {constants.VERSION[0]}\.{constants.VERSION[1]} \| weightpack", SPEC, re.M)
 
 
-def sections():
-    """Return every number that the text gives: 8, 8.3, and the items of lists, 5.5 and 8.3.2."""
-    found, heading = set(), ""
-    for line in SPEC.splitlines():
-        if match := re.match(r"#+ (\d+(?:\.\d+)?) ", line):
-            heading = match[1]
-            found.add(heading)
-        elif heading and (match := re.match(r"(\d+)\. ", line)):
-            found.add(f"{heading}.{match[1]}")
-    return found
-
-
 NUMBERS = r"\d+(?:\.\d+)*(?:(?:, | and | to )\d+(?:\.\d+)*)*"
 
 
@@ -101,13 +89,6 @@ def test_reference_decoder_says_for_each_step_where_it_stands():
     cited |= set(re.findall(r"# (\d\.\d)$", ast.unparse(tree), re.M)) | set(re.findall(r"  # (\d+(?:\.\d+)+)", Path(reference.__file__).read_text()))
     assert cited <= known, cited - known
     assert {number.split(".")[0] for number in cited} >= {"1", "4", "5", "6", "7", "8", "9", "14", "15"}
-
-
-def specimen():
-    """Return the bytes that the document dumps, and its lines as (offset, bytes, section)."""
-    dump = re.search(r"```hexdump\n(.*?)```", SPEC, re.S)[1]
-    lines = [re.fullmatch(r"([0-9a-f]{4})  ((?:[0-9a-f]{2} ?)+) *(?:  (\d+\.\d+|\d+)?  .*)?", line) for line in dump.splitlines() if line]
-    return b"".join(bytes.fromhex(line[2]) for line in lines), [(int(line[1], 16), bytes.fromhex(line[2]), line[3]) for line in lines]
 
 
 def test_dump_in_the_document_is_the_golden_file(tmp_path):

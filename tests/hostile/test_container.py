@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import subprocess
@@ -12,6 +11,7 @@ import tracemalloc
 
 import pytest
 import samples
+from packed_parts import restore, rewrite_index
 
 import weightpack
 from weightpack import reference
@@ -27,10 +27,8 @@ from weightpack.errors import (
     TruncatedError,
     UnsupportedError,
 )  # fmt: skip
-from weightpack.io.files import LocalFile, MemoryFile
-from weightpack.kernels import active
+from weightpack.io.files import MemoryFile
 from weightpack.reading.packed_file import PackedFile
-from weightpack.reading.pieces import restored_pieces
 
 
 def pack_bytes(tmp_path, data, **kwargs):
@@ -38,11 +36,6 @@ def pack_bytes(tmp_path, data, **kwargs):
     source.write_bytes(data)
     weightpack.pack(source, tmp_path / "packed.safetensors", overwrite=True, **kwargs)
     return (tmp_path / "packed.safetensors").read_bytes()
-
-
-def restore(data):
-    packed = PackedFile(MemoryFile([data], "memory"))
-    return b"".join(piece.result for piece in restored_pieces(packed, 1, lambda _, piece: bytes(piece)))
 
 
 def small_file():
@@ -55,18 +48,6 @@ def small_file():
         },
         {"format": "pt"},
     )  # fmt: skip
-
-
-def rewrite_index(packed, change):
-    """Apply `change` to the index (a dict) of a packed file and fix its CRC."""
-    n = int.from_bytes(packed[:8], "little")
-    header = json.loads(packed[8 : 8 + n])
-    index = json.loads(header["__metadata__"]["weightpack"])
-    change(index)
-    text = json.dumps(index, separators=(",", ":"))
-    header["__metadata__"] |= {"weightpack": text, "weightpack.crc32c": f"{active().crc32c(text.encode()):08x}"}
-    new = json.dumps(header).encode()
-    return struct.pack("<Q", len(new)) + new + packed[8 + n :]
 
 
 def test_every_prefix_is_refused(tmp_path):
@@ -276,15 +257,6 @@ def test_wrong_encoder_is_caught_before_the_target_appears(tmp_path, monkeypatch
     with pytest.raises((LosslessError, FormatError)):
         weightpack.pack(source)
     assert [p.name for p in tmp_path.iterdir()] == ["source.safetensors"]
-
-
-def test_local_file_shorter_than_read_is_truncated(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"12345678")
-    with LocalFile(path) as file:
-        path.write_bytes(b"1234")
-        with pytest.raises(TruncatedError):
-            file.read_into(0, memoryview(bytearray(8)))
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves more address space than the test allows")

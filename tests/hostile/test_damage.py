@@ -3,26 +3,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import struct
-import subprocess
-import sys
-
 import pytest
 import samples
-from test_container import restore
-from test_rules import SPECIMEN, gap
+from packed_parts import Parts, Record, claimed, restore
+from specimen import SOURCE, SPECIMEN
 
 import weightpack
 from weightpack import reference
 from weightpack.errors import ChecksumError, CorruptionError, FormatError, LimitError
 from weightpack.io.files import MemoryFile
-from weightpack.kernels import active
 from weightpack.reading.packed_file import PackedFile
 
-SOURCE = samples.specimen_file()
 CHUNK_ELEMS = 1280
 
 
@@ -30,52 +21,6 @@ def pack(tmp_path, source, options=None):
     (tmp_path / "source").write_bytes(source)
     weightpack.pack(tmp_path / "source", tmp_path / "packed", options=options, overwrite=True)
     return (tmp_path / "packed").read_bytes()
-
-
-class Parts:
-    """A packed file in parts that can be changed; `build` makes a file of them in which every offset and the index's CRC fit."""
-
-    def __init__(self, data):
-        n = int.from_bytes(data[:8], "little")
-        self.header = json.loads(data[8 : 8 + n])
-        self.metadata = self.header.pop("__metadata__")
-        self.index = json.loads(self.metadata["weightpack"])
-        self.bodies = {name: bytearray(data[8 + n + entry["data_offsets"][0] : 8 + n + entry["data_offsets"][1]]) for name, entry in self.header.items()}
-
-    def build(self):
-        position, data = 0, b""
-        for name, body in self.bodies.items():
-            entry = self.header[name]
-            entry["data_offsets"] = [position, position + len(body)]
-            if len(entry["shape"]) == 1 and entry["dtype"] == "U8":
-                entry["shape"] = [len(body)]
-            position += len(body)
-            data += body
-        index = json.dumps(self.index)
-        metadata = self.metadata | {"weightpack": index, "weightpack.crc32c": f"{active().crc32c(index.encode()):08x}"}
-        header = json.dumps({"__metadata__": metadata, **self.header}).encode()
-        return struct.pack("<Q", len(header)) + header + data
-
-
-class Record:
-    """A record in parts: its head, and (chunk with padding, CRC) pairs."""
-
-    def __init__(self, body, n_chunks):
-        self.head = bytes(body[:4])
-        table = [struct.unpack_from("<II", body, 8 + 8 * i) for i in range(n_chunks)]
-        ends = [16 * offset for offset, _ in table[1:]] + [len(body)]
-        self.chunks = [(bytes(body[16 * offset : end]), crc) for (offset, crc), end in zip(table, ends, strict=True)]
-
-    def build(self, between=b"", behind=b""):
-        """Return the record; `between` stands before each chunk but the first, `behind` after the last."""
-        position = -(-(8 + 8 * len(self.chunks)) // 16) * 16
-        table, data = b"", b""
-        for i, (chunk, crc) in enumerate(self.chunks):
-            data += between if i else b""
-            table += struct.pack("<II", (position + len(data)) // 16, crc)
-            data += chunk
-        body = (self.head + bytes(4) + table).ljust(position, b"\0") + data + behind
-        return bytearray(body[:4] + struct.pack("<I", len(body) // 16) + body[8:])
 
 
 def refused_or_same(data, source):
@@ -229,17 +174,6 @@ def test_ties_that_loop_are_refused(tmp_path, tied):
     assert refused_or_same(parts.build(), source) == (tied != [0, 0, 0])
 
 
-def claimed(n_bytes, source_bytes=None):
-    """Return a file whose source has one tensor of `n_bytes`, if one may believe it; its record holds a thousandth of a chunk."""
-    parts = Parts(SPECIMEN)
-    parts.bodies, parts.header = {"w": parts.bodies["w"]}, {"w": parts.header["w"]}
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [n_bytes // 2], "data_offsets": [0, n_bytes]}}).encode()
-    gap(parts.index, struct.pack("<Q", len(header)) + header)
-    parts.index |= {"storage": "p", "tied": [], "kept_crc32c": ""}
-    parts.index["source"]["bytes"] = 8 + len(header) + n_bytes if source_bytes is None else source_bytes
-    return parts.build()
-
-
 @pytest.mark.parametrize("n_bytes", [1 << 30, 1 << 40, 1 << 43, 1 << 60])
 def test_tensor_that_claims_too_much_is_refused_before_memory_is_asked_for(tmp_path, n_bytes):
     path = tmp_path / "claims.safetensors"
@@ -252,54 +186,6 @@ def test_tensor_that_claims_too_much_is_refused_before_memory_is_asked_for(tmp_p
     with pytest.raises((CorruptionError, LimitError)):  # before room on the disk is asked for, too
         weightpack.unpack(path, tmp_path / "out")
     assert refused_or_same(path.read_bytes(), b"")
-
-
-PROGRAM = r"""
-import os, resource, sys
-sys.path[:0] = sys.argv[1].split(os.pathsep)
-import test_damage, test_rules, test_container
-from weightpack import reference
-from weightpack.errors import FormatError, LimitError
-
-hostile = [test_damage.claimed(n) for n in (1 << 30, 1 << 40, 1 << 43, 1 << 60)] + [test_damage.claimed(1 << 40, n) for n in (0, 1 << 40, 1 << 62)]
-for _, tensor, field, begin, new, _ in test_rules.BINARY:
-    at = test_rules.offset_of(tensor, field) + begin
-    hostile.append(test_rules.SPECIMEN[:at] + new + test_rules.SPECIMEN[at + len(new) :])
-hostile += [test_rules.rewrite_header(change) for _, change, _ in test_rules.HEADER]
-hostile += [test_container.rewrite_index(test_rules.SPECIMEN, change) for _, change, _ in test_rules.INDEX]
-hostile += [test_damage.wide_window()]
-test_container.restore(test_rules.SPECIMEN)
-now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + (192 << 20), now + (192 << 20)))
-refused = 0
-for data in hostile:
-    for decode in (test_container.restore, reference.decode_file):
-        try:
-            decode(data)
-        except (FormatError, LimitError, reference.FormatError):
-            refused += 1
-print(len(hostile), refused)
-"""
-
-
-def wide_window():
-    """Return a file whose first gap is a frame that asks for the largest window and claims no size, with a kilobyte in it."""
-    parts = Parts(SPECIMEN)
-    block = b"\x28\xb5\x2f\xfd" + bytes([0, (27 - 10) << 3]) + (1024 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b" "  # an RLE block, the last
-    parts.index["gaps"][0][1:] = [396, base64.b64encode(block).decode()]
-    return parts.build()
-
-
-def test_hostile_files_are_refused_with_little_memory():
-    if sys.platform != "linux":
-        pytest.skip("RLIMIT_AS and /proc are Linux's")
-    if "asan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("AddressSanitizer reserves more address space than the test allows")
-    result = subprocess.run([sys.executable, "-c", PROGRAM, os.pathsep.join(sys.path)], capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    tried, refused = map(int, result.stdout.split())
-    assert tried > 150
-    assert refused > 1.8 * tried
 
 
 def test_every_bit_of_a_record_head_is_read_or_refused_by_safe_open(twins, tmp_path):

@@ -9,15 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import pickle
 import re
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import packed_parts
 import pytest
 import samples
 import zstandard
-from test_container import restore, rewrite_index
-from test_spec import SPEC, sections, specimen
+from packed_parts import claimed, gap, restore, rewrite_header, rewrite_index, wide_window, with_index
+from specimen import SOURCE, SPECIMEN, offset_of, sections
 
 import weightpack
 from weightpack import reference
@@ -39,9 +45,6 @@ from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
 from weightpack.writing.frame import encode_bytes
 
-SPECIMEN, _ = specimen()
-SOURCE = samples.specimen_file()
-DUMP = SPEC[SPEC.index("```hexdump") :]
 KINDS = {"corrupt": (CorruptionError, TruncatedError), "unsupported": UnsupportedError, "limit": LimitError, "not packed": NotPackedError}
 REFERENCE_KINDS = {
     "corrupt": reference.CorruptError, "unsupported": reference.UnsupportedError, "limit": reference.UnsupportedError, "not packed": reference.NotPackedError,
@@ -59,13 +62,6 @@ def check(data, kind, decode=restore, oracle=reference.decode_file, right=SOURCE
     with pytest.raises(reference.FormatError) as error:
         oracle(data)
     assert isinstance(error.value, REFERENCE_KINDS[kind]), repr(error.value)
-
-
-def offset_of(tensor, note):
-    """Return where the dump has a field, by the begin of its note, inside a tensor's record."""
-    block = DUMP[DUMP.index(f" {tensor}: Layout") - 61 :] if tensor else DUMP
-    line = next(line for line in block.splitlines() if line[61:].removeprefix(f"{tensor}: ").startswith(note))
-    return int(line[:4], 16)
 
 
 BINARY = [  # section, tensor, field, bytes from its begin, new bytes, kind
@@ -154,15 +150,6 @@ def test_binary_field(isa, section, tensor, field, begin, new, kind):
     check(SPECIMEN[:at] + new + SPECIMEN[at + len(new) :], kind)
 
 
-def rewrite_header(change):
-    """Return the specimen with its header's JSON (a dict) changed; `change` may also return the text."""
-    n = int.from_bytes(SPECIMEN[:8], "little")
-    header = json.loads(SPECIMEN[8 : 8 + n])
-    text = change(header)
-    new = text if isinstance(text, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(new)) + new + SPECIMEN[8 + n :]
-
-
 def replaced(old, new):
     """Return a change of the header's text."""
 
@@ -172,11 +159,6 @@ def replaced(old, new):
         return text.replace(old, new)
 
     return change
-
-
-def with_index(header, index):
-    """Put the text of an index, and its CRC, in a header."""
-    header["__metadata__"] |= {"weightpack": index, "weightpack.crc32c": f"{active().crc32c(index.encode()):08x}"}
 
 
 def with_depth(n):
@@ -259,11 +241,6 @@ def source_header(change):
         gap(index, struct.pack("<Q", len(new)) + new)
 
     return apply
-
-
-def gap(index, data):
-    """Let the first gap of an index hold `data`."""
-    index["gaps"][0][1:] = [len(data), base64.b64encode(zstandard.ZstdCompressor().compress(data)).decode()]
 
 
 def add_to_frame(data):
@@ -370,6 +347,50 @@ def test_index(section, change, kind):
         assert len(restore(data)) == len(SOURCE)
         return
     check(data, kind)
+
+
+PROGRAM = r"""
+import pickle, resource, sys
+sys.path.insert(0, sys.argv[1])
+from packed_parts import restore
+from specimen import SPECIMEN
+from weightpack import reference
+from weightpack.errors import FormatError, LimitError
+
+with open(sys.argv[2], "rb") as file:
+    hostile = pickle.load(file)
+restore(SPECIMEN)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (192 << 20), now + (192 << 20)))
+refused = 0
+for data in hostile:
+    for decode in (restore, reference.decode_file):
+        try:
+            decode(data)
+        except (FormatError, LimitError, reference.FormatError):
+            refused += 1
+print(len(hostile), refused)
+"""
+
+
+def test_hostile_files_are_refused_with_little_memory(tmp_path):
+    """Every field above made bad, and files that claim to hold far more than they do."""
+    if sys.platform != "linux":
+        pytest.skip("RLIMIT_AS and /proc are Linux's")
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("AddressSanitizer reserves more address space than the test allows")
+    hostile = [claimed(n) for n in (1 << 30, 1 << 40, 1 << 43, 1 << 60)] + [claimed(1 << 40, n) for n in (0, 1 << 40, 1 << 62)] + [wide_window()]
+    for _, tensor, field, begin, new, _ in BINARY:
+        at = offset_of(tensor, field) + begin
+        hostile.append(SPECIMEN[:at] + new + SPECIMEN[at + len(new) :])
+    hostile += [rewrite_header(change) for _, change, _ in HEADER] + [rewrite_index(SPECIMEN, change) for _, change, _ in INDEX]
+    (tmp_path / "hostile").write_bytes(pickle.dumps(hostile))
+    arguments = [str(Path(packed_parts.__file__).parent), str(tmp_path / "hostile")]
+    result = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    tried, refused = map(int, result.stdout.split())
+    assert tried == len(hostile) > 150
+    assert refused > 1.8 * tried
 
 
 def test_sha256_of_the_source():

@@ -26,44 +26,10 @@ REPO = "me/tiny-wp"
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "4"))
 
 
-class Client:
-    """Runs commands against a Hub, each with an empty cache unless it is told to keep it."""
-
-    def __init__(self, hub, folder):
-        self.hub, self.folder = hub, folder
-        self.token = hub_double.TOKEN
-
-    @property
-    def env(self):
-        return {
-            **os.environ, "HF_ENDPOINT": self.hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_TOKEN": self.token,
-        }  # fmt: skip
-
-    def command(self, *arguments):
-        return [sys.executable, "-m", "weightpack", *map(str, arguments)]
-
-    def __call__(self, *arguments):
-        done = subprocess.run(self.command(*arguments), cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300)
-        assert "Traceback" not in done.stderr, done.stderr
-        assert hub_double.TOKEN not in done.stdout + done.stderr
-        return done
-
-    def python(self, code, *arguments):
-        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def ok(self, *arguments):
-        done = self(*arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
 @pytest.fixture
 def client(tmp_path):
     with hub_double.serve() as hub:
-        yield Client(hub, tmp_path)
+        yield hub_double.Client(hub, tmp_path)
 
 
 def sharded(folder):

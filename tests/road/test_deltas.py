@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as differences from a base: packed, found again, chained, refused; and optimizer state, predicted from the scales of its rows and columns."""
+"""Files as differences from a base: packed, chained, loaded; and optimizer state, predicted from the scales of its rows and columns."""
 
 from __future__ import annotations
 
@@ -8,58 +8,24 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import hub_double
 import numpy as np
 import pytest
 import samples
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_hub import Client
+from finetunes import COLS, ROWS, model_file, pair_of_files, restored, stepped, weights
 
 import weightpack
 import weightpack.numpy
 import weightpack.torch
-from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, WrongBaseError
+from weightpack.errors import LimitError
 from weightpack.io.files import LocalFile
-from weightpack.reading import bases
-from weightpack.reading.convert import convert
 from weightpack.reading.packed_file import PackedFile
-from weightpack.reading.restored import RestoredFile
-from weightpack.sources import segment
-from weightpack.writing import match
-
-ROWS, COLS = 96, 320
-
-
-def weights(seed, n=ROWS * COLS, scale=0.03):
-    return (np.random.default_rng(seed).standard_normal(n) * scale).astype("<f4")
-
-
-def stepped(values, seed, size=2e-5):
-    """What some steps of training make of weights."""
-    return (values + np.random.default_rng(seed).standard_normal(values.size).astype("<f4") * np.float32(size)).astype("<f4")
-
-
-def encoded(values, dtype):
-    return {"F32": values.tobytes, "BF16": lambda: samples.bf16(values).tobytes(), "F16": lambda: values.astype("<f2").tobytes()}[dtype]()
-
-
-def model_file(tensors, dtype="BF16", shape=(ROWS, COLS), **more):
-    return samples.safetensors_file({name: (dtype, shape, encoded(values, dtype)) for name, values in tensors.items()}, {"format": "pt"}, **more)
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """A base and what it was trained to: paths."""
-    base = {f"layer.{i}.weight": weights(i) for i in range(4)}
-    tuned = {name: stepped(values, 10 + i) for i, (name, values) in enumerate(base.items())}
-    (tmp_path / "base").mkdir()
-    (tmp_path / "tuned").mkdir()
-    (tmp_path / "base" / "model.safetensors").write_bytes(model_file(base))
-    (tmp_path / "tuned" / "model.safetensors").write_bytes(model_file(tuned))
-    return tmp_path / "base" / "model.safetensors", tmp_path / "tuned" / "model.safetensors"
+    return pair_of_files(tmp_path)
 
 
 def packed_size(source, base, **options):
@@ -67,12 +33,6 @@ def packed_size(source, base, **options):
     result = weightpack.pack(source, target, base=base, overwrite=True, **options)
     assert restored(target, base) == source.read_bytes()
     return result.packed_bytes
-
-
-def restored(packed, base=None):
-    target = Path(packed).with_suffix(".again")
-    weightpack.unpack(packed, target, base=base, overwrite=True)
-    return target.read_bytes()
 
 
 # ---- sizes
@@ -161,120 +121,6 @@ def test_packed_bytes_do_not_depend_on_threads_and_backend(pair, tmp_path, isa):
     assert (tmp_path / "out").read_bytes() == result
 
 
-# ---- which base
-
-
-def test_unpack_needs_the_base_and_writes_nothing_without(pair, tmp_path, monkeypatch):
-    monkeypatch.delenv("WEIGHTPACK_BASES", raising=False)
-    base, tuned = pair
-    lonely = tmp_path / "far" / "away"
-    lonely.mkdir(parents=True)
-    weightpack.pack(tuned, lonely / "model.wp.safetensors", base=base)
-    with pytest.raises(BaseNotFoundError, match=hashlib.sha256(base.read_bytes()).hexdigest()) as missing:
-        weightpack.unpack(lonely / "model.wp.safetensors")
-    assert "--base" in str(missing.value)
-    assert sorted(path.name for path in lonely.iterdir()) == ["model.wp.safetensors"]
-    with pytest.raises(WrongBaseError):
-        weightpack.unpack(lonely / "model.wp.safetensors", base=tuned)
-    with pytest.raises(WrongBaseError):
-        weightpack.safe_open(lonely / "model.wp.safetensors", base=tuned)
-    with pytest.raises(BaseNotFoundError):
-        weightpack.safe_open(lonely / "model.wp.safetensors")
-    with pytest.raises(OptionError):
-        weightpack.unpack(lonely / "model.wp.safetensors", base=tmp_path / "nowhere" / "at.all")
-    assert sorted(path.name for path in lonely.iterdir()) == ["model.wp.safetensors"]
-    monkeypatch.setenv("WEIGHTPACK_BASES", str(base.parent))
-    weightpack.unpack(lonely / "model.wp.safetensors")
-    assert (lonely / "model.safetensors").read_bytes() == tuned.read_bytes()
-
-
-def test_a_base_of_the_same_length_is_not_taken_for_the_base(pair, tmp_path):
-    base, tuned = pair
-    (tmp_path / "d").mkdir()
-    weightpack.pack(tuned, tmp_path / "d" / "model.wp.safetensors", base=base)
-    changed = bytearray(base.read_bytes())
-    changed[-1] ^= 1
-    base.write_bytes(changed)
-    tuned.unlink()
-    with pytest.raises(BaseNotFoundError):
-        weightpack.unpack(tmp_path / "d" / "model.wp.safetensors")
-    with pytest.raises(WrongBaseError):
-        weightpack.verify(tmp_path / "d" / "model.wp.safetensors", base=base)
-
-
-def test_a_base_is_found_beside_and_in_neighbours_plain_or_packed(pair, tmp_path):
-    base, tuned = pair
-    weightpack.pack(tuned, tuned.parent / "model.wp.safetensors", base=base)
-    content = tuned.read_bytes()
-    tuned.unlink()
-    assert restored(tuned.parent / "model.wp.safetensors") == content  # ../base/model.safetensors
-    weightpack.pack(base, base.with_name("renamed.wp.safetensors"), delete_source=True)
-    assert restored(tuned.parent / "model.wp.safetensors") == content  # packed
-    (tuned.parent / "below").mkdir()
-    shutil.move(base.with_name("renamed.wp.safetensors"), tuned.parent / "below" / "x.safetensors")
-    assert restored(tuned.parent / "model.wp.safetensors") == content
-    with weightpack.safe_open(tuned.parent / "model.wp.safetensors", "pt") as opened:
-        assert opened.get_slice("layer.1.weight")[3:5].shape == (2, COLS)
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_neighbours_that_can_not_be_opened_are_passed_over(pair, packed):
-    """Other people's files lie around: damaged, hostile, unreadable, of the base's very length."""
-    base, tuned = pair
-    weightpack.pack(tuned, tuned.parent / "x.wp.safetensors", base=base)
-    content, size = tuned.read_bytes(), base.stat().st_size
-    tuned.unlink()
-    if packed:
-        weightpack.pack(base, base.with_name("packed.safetensors"), delete_source=True)
-    many = b"[" * 20_000_000  # by what it may take in memory, over a limit; nothing of it is parsed
-    for folder in (tuned.parent, base.parent, base.parent.parent):
-        (folder / "0-deep.safetensors").write_bytes(len(many).to_bytes(8, "little") + many)
-        (folder / "0-empty.safetensors").touch()
-        (folder / "0-noise.safetensors").write_bytes(bytes(range(256)) * 10)
-        (folder / "0-length.safetensors").write_bytes(bytes(size))
-        (folder / "0-folder.safetensors").mkdir()
-        (folder / "0-nowhere.safetensors").symlink_to(folder / "no such file")
-    with pytest.raises(LimitError):
-        weightpack.inspect(tuned.parent / "0-deep.safetensors")
-    assert restored(tuned.parent / "x.wp.safetensors") == content
-    (report,) = weightpack.inspect(tuned.parent / "x.wp.safetensors")
-    assert len(report.lineage) == 1
-    weightpack.safe_open(tuned.parent / "x.wp.safetensors").close()
-
-
-def test_no_path_of_a_file_is_followed(pair, tmp_path):
-    """The base's name is for people: one that leads elsewhere leads nowhere."""
-    base, tuned = pair
-    weightpack.pack(tuned, tmp_path / "x.wp.safetensors", base=base)
-    data = (tmp_path / "x.wp.safetensors").read_bytes()
-    hidden = tmp_path / "hidden" / "deep" / "model.safetensors"
-    hidden.parent.mkdir(parents=True)
-    shutil.move(base, hidden)
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + n])
-    index = json.loads(header["__metadata__"]["weightpack"])
-    index["base"]["files"][0][0] = "hidden/deep/model.safetensors"
-    text = json.dumps(index)
-    header["__metadata__"] |= {"weightpack": text, "weightpack.crc32c": f"{weightpack.kernels.active().crc32c(text.encode()):08x}"}
-    head = json.dumps(header).encode()
-    (tmp_path / "x.wp.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + data[8 + n :])
-    with pytest.raises(BaseNotFoundError):
-        weightpack.unpack(tmp_path / "x.wp.safetensors", tmp_path / "out")
-    assert restored(tmp_path / "x.wp.safetensors", hidden) == tuned.read_bytes()
-
-
-def test_a_base_that_changes_while_it_is_used_is_noticed(pair, tmp_path):
-    base, tuned = pair
-    weightpack.pack(tuned, tmp_path / "x", base=base)
-    with weightpack.safe_open(tmp_path / "x", base=base) as opened:
-        data = bytearray(base.read_bytes())
-        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
-        with base.open("r+b") as file:
-            file.write(data)
-        with pytest.raises(FormatError):
-            opened.get_tensors()
-
-
 # ---- chains
 
 
@@ -302,6 +148,16 @@ def test_chains(tmp_path):
         assert PackedFile(file).index.base.depth == 2  # 5 was packed when 4 was plain
     with pytest.raises(LimitError):
         weightpack.safe_open(tmp_path / "6" / "model.wp.safetensors", limits=weightpack.Limits(max_depth=3))
+
+
+def test_tensors_load_from_a_difference(pair, tmp_path):
+    import torch
+
+    base, tuned = pair
+    weightpack.pack(tuned, tmp_path / "x.safetensors", base=base)
+    plain, packed = weightpack.torch.load_file(tuned), weightpack.torch.load_file(tmp_path / "x.safetensors")
+    assert plain.keys() == packed.keys()
+    assert all(torch.equal(plain[name].view(torch.int16), packed[name].view(torch.int16)) for name in plain)
 
 
 # ---- directories, other files, the command line, a Hub
@@ -377,7 +233,7 @@ def test_command_line(pair, tmp_path):
 def test_a_base_on_a_hub_is_pinned_and_fetched(pair, tmp_path):
     base, tuned = pair
     with hub_double.serve() as hub:
-        client = Client(hub, tmp_path)
+        client = hub_double.Client(hub, tmp_path)
         (base.parent / "config.json").write_text("{}")
         client.python("import sys, huggingface_hub as h; h.create_repo('me/base'); h.upload_folder(repo_id='me/base', folder_path=sys.argv[1])", base.parent)
         client.ok("pack", tuned, "--base", "me/base", "-o", tmp_path / "far.wp.safetensors")
@@ -434,77 +290,3 @@ def test_weights_are_not_slowed_down(tmp_path):
     weightpack.pack(source)
     with LocalFile(packed) as file:
         assert PackedFile(file).index.minor_version == 0
-
-
-# ---- parts
-
-
-@given(st.binary(min_size=4, max_size=400), st.sampled_from(["F32", "BF16", "F16"]), st.sampled_from(["F32", "BF16", "F16"]))
-def test_conversion_is_that_of_torch_but_for_payloads(data, from_dtype, to_dtype):
-    import torch
-
-    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    size = 4 if from_dtype == "F32" else 2
-    data = data[: len(data) // size * size]
-    ours = convert(np.frombuffer(data, np.uint8), from_dtype, to_dtype)
-    source = torch.frombuffer(bytearray(data), dtype=names[from_dtype])
-    theirs = source.to(names[to_dtype]) if to_dtype != "F32" or from_dtype != "F32" else source
-    if {from_dtype, to_dtype} == {"BF16", "F16"}:
-        theirs = source.float().to(names[to_dtype])
-    got = torch.frombuffer(bytearray(ours.tobytes()), dtype=names[to_dtype])
-    assert torch.equal(torch.isnan(got), torch.isnan(theirs))
-    numbers = ~torch.isnan(got)
-    word = torch.int32 if to_dtype == "F32" else torch.int16
-    assert torch.equal(got.view(word)[numbers], theirs.view(word)[numbers])
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 30), max_size=60), st.lists(st.integers(0, 30), max_size=60))
-def test_moves_stay_inside_and_carry_equal_rows(rows, base_rows):
-    digests, base_digests = [bytes([r]) for r in rows], [bytes([r]) for r in base_rows]
-    moves = match._moves(digests, base_digests, 1)
-    for to, from_, n in moves or ():
-        assert to >= 0 and to + n <= len(rows) and from_ >= 0 and from_ + n <= len(base_rows) and n > 0
-    starts = [to for to, _, _ in moves or ()]
-    assert starts == sorted(set(starts))
-    if moves is not None:
-        reached = {to + i: from_ + i for to, from_, n in moves for i in range(n)}
-        assert all(base_rows[reached[i]] == row for i, row in enumerate(rows) if row in base_rows)
-
-
-def test_matching_by_name_prefix_and_content(tmp_path):
-    values = [weights(i) for i in range(3)]
-    (tmp_path / "base.safetensors").write_bytes(model_file({"a.x": values[0], "b.x": values[1], "c": values[2]}))
-    (tmp_path / "new.safetensors").write_bytes(model_file({"pre.a.x": values[0], "x": values[1], "what": stepped(values[2], 9), "none": weights(77)}))
-    with bases.Base((tmp_path / "base.safetensors",)).opened() as base, LocalFile(tmp_path / "new.safetensors") as new:
-        segments = segment(new)
-        found = match.match_tensors(new, segments, base)
-        offsets = {tensor.name: tensor.offset for tensor in base[0].segments.tensors}
-    assert found["pre.a.x"].offset == offsets["a.x"]
-    assert found["x"].offset == offsets["b.x"]  # two tails fit by name, the content decides
-    assert found["what"].offset == offsets["c"]
-    assert "none" not in found
-
-
-def test_reading_the_source_of_a_packed_file_anywhere(pair):
-    _, tuned = pair
-    weightpack.pack(tuned, tuned.with_suffix(".p"), options=weightpack.PackOptions(chunk_elems=1280))
-    content = tuned.read_bytes()
-    file = RestoredFile(bases.open_with_bases(LocalFile(tuned.with_suffix(".p"))))
-    generator = np.random.default_rng(1)
-    for _ in range(200):
-        begin, end = sorted(generator.integers(0, len(content) + 1, 2).tolist())
-        buffer = bytearray(end - begin)
-        file.read_into(begin, memoryview(buffer))
-        assert buffer == content[begin:end]
-    file.close()
-
-
-def test_tensors_load_from_a_difference(pair, tmp_path):
-    import torch
-
-    base, tuned = pair
-    weightpack.pack(tuned, tmp_path / "x.safetensors", base=base)
-    plain, packed = weightpack.torch.load_file(tuned), weightpack.torch.load_file(tmp_path / "x.safetensors")
-    assert plain.keys() == packed.keys()
-    assert all(torch.equal(plain[name].view(torch.int16), packed[name].view(torch.int16)) for name in plain)

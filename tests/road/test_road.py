@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -196,55 +193,3 @@ def test_unchanged_tensor_packs_to_unchanged_bytes(tmp_path):
         with safetensors.safe_open(tmp_path / "packed.safetensors", "np") as opened:
             streams.append(opened.get_tensor("second").tobytes())
     assert streams[0] == streams[1]
-
-
-def test_sharded_directory_round_trips(model, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "sharded"
-    folder.mkdir()
-    tensors = load_file(model("minilm") / "model.safetensors")
-    names, weight_map = sorted(tensors), {}
-    for i, part in enumerate((names[:50], names[50:])):
-        shard = f"model-0000{i + 1}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / shard, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    (folder / "sub").mkdir()
-    (folder / "sub" / "notes.txt").write_text("kept")
-
-    job = weightpack.pack(folder)
-    packed = tmp_path / "sharded-wp"
-    assert job.target == str(packed)
-    assert len(job.files) == 2
-    assert json.loads((packed / "config.json").read_text())["dtype"] == "float32"
-    assert sorted(p.name for p in packed.glob("*.safetensors")) == sorted(set(weight_map.values()))
-    weightpack.verify(packed, against=folder)
-    back = tmp_path / "back"
-    weightpack.unpack(packed, back)
-    before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    assert {p.relative_to(back): p.read_bytes() for p in back.rglob("*") if p.is_file()} == before
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_without_positioned_reads_and_writes_and_locks_as_on_windows(tmp_path, monkeypatch, threads):
-    source = samples.mixed_file()
-    (tmp_path / "source").write_bytes(source)
-    weightpack.pack(tmp_path / "source", tmp_path / "expected")
-    for name in ("pread", "preadv", "pwrite", "pwritev", "posix_fallocate"):
-        monkeypatch.delattr(os, name)
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # an import fails
-    weightpack.pack(tmp_path / "source", tmp_path / "packed", threads=threads)
-    weightpack.unpack(tmp_path / "packed", tmp_path / "back", threads=threads)
-    assert (tmp_path / "packed").read_bytes() == (tmp_path / "expected").read_bytes()
-    assert (tmp_path / "back").read_bytes() == source
-
-
-def test_missing_shard_is_named(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "a.safetensors").write_bytes(samples.safetensors_file({}))
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
-    with pytest.raises(weightpack.errors.TruncatedError, match=r"b\.safetensors"):
-        weightpack.pack(folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of other kinds than safetensors: PyTorch's zips, GGUF, numpy, and any other. Whatever they hold, they come back byte for byte."""
+"""Which bytes of a source are tensors: PyTorch's zips, GGUF, ONNX, numpy, and any other file. Whatever they hold, they come back byte for byte."""
 
 from __future__ import annotations
 
@@ -12,34 +12,19 @@ import numpy as np
 import pytest
 import samples
 import torch
-import zstandard
+from trips import round_trip
 
 import weightpack
 from weightpack import reference
-from weightpack.errors import CorruptionError, OptionError, TruncatedError, UnsupportedError
-from weightpack.format.layouts import LAYOUTS, LayoutId
-from weightpack.format.record import RecordHead, build_chunk
-from weightpack.io.files import LocalFile, MemoryFile
-from weightpack.reading.inspect import inspect_planes
-from weightpack.reading.packed_file import PackedFile
-from weightpack.reading.record import decode_record
+from weightpack.errors import CorruptionError, OptionError
+from weightpack.io.files import MemoryFile
 from weightpack.sources import segment
-from weightpack.tools.plot import plot_planes
-from weightpack.writing.chunks import chunk_crc
 
 FILES = samples.other_files()
 
 
 def segments(data):
     return segment(MemoryFile([data], "source"))
-
-
-def round_trip(tmp_path, data, **options):
-    (tmp_path / "source").write_bytes(data)
-    weightpack.pack(tmp_path / "source", tmp_path / "packed", overwrite=True, **options)
-    weightpack.unpack(tmp_path / "packed", tmp_path / "back", overwrite=True)
-    assert (tmp_path / "back").read_bytes() == data
-    return (tmp_path / "packed").read_bytes()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -102,75 +87,6 @@ def test_floats_in_bytes_of_no_known_format(tmp_path, skip):
     at = {tensor.dtype: tensor.offset for tensor in found.tensors}
     assert (at["F32"] - skip) % 4 == (at["BF16"] - skip) % 2 == (at["F16"] - skip) % 2 == 0
     assert len(round_trip(tmp_path, data)) < 0.7 * len(data)
-
-
-def fields_chunk(streams, widths, mode=2):
-    return build_chunk(mode, streams, widths)
-
-
-RAW, CONSTANT = 0, 1
-TWO = [(RAW, bytes(range(10))), (CONSTANT, b"x")]  # blocks of 1 + 3 bytes, ten of them
-FIELDS = {
-    "sound": (fields_chunk(TWO, [1, 3]), "same"),
-    "zstd": (fields_chunk([(4, zstandard.compress(bytes(range(10)))), (CONSTANT, b"x")], [1, 3]), "same"),
-    "other_widths": (fields_chunk(TWO, [1, 4]), "corrupt"),  # as many bytes, but the first stream is too long
-    "no_block": (fields_chunk(TWO, [1, 2]), "corrupt"),
-    "width_0": (fields_chunk(TWO, [4, 0]), "corrupt"),
-    "one_field": (fields_chunk([(RAW, bytes(40))], [4]), "corrupt"),
-    "nine_fields": (fields_chunk([(CONSTANT, b"x")] * 9, [1] * 8 + [2]), "corrupt"),
-    "reserved": (b"\2\2\1" + fields_chunk(TWO, [1, 3])[3:], "corrupt"),
-    "widths_cut": (fields_chunk(TWO, [1, 3])[:13], "corrupt"),
-    "stream_cut": (fields_chunk([(RAW, bytes(9)), (CONSTANT, b"x")], [1, 3]), "corrupt"),
-    "context": (fields_chunk([(5, bytes(400)), (CONSTANT, b"x")], [1, 3]), "corrupt"),
-    "unknown_codec": (fields_chunk([(99, bytes(10)), (CONSTANT, b"x")], [1, 3]), "unsupported"),
-    "byte_behind": (fields_chunk(TWO, [1, 3])[:-1] + b"\1", "corrupt"),
-}
-
-
-@pytest.mark.parametrize(("chunk", "kind"), FIELDS.values(), ids=FIELDS)
-def test_fields_of_a_chunk(isa, chunk, kind):
-    """FORMAT 6.6, product beside reference."""
-    expected = b"".join(bytes([i]) + b"xxx" for i in range(10))
-    chunk = chunk.ljust(-(-len(chunk) // 16) * 16, b"\0") if kind != "corrupt" or len(chunk) % 16 == 0 else chunk.ljust(16, b"\0")
-    crc = chunk_crc(np.frombuffer(expected, np.uint8), 0)
-    record = RecordHead(LAYOUTS[LayoutId.BYTES1], 40, 128, np.array([16, 16 + len(chunk)]), np.array([crc], np.uint32)).to_bytes() + chunk
-    out = np.empty(40, np.uint8)
-    if kind == "same":
-        decode_record(memoryview(record), out)
-        assert out.tobytes() == expected == reference.decode_record(record, 40)
-        return
-    with pytest.raises(UnsupportedError if kind == "unsupported" else (CorruptionError, TruncatedError)):
-        decode_record(memoryview(record), out)
-    with pytest.raises(reference.UnsupportedError if kind == "unsupported" else reference.CorruptError):
-        reference.decode_record(record, 40)
-
-
-def test_fields_are_of_bytes_alone():
-    chunk = fields_chunk([(RAW, bytes(10)), (RAW, bytes(30))], [1, 3])
-    record = RecordHead(LAYOUTS[LayoutId.BYTES2], 20, 128, np.array([16, 16 + len(chunk)]), np.array([0], np.uint32)).to_bytes() + chunk
-    with pytest.raises(CorruptionError):
-        decode_record(memoryview(record), np.empty(40, np.uint8))
-    with pytest.raises(reference.CorruptError):
-        reference.decode_record(record, 40)
-
-
-def test_blocks_are_coded_field_by_field(isa, tmp_path):
-    """Scales and quants have statistics of their own; chunks end between blocks, and any part of a tensor can be read."""
-    rng = np.random.default_rng(5)
-    blocks = np.empty((4000, 34), np.uint8)
-    blocks[:, 0], blocks[:, 1] = rng.integers(0, 256, 4000), 36 + rng.integers(0, 2, 4000)
-    blocks[:, 2:] = rng.integers(-20, 20, (4000, 32)).astype(np.int8).view(np.uint8)
-    data = samples.gguf_file({"q": (8, (320, 400), blocks.tobytes())})
-    packed = round_trip(tmp_path, data, options=weightpack.PackOptions(chunk_elems=128 * 40))
-    assert reference.decode_file(packed) == data
-    assert len(packed) < 0.85 * len(data)
-    report = weightpack.inspect(tmp_path / "packed", codecs=True)[0].tensors[0]
-    assert report.codec.startswith("fields:raw+")
-    with weightpack.safe_open(tmp_path / "packed") as opened:
-        assert np.array_equal(opened.get_tensor("q"), blocks)
-        assert np.array_equal(opened.get_slice("q")[1001:1077], blocks[1001:1077])
-    noise = samples.gguf_file({"q": (8, (320, 4), rng.integers(0, 256, 40 * 34).astype(np.uint8).tobytes())})
-    round_trip(tmp_path, noise)
 
 
 def test_torch_storages_and_the_dtypes_that_the_pickle_names():
@@ -282,27 +198,3 @@ def test_command_line(tmp_path):
     assert (tmp_path / "model.gguf").read_bytes() == FILES["gguf"]
     assert "U8" in run("estimate", "model.gguf")
     run("unpack", "model.gguf.wp.safetensors", "--force", "-o", ".")
-
-
-def test_plot_of_the_planes(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(FILES["gguf"])
-    packed = weightpack.pack(tmp_path / "model.gguf", options=weightpack.load_profile("dense")).target
-    done = subprocess.run([sys.executable, "-m", "weightpack", "inspect", packed, "--plot", "p.svg"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    picture = (tmp_path / "p.svg").read_text()
-    assert picture.lstrip().startswith("<?xml")
-    with pytest.raises(OptionError, match=r"\.png"):
-        plot_planes(packed, tmp_path / "p.gif")
-
-
-def test_planes_account_for_every_byte_of_a_record(tmp_path):
-    (tmp_path / "source").write_bytes(samples.mixed_file())
-    weightpack.pack(tmp_path / "source", tmp_path / "packed", options=weightpack.PackOptions(chunk_elems=1280))
-    with LocalFile(tmp_path / "packed") as file:
-        packed = PackedFile(file)
-        reports = {report.name: report for report in inspect_planes(packed)}
-        assert set(reports) == {name for name, stored in packed.tensors.items() if stored.storage != "t" and stored.tensor.n_bytes}
-        for name, report in reports.items():
-            assert sum(report.planes.values()) == packed.tensors[name].packed_bytes
-            assert min(report.planes.values()) >= 0
-        assert {"exponents", "sign and mantissa", "widths", "byte 0", "kept", "tables"} <= {name for report in reports.values() for name in report.planes}

@@ -10,7 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import urllib.parse
 from contextlib import contextmanager
@@ -316,3 +319,37 @@ def serve(repos: dict[str, Path] | None = None):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Client:
+    """Runs commands against a Hub, each with an empty cache unless it is told to keep it."""
+
+    def __init__(self, hub, folder):
+        self.hub, self.folder = hub, folder
+        self.token = TOKEN
+
+    @property
+    def env(self):
+        return {
+            **os.environ, "HF_ENDPOINT": self.hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": self.token,
+        }  # fmt: skip
+
+    def command(self, *arguments):
+        return [sys.executable, "-m", "weightpack", *map(str, arguments)]
+
+    def __call__(self, *arguments):
+        done = subprocess.run(self.command(*arguments), cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    def python(self, code, *arguments):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def ok(self, *arguments):
+        done = self(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout

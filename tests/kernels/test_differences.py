@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import struct
 
 import numpy as np
 import pytest
-from test_kernel_matrix import BACKENDS, FASTEST, NAMES, chunk_crc, moved, same
+from backends import BACKENDS, CONDITIONAL, CONSTANT, CONTEXT, FASTEST, HUFFMAN, NAMES, RANS, RAW, ZSTD, chunk_crc, same
+from elements import moved
 
 from weightpack import kernels
 from weightpack.errors import ChecksumError, CorruptionError, FormatError, TruncatedError, UnsupportedError, WeightpackError
@@ -24,7 +24,6 @@ from weightpack.writing.codebooks import choose_books
 from weightpack.writing.differences import _rates, encode_difference, encode_scaled
 from weightpack.writing.huffman import code_lengths
 
-RAW, CONSTANT, RANS, HUFFMAN, ZSTD, CONTEXT, TABLES, CONDITIONAL = range(8)
 DIFFERING = [layout for layout in LAYOUTS.values() if layout.elem_bytes <= 4]
 SCALED = [LAYOUTS[i] for i in (LayoutId.F32, LayoutId.BF16, LayoutId.F32_LEAD, LayoutId.BF16_LEAD)]
 by_layout = pytest.mark.parametrize("layout", DIFFERING, ids=lambda layout: layout.id.name)
@@ -36,16 +35,6 @@ EXPONENTS = {
     LayoutId.F8_E4M3: (3, 4), LayoutId.F8_E5M2: (2, 5), LayoutId.BF16_LEAD: (7, 8), LayoutId.F16_LEAD: (10, 5), LayoutId.F32_LEAD: (23, 8),
     LayoutId.F8_E4M3_LEAD: (3, 4), LayoutId.F8_E5M2_LEAD: (2, 5),
 }  # fmt: skip
-
-
-@contextlib.contextmanager
-def running(name):
-    """What the road calls is this backend."""
-    before, kernels._active = kernels._active, BACKENDS[name]
-    try:
-        yield BACKENDS[name]
-    finally:
-        kernels._active = before
 
 
 # ---- inputs
@@ -184,7 +173,7 @@ def decode(name, layout, chunk, n, number, crc, base):
     size = layout.elem_bytes
     out = np.full(n * size + 64, 0xA5, np.uint8)
     of_base = None if base is None else lambda first, count: base[: count * size]
-    with running(name):
+    with kernels.use_isa(name):
         decode_chunks(layout, chunk, np.array([0, len(chunk)]), np.array([crc], np.uint32), -(-n // 128) * 128, n, number, out[32:-32], of_base)
     assert (out[:32] == 0xA5).all(), f"{name} wrote before the output"
     assert (out[-32:] == 0xA5).all(), f"{name} wrote behind the output"
@@ -423,7 +412,7 @@ def test_layouts_without_scales():
 
 
 def encoded(name, encode, *arguments):
-    with running(name):
+    with kernels.use_isa(name):
         return encode(*arguments)
 
 
@@ -698,7 +687,7 @@ def test_a_chunk_without_a_base_is_refused():
 def test_a_base_of_another_size_is_refused():
     for n_bytes in (0, 1, 2, 3, 5, 8, 1 << 20):
         for name in NAMES:
-            with running(name), pytest.raises(CorruptionError):
+            with kernels.use_isa(name), pytest.raises(CorruptionError):
                 chunk = difference(OFF, (RAW, b""))
                 decode_chunks(
                     F32, chunk, np.array([0, len(chunk)]), np.zeros(1, np.uint32), 128, 1, 0, np.zeros(4, np.uint8), lambda *_, n=n_bytes: np.zeros(n, np.uint8)

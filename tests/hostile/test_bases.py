@@ -11,8 +11,7 @@ import fuzz_targets
 import numpy as np
 import pytest
 import samples
-from test_damage import Parts
-from test_rules import gap
+from packed_parts import Parts, gap
 
 import weightpack
 from weightpack import reference

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's folder, there and back: shards, their index, and what lies beside them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import samples
+
+import weightpack
+
+
+def test_sharded_directory_round_trips(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    tensors = load_file(model("minilm") / "model.safetensors")
+    names, weight_map = sorted(tensors), {}
+    for i, part in enumerate((names[:50], names[50:])):
+        shard = f"model-0000{i + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "sub").mkdir()
+    (folder / "sub" / "notes.txt").write_text("kept")
+
+    job = weightpack.pack(folder)
+    packed = tmp_path / "sharded-wp"
+    assert job.target == str(packed)
+    assert len(job.files) == 2
+    assert json.loads((packed / "config.json").read_text())["dtype"] == "float32"
+    assert sorted(p.name for p in packed.glob("*.safetensors")) == sorted(set(weight_map.values()))
+    weightpack.verify(packed, against=folder)
+    back = tmp_path / "back"
+    weightpack.unpack(packed, back)
+    before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert {p.relative_to(back): p.read_bytes() for p in back.rglob("*") if p.is_file()} == before
+
+
+def test_missing_shard_is_named(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(samples.safetensors_file({}))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
+    with pytest.raises(weightpack.errors.TruncatedError, match=r"b\.safetensors"):
+        weightpack.pack(folder)
