@@ -230,7 +230,9 @@ def test_command_line(pair, tmp_path):
     assert (far / "d.safetensors").read_bytes() == tuned.read_bytes()
 
 
-def test_a_base_on_a_hub_is_pinned_and_fetched(pair, tmp_path):
+@pytest.fixture
+def far_from_its_base(pair, tmp_path):
+    """A hub that has a base, a client, and a difference from it which is away from any file that could be its base."""
     base, tuned = pair
     with hub_double.serve() as hub:
         client = hub_double.Client(hub, tmp_path)
@@ -242,11 +244,65 @@ def test_a_base_on_a_hub_is_pinned_and_fetched(pair, tmp_path):
         far = tmp_path / "far" / "away"
         far.mkdir(parents=True)
         shutil.move(tmp_path / "far.wp.safetensors", far)
-        content = tuned.read_bytes()
         shutil.rmtree(tmp_path / "hf")
-        client.ok("unpack", far / "far.wp.safetensors")
-        assert (far / "far.safetensors").read_bytes() == content
-        client.ok("unpack", far / "far.wp.safetensors", "--base", "me/base", "--force")
+        hub.requests.clear()
+        yield client, far / "far.wp.safetensors", tuned.read_bytes()
+
+
+def test_a_difference_asks_no_hub_by_itself(far_from_its_base):
+    client, path, _ = far_from_its_base
+    for verb in ("unpack", "verify", "inspect"):
+        done = client(verb, path)
+        assert done.returncode == (0 if verb == "inspect" else 2)
+        assert verb == "inspect" or "--base me/base@" in done.stderr
+    assert client.hub.requests == []
+    assert not path.with_name("far.safetensors").exists()
+
+
+def test_a_base_on_a_hub_is_fetched_if_the_user_says_so(far_from_its_base, monkeypatch):
+    client, path, content = far_from_its_base
+    client.ok("unpack", path, "--base", "me/base")
+    assert path.with_name("far.safetensors").read_bytes() == content
+    shutil.rmtree(client.folder / "hf")
+    monkeypatch.setenv("WEIGHTPACK_FETCH_BASES", "1")
+    client.hub.requests.clear()
+    client.ok("unpack", path, "--force")
+    assert path.with_name("far.safetensors").read_bytes() == content
+    assert client.hub.requests
+    client.hub.requests.clear()
+    client.ok("unpack", path, "--force")  # from the client's cache
+    assert client.hub.requests == []
+
+
+def test_a_base_of_a_packed_repo_is_fetched_with_it(far_from_its_base):
+    """What came from a Hub may ask that Hub."""
+    client, path, content = far_from_its_base
+    folder = path.parent / "up"
+    folder.mkdir()
+    shutil.copy(path, folder / "model.safetensors")
+    client.python("import sys, huggingface_hub as h; h.create_repo('me/tuned'); h.upload_folder(repo_id='me/tuned', folder_path=sys.argv[1])", folder)
+    shutil.rmtree(client.folder / "hf", ignore_errors=True)
+    code = (
+        "import sys, huggingface_hub as h, weightpack.numpy as w; p = h.hf_hub_download('me/tuned', 'model.safetensors')\n"
+        "weights = w.load_file(p); print(len(weights)); weights = w.load_file('hf://me/tuned/model.safetensors'); print(len(weights))"
+    )
+    assert client.python(code).split() == [str(len(weightpack.numpy.load(content)))] * 2
+
+
+@pytest.mark.parametrize("change", ["longer", "other bytes"])
+def test_what_is_no_base_is_not_downloaded(far_from_its_base, monkeypatch, change):
+    client, path, _ = far_from_its_base
+    monkeypatch.setenv("WEIGHTPACK_FETCH_BASES", "1")
+    (entry,) = [entry for tree in client.hub.repos["me/base"].commits.values() for name, entry in tree.items() if name.endswith(".safetensors")]
+    old = client.hub.blobs[entry.oid]
+    data = old + bytes(10_000_000) if change == "longer" else bytes([old[0] ^ 1]) + old[1:]
+    changed = client.hub.put(data, lfs=True)
+    entry.oid, entry.size = changed.oid, changed.size
+    done = client("unpack", path)
+    assert done.returncode == 2
+    assert "--base" in done.stderr
+    assert sum(request.n_sent for request in client.hub.requests) < 1000
+    assert not path.with_name("far.safetensors").exists()
 
 
 # ---- state of optimizers
