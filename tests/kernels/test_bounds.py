@@ -25,7 +25,7 @@ from elements import elements
 from weightpack import kernels
 from weightpack.format.layouts import LAYOUTS
 from weightpack.writing.huffman import code_lengths
-from weightpack.writing.chunks import chunk_crc
+from weightpack.kernels import chunk_crc
 from weightpack.errors import FormatError
 from weightpack.options import PackOptions
 
