@@ -160,14 +160,13 @@ def tables_seeds() -> Iterator[tuple[str, bytes]]:
     """Yield inputs with the codec `tables`, which no plane has below 16,384 symbols: a plane of three codebooks, made by hand."""
     from weightpack.format.constants import Codec
     from weightpack.format.layouts import LayoutId
-    from weightpack.kernels import RansBook
-    from weightpack.kernels import numpy_backend as portable
+    from weightpack.kernels import RansBook, numpy_rans
 
     books = [RansBook(b"\1\2\3", bytes([200, 40, 10]), 6), RansBook(b"\7", b"\xff", 1), RansBook(b"\5\6", bytes([100, 156]), 0)]
     which, rng = np.array([2, 0, 1, 0]).repeat(128)[:400], np.random.default_rng(3)
     symbols = np.choose(which, [rng.choice([1, 2, 3, 9, 250], 400), rng.choice([7, 7, 7, 99], 400), rng.choice([5, 6], 400)]).astype(np.uint8)
     head = bytes([2, 1]) + b"".join(bytes((len(b.symbols), b.escape_freq)) + b.symbols + b.freqs for b in books) + bytes([2 | 1 << 4])
-    stream = head + portable.encode_symbols(books, which, symbols).tobytes()
+    stream = head + numpy_rans.encode_symbols(books, which, symbols).tobytes()
     yield "stream", struct.pack("<BBBH", LayoutId.BYTES1 - 1, 0, Codec.TABLES, 400) + stream
     chunk = struct.pack("<BBH", 0, 1, 0) + struct.pack("<I", Codec.TABLES | len(stream) << 8) + stream
     yield "chunk", struct.pack("<BH", LayoutId.BYTES1, 400) + chunk

@@ -14,7 +14,7 @@ import weightpack
 from weightpack import reference
 from weightpack.format import constants
 from weightpack.format.layouts import DTYPE_BITS, LAYOUTS, layout_of
-from weightpack.kernels import numpy_differences as portable_difference
+from weightpack.kernels import numpy_differences
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def test_modes():
 def test_octave():
     """The sixteenths of an octave (14.5) in the text, in numpy, in the reference decoder and in C are those that its formula gives."""
     numbers = [int(number) for number in re.search(r"`M = ([\d, ]+)`", SPEC)[1].split(", ")]
-    assert numbers == portable_difference._MANTISSAS.tolist() == reference.SIXTEENTHS.tolist()
+    assert numbers == numpy_differences._MANTISSAS.tolist() == reference.SIXTEENTHS.tolist()
     assert all(((2 * number - 1 + (1 << 24)) ** 16 <= 1 << 384 + k <= (2 * number + 1 + (1 << 24)) ** 16) or number == 0 for k, number in enumerate(numbers))
     source = (ROOT / "native" / "src" / "difference.c").read_text()
     assert re.sub(r"\s+", " ", ", ".join(map(str, numbers))) in re.sub(r"\s+", " ", source)

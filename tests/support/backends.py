@@ -15,8 +15,7 @@ import samples
 
 from weightpack import kernels
 from weightpack.format.record import chunk_bound
-from weightpack.kernels import Attention, RansBook
-from weightpack.kernels import numpy_backend as portable
+from weightpack.kernels import Attention, RansBook, numpy_rans
 from weightpack.writing.huffman import code_lengths
 
 NAMES = [name for name in os.environ.get("WEIGHTPACK_TEST_ISAS", "").split(",") if name] or kernels.available_isas()
@@ -122,5 +121,5 @@ def tables_by_hand():
     which = ids.repeat(128)[:400]
     first = rng.choice([1, 2, 3, 9, 250], 400, p=[0.7, 0.2, 0.05, 0.03, 0.02])
     symbols = np.choose(which, [first, rng.choice([7, 99], 400, p=[0.97, 0.03]), rng.choice([5, 6], 400)]).astype(np.uint8)
-    head = bytes([2, 1]) + b"".join(portable.book_bytes(book).tobytes() for book in books) + bytes([2 | 0 << 2 | 1 << 4 | 0 << 6])
-    return symbols, make_chunk(SPLIT, [(TABLES, head + portable.encode_symbols(books, which, symbols).tobytes())])
+    head = bytes([2, 1]) + b"".join(numpy_rans.book_bytes(book).tobytes() for book in books) + bytes([2 | 0 << 2 | 1 << 4 | 0 << 6])
+    return symbols, make_chunk(SPLIT, [(TABLES, head + numpy_rans.encode_symbols(books, which, symbols).tobytes())])

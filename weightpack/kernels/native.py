@@ -10,7 +10,7 @@ import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
 from weightpack.io.parallel import Scratch
-from weightpack.kernels import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
+from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 
 try:
     from weightpack import _core
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.format.layouts import Layout
-    from weightpack.kernels import Attention, Bytes, Stream, Words
+    from weightpack.kernels.interface import Attention, Bytes, Stream, Words
 
 # Pinned in native/include/weightpack.h.
 _OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50

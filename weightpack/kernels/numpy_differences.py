@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences from a base (FORMAT section 14) and their codec (8.8) in numpy; what native/src/difference.c and conditional.c do, in the same integers."""
+"""Differences from a base in numpy (FORMAT section 14); what native/src/difference.c does, in the same integers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import numpy as np
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, MAX_RATE, Codec
 from weightpack.format.layouts import LayoutId
-from weightpack.kernels import ConditionalBooks, DifferenceCode
-from weightpack.kernels.numpy_backend import LANES, book_bytes, chunk_crc, contexts, decode_plane, encode_symbols, expect, is_book, need, read_book, u8
+from weightpack.kernels.interface import DifferenceCode
+from weightpack.kernels.numpy_checks import LANES, expect, need, u8
+from weightpack.kernels.numpy_codecs import decode_plane
+from weightpack.kernels.numpy_rans import CLASS_BITS, conditional_decode, contexts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.format.layouts import Layout
-    from weightpack.kernels import Bytes, Stream
+    from weightpack.kernels.interface import Bytes, Stream, Words
 
-    Words = NDArray[np.uint32]
-
-CLASS_BITS = 7
 FIRST_FREQUENT = 64
 _EXPONENTS = {
     LayoutId.BF16: (7, 8), LayoutId.F16: (10, 5), LayoutId.F32: (23, 8), LayoutId.F8_E4M3: (3, 4), LayoutId.F8_E5M2: (2, 5), LayoutId.BF16_LEAD: (7, 8),
@@ -66,9 +65,8 @@ def _extra_bits(classes: Bytes) -> NDArray[np.int64]:
 
 
 def decode_difference(
-    layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
-    out: Bytes,
-) -> int:
+    layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, out: Bytes
+) -> None:
     n_bytes = n_elems * layout.elem_bytes
     need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
     need(layout.id in _EXPONENTS and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")
@@ -84,10 +82,10 @@ def decode_difference(
     out[:n_bytes] = base[:n_bytes]
     if not changed.any():
         need(class_codec == Codec.RAW and not class_stream.size and not extra_stream.size, "a chunk without differences")
-        return chunk_crc(out[:n_bytes], chunk_number)
+        return
     words = _words(base[:n_bytes], layout)[changed]
     if class_codec == Codec.CONDITIONAL:
-        classes = _conditional_decode(class_stream, rate_of[changed], _exponents(words, layout))
+        classes = conditional_decode(class_stream, rate_of[changed], _exponents(words, layout))
     else:
         classes = decode_plane(class_codec, class_stream, int(changed.sum()), CLASS_BITS)
     bits = 8 * layout.elem_bytes - shift
@@ -100,7 +98,6 @@ def decode_difference(
     moved = _in_order(words >> np.uint32(shift), bits, layout).astype(np.int64) + difference & (1 << bits) - 1
     elems = out[:n_bytes].view(f"<u{layout.elem_bytes}")
     elems[changed] = _in_order(moved.astype(np.uint32), bits, layout) << np.uint32(shift)
-    return chunk_crc(out[:n_bytes], chunk_number)
 
 
 def _read_differences(classes: Bytes, stream: Bytes) -> NDArray[np.int64]:
@@ -122,53 +119,6 @@ def _read_differences(classes: Bytes, stream: Bytes) -> NDArray[np.int64]:
     magnitude = lead | (values >> np.uint64(1)).astype(np.int64)
     signed: NDArray[np.int64] = magnitude * (1 - 2 * (values & np.uint64(1)).astype(np.int64))
     return signed
-
-
-def _conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
-    """8.8. As `portable.decode_symbols`, with a codebook for each symbol."""
-    need(stream.size >= 3, "a conditional stream", TruncatedError)
-    n_books, base_exponent, n_rates = int(stream[0]) + 1, int(stream[1]), int(stream[2])
-    need(n_books <= 16 and 1 <= n_rates <= MAX_RATE, "a conditional stream's head")
-    at = 3 + 8 * n_rates
-    need(stream.size >= at, "a conditional stream", TruncatedError)
-    book_of = np.zeros(256, np.uint8)
-    book_of[16 : 16 + 16 * n_rates : 2], book_of[17 : 16 + 16 * n_rates : 2] = stream[3:at] & 15, stream[3:at] >> 4
-    need(int(book_of.max()) < n_books, "the codebook of a cell")
-    books = []
-    for _ in range(n_books):
-        book, at = read_book(stream, at, CLASS_BITS)
-        books.append(book)
-    head = at + 2 * LANES + 4
-    need(stream.size >= head, "a conditional stream", TruncatedError)
-    x = stream[at : at + 2 * LANES].view("<u2").astype(np.uint32) if at % 2 == 0 else stream[at : at + 2 * LANES].copy().view("<u2").astype(np.uint32)
-    need(int(x.min()) >= 256, "a rANS state")
-    n_renorm = int.from_bytes(stream[head - 4 : head].tobytes(), "little")
-    need(n_renorm <= stream.size - head, "a conditional stream", TruncatedError)
-    renorm, literals = stream[head : head + n_renorm], stream[head + n_renorm :]
-    need((any(book.has_escape for book in books) or not literals.size) and int(literals.max(initial=0)) >> CLASS_BITS == 0, "rANS literals")
-    need(int(rates.max()) <= n_rates, "the rate of a block")
-    which = book_of[rates.astype(np.intp) * 16 + contexts(exponents, base_exponent)]
-    freq, bias = np.stack([book.freq for book in books]), np.stack([book.bias for book in books])
-    symbol = np.stack([book.symbols[book.rank] for book in books])
-    escape = np.stack([book.rank == book.symbols.size - 1 for book in books])
-    symbols, is_escape, position = np.empty(which.size, np.uint8), np.empty(which.size, bool), 0
-    for begin in range(0, which.size, LANES):
-        book_ids = which[begin : begin + LANES]
-        m = book_ids.size
-        slot = x[:m] & 255
-        symbols[begin : begin + m] = symbol[book_ids, slot]
-        is_escape[begin : begin + m] = escape[book_ids, slot]
-        state = freq[book_ids, slot] * (x[:m] >> 8) + bias[book_ids, slot]
-        low = np.flatnonzero(state < 256)
-        need(position + low.size <= n_renorm, "a conditional stream", TruncatedError)
-        state[low] = state[low] << 8 | renorm[position : position + low.size]
-        position += low.size
-        x[:m] = state
-    escaped = np.flatnonzero(is_escape)
-    need(escaped.size <= literals.size, "a conditional stream", TruncatedError)
-    need(escaped.size == literals.size and position == n_renorm and bool((x == 256).all()), "a conditional stream's end")
-    symbols[escaped] = literals
-    return symbols
 
 
 # ---- encoding
@@ -234,17 +184,6 @@ def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates
     steps = np.arange(31)
     bits = (values[:, None] >> steps & 1).astype(np.uint8)[steps < n_bits[:, None]]
     return DifferenceCode(cells, classes, counts, np.packbits(bits, bitorder="little"))
-
-
-def conditional_encode(books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
-    expect(1 <= len(books.books) <= 16 and 1 <= books.n_rates <= MAX_RATE and int(books.book_of.max()) < len(books.books), "conditional codebooks")
-    which = books.book_of[cells].astype(np.intp)
-    lacks = np.array([not book.escape_freq for book in books.books])[:, None] & ~np.array([np.isin(np.arange(256), list(book.symbols)) for book in books.books])
-    expect(int(symbols.max(initial=0)) >> CLASS_BITS == 0 and not lacks[which, symbols].any() and all(map(is_book, books.books)), "classes or codebooks")
-    row = books.book_of[16 : 16 + 16 * books.n_rates]
-    head = bytes((len(books.books) - 1, books.base_exponent, books.n_rates)) + (row[::2] | row[1::2] << 4).tobytes()
-    coded = encode_symbols(books.books, which, symbols)
-    return np.concatenate([u8(head), *map(book_bytes, books.books), coded])
 
 
 def scaled_base(layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack import kernels as kernel_choice
 from weightpack.errors import ChecksumError, CorruptionError, located
 from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
 from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, LayoutId
 from weightpack.format.record import Chunk, parse_chunk
 from weightpack.format.zstd import decode_frame, decode_frame_of_at_most
+from weightpack.kernels import active, chunk_crc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.format.layouts import Layout
-    from weightpack.kernels import Stream
+    from weightpack.kernels.interface import Stream
 
 
 _SCALED_LAYOUTS = (LayoutId.BF16, LayoutId.F32, LayoutId.BF16_LEAD, LayoutId.F32_LEAD)
@@ -51,7 +51,7 @@ def decode_chunks(
     FormatError
         Of the kind that fits; it names the chunk.
     """
-    kernels, n_chunks, i = kernel_choice.active(), len(crcs), 0
+    kernels, n_chunks, i = active(), len(crcs), 0
     while i < n_chunks and (i := kernels.decode_chunks(layout, data, offsets, crcs, i, chunk_elems, n_elems, first_number, out)) < n_chunks:
         # zstd streams are expanded here, by a library, and go to the kernels as raw planes; fields are put together here, and bases found.
         begin, end = (offsets[i : i + 2] - offsets[0]).tolist()
@@ -61,7 +61,7 @@ def decode_chunks(
             to = out[i * chunk_elems * layout.elem_bytes :]
             if parsed.mode == Mode.FIELDS:
                 _decode_fields(parsed, to[:n])
-                crc = kernels.crc32c(to[:n], kernels.crc32c(number.to_bytes(4, "little")))
+                crc = chunk_crc(to[:n], number)
             elif parsed.mode == Mode.DIFFERENCE:
                 if base is None:
                     raise CorruptionError("the chunk holds differences, but its tensor has no base")
@@ -93,7 +93,7 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
         raise CorruptionError("elements of 8 bytes have no differences")
     if base.size != n_elems * layout.elem_bytes:
         raise CorruptionError("the base's elements are not those of the record's layout")
-    kernels, streams, n_blocks = kernel_choice.active(), list(chunk.streams[-3:]), -(-n_elems // BLOCK_ELEMS)
+    kernels, streams, n_blocks = active(), list(chunk.streams[-3:]), -(-n_elems // BLOCK_ELEMS)
     (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = streams
     planes: list[tuple[int, Stream]] = [(rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream)]
     if Codec.ZSTD in (rate_codec, class_codec, extra_codec):
@@ -124,7 +124,7 @@ def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> NDArray[np.uint8
     if n_elems % 8 and int(signs[-1]) >> n_elems % 8:
         raise CorruptionError("the unused signs are not zero")
     scales = _plane(scale_codec, scale_stream, n_scale_bytes)
-    return kernel_choice.active().scaled_base(layout, scales, chunk.cols, chunk.phase, signs, n_elems)
+    return active().scaled_base(layout, scales, chunk.cols, chunk.phase, signs, n_elems)
 
 
 def _plane(codec: int, stream: memoryview, n: int) -> NDArray[np.uint8]:
@@ -133,7 +133,7 @@ def _plane(codec: int, stream: memoryview, n: int) -> NDArray[np.uint8]:
         return np.frombuffer(stream, np.uint8)
     plane = np.empty(n, np.uint8)
     raw: tuple[int, Stream] = (Codec.RAW, decode_frame(stream, n)) if codec == Codec.ZSTD else (codec, stream)
-    kernel_choice.active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [raw], n, 0, plane)
+    active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [raw], n, 0, plane)
     return plane
 
 
@@ -161,7 +161,7 @@ def _bits_bytes(widths: tuple[int, Stream], layout: Layout, n_elems: int, n_bloc
     plane = np.empty(n_blocks, np.uint8)
     if n_blocks > MAX_CHUNK_BLOCKS:
         raise CorruptionError("the chunk has too many blocks")
-    kernel_choice.active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [widths], n_blocks, 0, plane)
+    active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [widths], n_blocks, 0, plane)
     if int(plane.max()) > layout.raw_bits:
         raise CorruptionError("a block is wider than its raw word")
     elems = np.full(n_blocks, 128, np.int64)

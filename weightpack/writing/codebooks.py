@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.kernels import ConditionalBooks, Kernels, RansBook
-from weightpack.kernels.numpy_backend import log2_bits
+from weightpack.kernels.integers import log2_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from weightpack import kernels as kernel_choice
 from weightpack.format.constants import MAX_RATE, Codec
 from weightpack.format.layouts import BLOCK_ELEMS, LayoutId
 from weightpack.format.record import build_difference_chunk
-from weightpack.kernels.numpy_backend import fullest_window
+from weightpack.kernels.integers import fullest_window
 from weightpack.kernels.numpy_differences import modular_differences
 from weightpack.writing.choose import worth_zstd, zstd_stream
 from weightpack.writing.codebooks import choose_books

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend provides, and what it takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weightpack.format.layouts import Layout
+
+    Bytes = NDArray[np.uint8]
+    Words = NDArray[np.uint32]
+    Stream = Bytes | bytes | bytearray | memoryview
+
+
+def numbered_crc(crc32c: Callable[[Bytes | bytes, int], int], data: Bytes, chunk_number: int) -> int:
+    """Return the CRC-32C of `u32 chunk_number || data` (FORMAT 6.2); the number is there so that chunks can't trade places."""
+    return crc32c(data, crc32c(chunk_number.to_bytes(4, "little"), 0))
+
+
+@dataclass(frozen=True, slots=True)
+class RansBook:
+    """A rANS codebook (FORMAT 8.3): `symbols` by rank with `freqs`, and the escape's frequency (0: no escape); all sum to 256."""
+
+    symbols: bytes
+    freqs: bytes
+    escape_freq: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlanes:
+    """A split chunk of n elements: `symbols` (n_planes, n) uint8, `widths` (ceil(n/128),) uint8, `bits` (any,) uint8; FORMAT section 7."""
+
+    symbols: Bytes
+    widths: Bytes
+    bits: Bytes
+
+
+class EncodedPlane(NamedTuple):
+    """One stream of an encoded chunk, and what the statistics of its plane say.
+
+    `begin` is of the stream in the chunk, `plane_begin` of the plane in the workspace. `rans_bytes` is what rANS was estimated to give (`plane_bytes`
+    where it was not asked), `escapes` counts the symbols outside its codebook, `repeats` is `Kernels.sample_repeats` of the plane.
+    """
+
+    codec: int
+    begin: int
+    n_bytes: int
+    plane_begin: int
+    plane_bytes: int
+    rans_bytes: int
+    escapes: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChunk:
+    """What is known of a chunk that was encoded in split mode: its planes, and `Kernels.sample_repeats` of its elements.
+
+    `workspace` holds the planes until the thread's next call.
+    """
+
+    repeats: int
+    planes: list[EncodedPlane]
+    workspace: Bytes
+
+    def plane(self, i: int) -> Bytes:
+        """Return plane i as it was before it was encoded, (plane_bytes,) uint8."""
+        plane = self.planes[i]
+        return self.workspace[plane.plane_begin : plane.plane_begin + plane.plane_bytes]
+
+
+class Attention(NamedTuple):
+    """When another codec may do better than those that the kernels try.
+
+    That is: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its symbols escaped; more than 1/repeat_share of
+    its sample's words repeated, or of the elements'; a chunk not smaller than its elements.
+    """
+
+    small_plane: int
+    escape_share: int
+    repeat_share: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunks:
+    """Consecutive chunks: lengths in bytes, and the CRC-32C of `u32 chunk_number || elements` of each; `last` is set if the last deserves attention."""
+
+    sizes: list[int]
+    crcs: list[int]
+    last: SplitChunk | None
+
+
+class DifferenceCode(NamedTuple):
+    """The elements of the changed blocks of a chunk as differences (FORMAT section 14), n of them.
+
+    `cells` and `classes` are (n,) uint8, `counts` is (256, 128) uint32: how often a cell has a class. `extras` are the extra bits.
+    """
+
+    cells: Bytes
+    classes: Bytes
+    counts: NDArray[np.uint32]
+    extras: Bytes
+
+
+class ConditionalBooks(NamedTuple):
+    """Codebooks of FORMAT 8.8; `book_of` is (256,) uint8, by cell. Cells of rates above `n_rates` do not occur."""
+
+    books: list[RansBook]
+    book_of: Bytes
+    base_exponent: int
+    n_rates: int
+
+
+class Kernels(Protocol):
+    """What a backend provides. Buffers are C-contiguous uint8 arrays or bytes-likes; all functions release the GIL where they can."""
+
+    name: str
+
+    def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
+        """CRC-32C, continuing from `crc`."""
+
+    def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
+        """Return the (256,) uint32 counts."""
+
+    def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
+        """Split elements into planes, each block with its least width."""
+
+    def rans_choose(self, counts: NDArray[np.uint32]) -> tuple[RansBook, int]:
+        """Return the codebook of least estimated size, and that size in bytes; at least two symbols must occur."""
+
+    def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
+        """Return the stream of FORMAT 8.3."""
+
+    def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
+        """Return the stream of FORMAT 8.4 for 256 code lengths (0: no code)."""
+
+    def encode_chunks(
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
+    ) -> EncodedChunks:
+        """Encode chunks (FORMAT 6.3) in split mode, one behind the other in `out`: each plane constant, rans, tables, context or raw.
+
+        What is least is taken. `most_tables` is how many codebooks a plane may have; 0: no rANS of any kind. Stops behind a chunk that deserves
+        attention. `out` has `format.record.chunk_bound` for each.
+        """
+
+    def decode_chunks(
+        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        first_number: int, out: Bytes,
+    ) -> int:  # fmt: skip
+        """Decode chunks `first` and on of a run of `len(crcs)` that hold `n_elems`, and check their CRCs.
+
+        Chunk i stands at `offsets[i] - offsets[0]` of `data` (`offsets` has one more, the end), goes to `out` from element `chunk_elems * i`, and has the
+        number `first_number + i`. Returns the first that has zstd streams or fields (take it apart, call `decode_streams`), or `len(crcs)`. Errors name
+        the chunk.
+        """
+
+    def decode_streams(
+        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
+    ) -> int:
+        """Decode (codec, stream) pairs, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
+
+    def decode_difference(
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        out: Bytes,
+    ) -> int:
+        """Decode rates, classes and extras, none of them zstd, onto `base` (n_elems * elem_bytes,) into `out`; return the CRC as `decode_streams` does.
+
+        `frequent`, at most 64 uint32, are the differences that are classes of their own.
+        """
+
+    def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
+        """Return the exponents of the base (n_elems,), and of each block 0 if it equals its base, else the size of its differences.
+
+        That is 1 + floor(log2) of their sum, each weighted by its base's exponent. Both uint8.
+        """
+
+    def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
+        """Code the blocks whose rate (n_blocks,) is not 0 (FORMAT section 14)."""
+
+    def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
+        """Return the stream of FORMAT 8.8."""
+
+    def scaled_base(self, layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
+        """Return the base that scales and signs make (FORMAT 14.5), (n_elems * elem_bytes,) uint8.
+
+        `scales` are little-endian i16, of the rows that the elements touch, then of `cols` columns.
+        """
+
+    def sample_repeats(self, data: Bytes) -> int:
+        """Count the 8-byte words of a sample that equal an earlier one: the cue to try zstd.
+
+        The sample is two runs of up to 8 KiB, from the begin and from the middle (rounded down to 8), each counted for itself; tails of under 8 bytes are
+        ignored.
+        """
