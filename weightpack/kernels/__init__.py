@@ -30,7 +30,6 @@ from weightpack.kernels.interface import (
     numbered_crc,
 )  # fmt: skip
 from weightpack.kernels.native import NativeKernels
-from weightpack.kernels.numpy_backend import NumpyKernels
 
 if TYPE_CHECKING:
     from weightpack.kernels.interface import Bytes
@@ -43,13 +42,18 @@ __all__ = [
 
 def available_isas() -> list[str]:
     """Return the names that `use_isa` takes, slowest first: "numpy" always, then the native core's, if it was compiled."""
-    return [NumpyKernels.name, *native.available()]
+    return ["numpy", *native.available()]
 
 
 def _make(name: str) -> Kernels:
     if name not in available_isas():
         raise OptionError(f"unknown or unavailable ISA {name!r}: this machine has {', '.join(available_isas())}")
-    return NumpyKernels() if name == NumpyKernels.name else NativeKernels(name)
+    if name != "numpy":
+        return NativeKernels(name)
+    # Here and not above, because these modules take as long to import as all else of this room, and where there is a native core nobody needs them.
+    from weightpack.kernels.numpy_backend import NumpyKernels
+
+    return NumpyKernels()
 
 
 _active: Kernels | None = None
