@@ -13,9 +13,9 @@ from weightpack.errors import LimitError, MissingExtraError, OptionError
 from weightpack.format.layouts import tensor_bytes
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
+    from weightpack.format.buffers import Bytes
+
 
 TORCH_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32",

@@ -17,6 +17,8 @@ from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, Layout, LayoutId
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Buffer, Stream, Words
+
 HEAD_BYTES = 8
 CHUNK_HEAD_BYTES = 4
 _HEAD = struct.Struct("<BBHI")
@@ -24,8 +26,6 @@ _MODE = struct.Struct("<BBH")
 _SCALED = struct.Struct("<II")
 _N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5}
 _MODES = frozenset(Mode)
-
-Buffer = bytes | bytearray | memoryview
 
 
 def table_end(n_chunks: int) -> int:
@@ -189,14 +189,14 @@ def record_bound(layout: Layout, n_elems: int, chunk_elems: int) -> int:
 
 
 def build_difference_chunk(
-    streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], shift: int, frequent: NDArray[np.uint32], rows: tuple[int, int] | None = None
+    streams: Sequence[Stream], shift: int, frequent: Words, rows: tuple[int, int] | None = None
 ) -> bytes:
     """Serialise a chunk of the mode *difference*, or of the mode *scaled* if `rows` (elements of a row, column of the first) are given."""
     head = bytes((shift, frequent.size)) + (b"" if rows is None else _SCALED.pack(*rows))
     return build_chunk(Mode.DIFFERENCE if rows is None else Mode.SCALED, streams, head + frequent.astype("<u4").tobytes())
 
 
-def build_chunk(mode: Mode, streams: Sequence[tuple[int, Buffer | NDArray[np.uint8]]], behind_table: Sequence[int] = ()) -> bytes:
+def build_chunk(mode: Mode, streams: Sequence[Stream], behind_table: Sequence[int] = ()) -> bytes:
     """Serialise a chunk, with its padding. `behind_table` are the bytes that the mode has there: fields' widths, a shift."""
     table = [len(stream) << 8 | codec for codec, stream in streams]
     head = _MODE.pack(mode, len(streams), 0) + struct.pack(f"<{len(table)}I", *table) + bytes(behind_table)

@@ -10,10 +10,13 @@ import stat
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from weightpack.errors import OptionError
-from weightpack.io.files import Buffer
 from weightpack.io.working_names import leftovers, make_locked, remove, working_name
+
+if TYPE_CHECKING:
+    from weightpack.format.buffers import Buffer
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOLDERS_CAN_NOT_BE_SYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}

@@ -18,11 +18,8 @@ from weightpack.errors import OptionError, TruncatedError
 from weightpack.io.parallel import Scratch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
-
-Buffer = bytes | bytearray | memoryview
+    from weightpack.format.buffers import Buffer, Bytes
 
 _HASH_BYTES = 1 << 20
 _NOT_REGULAR = "a pipe, a device or a socket can't be read at any offset: write what it gives to a file first"

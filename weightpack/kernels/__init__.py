@@ -32,7 +32,7 @@ from weightpack.kernels.interface import (
 from weightpack.kernels.native import NativeKernels
 
 if TYPE_CHECKING:
-    from weightpack.kernels.interface import Bytes
+    from weightpack.format.buffers import Buffer, Bytes
 
 __all__ = [
     "Attention", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active",
@@ -102,7 +102,7 @@ def chunk_crc(data: Bytes, chunk_number: int) -> int:
     return numbered_crc(active().crc32c, data, chunk_number)
 
 
-def crc32c_of(*parts: bytes | bytearray | memoryview) -> int:
+def crc32c_of(*parts: Buffer) -> int:
     """Return the CRC-32C of buffers as if they stood one after the other."""
     kernels, crc = active(), 0
     for part in parts:

@@ -12,14 +12,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
 
-    Bytes = NDArray[np.uint8]
-    Words = NDArray[np.uint32]
-    Stream = Bytes | bytes | bytearray | memoryview
 
-
-def numbered_crc(crc32c: Callable[[Bytes | bytes, int], int], data: Bytes, chunk_number: int) -> int:
+def numbered_crc(crc32c: Callable[[Buffer, int], int], data: Bytes, chunk_number: int) -> int:
     """Return the CRC-32C of `u32 chunk_number || data` (FORMAT 6.2); the number is there so that chunks can't trade places."""
     return crc32c(data, crc32c(chunk_number.to_bytes(4, "little"), 0))
 
@@ -105,7 +102,7 @@ class DifferenceCode(NamedTuple):
 
     cells: Bytes
     classes: Bytes
-    counts: NDArray[np.uint32]
+    counts: Words
     extras: Bytes
 
 
@@ -123,16 +120,16 @@ class Kernels(Protocol):
 
     name: str
 
-    def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
+    def crc32c(self, data: Buffer, crc: int = 0) -> int:
         """CRC-32C, continuing from `crc`."""
 
-    def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
+    def histogram(self, symbols: Bytes) -> Words:
         """Return the (256,) uint32 counts."""
 
     def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
         """Split elements into planes, each block with its least width."""
 
-    def rans_choose(self, counts: NDArray[np.uint32]) -> tuple[RansBook, int]:
+    def rans_choose(self, counts: Words) -> tuple[RansBook, int]:
         """Return the codebook of least estimated size, and that size in bytes; at least two symbols must occur."""
 
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
@@ -151,7 +148,7 @@ class Kernels(Protocol):
         """
 
     def decode_chunks(
-        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        self, layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, first: int, chunk_elems: int, n_elems: int,
         first_number: int, out: Bytes,
     ) -> int:  # fmt: skip
         """Decode chunks `first` and on of a run of `len(crcs)` that hold `n_elems`, and check their CRCs.
@@ -162,12 +159,12 @@ class Kernels(Protocol):
         """
 
     def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
-        """Decode (codec, stream) pairs, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
+        """Decode streams, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
 
     def decode_difference(
-        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int,
         out: Bytes,
     ) -> int:
         """Decode rates, classes and extras, none of them zstd, onto `base` (n_elems * elem_bytes,) into `out`; return the CRC as `decode_streams` does.

@@ -22,8 +22,9 @@ else:
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Attention, Bytes, Stream, Words
+    from weightpack.kernels.interface import Attention
 
 # Pinned in native/include/weightpack.h.
 _OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50
@@ -62,10 +63,10 @@ class NativeKernels:
         self._scratch, self._planes, self._workspace = Scratch(), Scratch(), Scratch()
         self._workspace_bytes = _core.workspace_bytes()
 
-    def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
+    def crc32c(self, data: Buffer, crc: int = 0) -> int:
         return _core.crc32c(self._isa, data, crc)
 
-    def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
+    def histogram(self, symbols: Bytes) -> Words:
         counts = np.empty(256, np.uint32)
         _core.histogram(self._isa, symbols, counts)
         return counts
@@ -79,7 +80,7 @@ class NativeKernels:
         _check(status)
         return SplitPlanes(symbols, widths, bits[:bits_bytes])
 
-    def rans_choose(self, counts: NDArray[np.uint32]) -> tuple[RansBook, int]:
+    def rans_choose(self, counts: Words) -> tuple[RansBook, int]:
         status, book, cost = _core.rans_choose(counts)
         _check(status)
         k = book[0]
@@ -113,7 +114,7 @@ class NativeKernels:
         return EncodedChunks(sizes[:n].tolist(), crcs[:n].tolist(), last)
 
     def decode_chunks(
-        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        self, layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, first: int, chunk_elems: int, n_elems: int,
         first_number: int, out: Bytes,
     ) -> int:  # fmt: skip
         workspace = self._workspace.get(self._workspace_bytes)
@@ -124,7 +125,7 @@ class NativeKernels:
         return done
 
     def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes
+        self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         status, crc = _core.decode_streams(
             self._isa, layout.id, mode, streams, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)
@@ -133,7 +134,7 @@ class NativeKernels:
         return crc
 
     def decode_difference(
-        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int,
         out: Bytes,
     ) -> int:
         status, crc = _core.decode_difference(

@@ -24,8 +24,9 @@ from weightpack.kernels.numpy_rans import conditional_encode, rans_choose, rans_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Attention, Bytes, ConditionalBooks, DifferenceCode, RansBook, SplitPlanes, Stream, Words
+    from weightpack.kernels.interface import Attention, ConditionalBooks, DifferenceCode, RansBook, SplitPlanes
 
 _SAMPLE_BYTES = 1 << 13
 
@@ -35,16 +36,16 @@ class NumpyKernels:
 
     name = "numpy"
 
-    def crc32c(self, data: Bytes | bytes, crc: int = 0) -> int:
+    def crc32c(self, data: Buffer, crc: int = 0) -> int:
         return crc32c(data, crc)
 
-    def histogram(self, symbols: Bytes) -> NDArray[np.uint32]:
+    def histogram(self, symbols: Bytes) -> Words:
         return np.bincount(u8(symbols), minlength=256).astype(np.uint32)
 
     def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
         return split(layout, u8(elems))
 
-    def rans_choose(self, counts: NDArray[np.uint32]) -> tuple[RansBook, int]:
+    def rans_choose(self, counts: Words) -> tuple[RansBook, int]:
         return rans_choose([int(c) for c in counts])
 
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
@@ -77,7 +78,7 @@ class NumpyKernels:
         return EncodedChunks([len(chunk)], [numbered_crc(crc32c, elems, first_number)], SplitChunk(self.sample_repeats(elems), facts, np.concatenate(planes)))
 
     def decode_chunks(
-        self, layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], first: int, chunk_elems: int, n_elems: int,
+        self, layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, first: int, chunk_elems: int, n_elems: int,
         first_number: int, out: Bytes,
     ) -> int:  # fmt: skip
         view, begins = memoryview(data).cast("B"), (offsets - offsets[0]).tolist()
@@ -95,7 +96,7 @@ class NumpyKernels:
                     raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
         return len(crcs)
 
-    def decode_streams(self, layout: Layout, mode: int, streams: Sequence[tuple[int, Stream]], n_elems: int, chunk_number: int, out: Bytes) -> int:
+    def decode_streams(self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes) -> int:
         if mode not in (Mode.SPLIT, Mode.WHOLE):
             raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
         need(len(streams) == (layout.n_streams if mode == Mode.SPLIT else 1), "the chunk's count of streams")
@@ -107,7 +108,7 @@ class NumpyKernels:
         return numbered_crc(crc32c, out[:n_bytes], chunk_number)
 
     def decode_difference(
-        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, chunk_number: int,
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int,
         out: Bytes,
     ) -> int:
         decode_difference(layout, shift, frequent, streams, base, n_elems, out)

@@ -23,7 +23,7 @@ from weightpack.kernels.numpy_rans import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from weightpack.kernels.interface import Bytes
+    from weightpack.format.buffers import Bytes
 
 
 def decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane: Bytes | None = None) -> Bytes:

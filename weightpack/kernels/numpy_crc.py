@@ -14,40 +14,40 @@ import numpy as np
 from weightpack.kernels.numpy_checks import u8
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    from weightpack.kernels.interface import Bytes
+    from weightpack.format.buffers import Buffer, Words
+
 
 _CRC_COLUMNS = 4096  # a power of two, as are the rows: few operators to keep
 
 
 @cache
-def _crc_table() -> NDArray[np.uint32]:
-    table: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
+def _crc_table() -> Words:
+    table: Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = table >> np.uint32(1) ^ (table & np.uint32(1)) * np.uint32(0x82F63B78)
     return table
 
 
 @cache
-def _zeros_operator(log2_bytes: int) -> NDArray[np.uint32]:
+def _zeros_operator(log2_bytes: int) -> Words:
     """Return what 2^log2_bytes zero bytes make of a register's byte i of value v, at [i, v]."""
     if log2_bytes == 0:
         registers = np.arange(256, dtype=np.uint32) << np.arange(0, 32, 8, dtype=np.uint32)[:, None]
-        operator: NDArray[np.uint32] = registers >> 8 ^ _crc_table()[registers & 255]
+        operator: Words = registers >> 8 ^ _crc_table()[registers & 255]
         return operator
     half = _zeros_operator(log2_bytes - 1)
     return _apply(half, half)
 
 
-def _apply(operator: NDArray[np.uint32], registers: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    moved: NDArray[np.uint32] = operator[0][registers & 255]
+def _apply(operator: Words, registers: Words) -> Words:
+    moved: Words = operator[0][registers & 255]
     for i in (1, 2, 3):
         moved ^= operator[i][registers >> 8 * i & 255]
     return moved
 
 
-def crc32c(data: Bytes | bytes, crc: int) -> int:
+def crc32c(data: Buffer, crc: int) -> int:
     data, table, register = u8(data), _crc_table(), crc ^ 0xFFFFFFFF
     while data.size >= 4 * _CRC_COLUMNS:
         log2_rows = (data.size // _CRC_COLUMNS).bit_length() - 1

@@ -19,8 +19,8 @@ from weightpack.kernels.numpy_rans import CLASS_BITS, conditional_decode, contex
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Bytes, Stream, Words
 
 FIRST_FREQUENT = 64
 _EXPONENTS = {
@@ -65,7 +65,7 @@ def _extra_bits(classes: Bytes) -> NDArray[np.int64]:
 
 
 def decode_difference(
-    layout: Layout, shift: int, frequent: Words, streams: Sequence[tuple[int, Stream]], base: Bytes, n_elems: int, out: Bytes
+    layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, out: Bytes
 ) -> None:
     n_bytes = n_elems * layout.elem_bytes
     need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")

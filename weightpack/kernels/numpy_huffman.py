@@ -12,7 +12,7 @@ from weightpack.errors import TruncatedError
 from weightpack.kernels.numpy_checks import expect, need, u8
 
 if TYPE_CHECKING:
-    from weightpack.kernels.interface import Bytes
+    from weightpack.format.buffers import Bytes
 
 MAX_CODE_BITS = 12
 _SEGMENT_BYTES = 1 << 14

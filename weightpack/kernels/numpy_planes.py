@@ -18,8 +18,8 @@ from weightpack.kernels.numpy_codecs import decode_plane
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Bytes
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Bytes
 
 
 def split(layout: Layout, data: Bytes) -> SplitPlanes:

@@ -21,7 +21,8 @@ from weightpack.kernels.numpy_checks import LANES, expect, need, u8
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from weightpack.kernels.interface import Bytes, ConditionalBooks
+    from weightpack.format.buffers import Bytes, Words
+    from weightpack.kernels.interface import ConditionalBooks
 
 CLASS_BITS = 7
 
@@ -110,8 +111,8 @@ class _Slots(NamedTuple):
     """A codebook as a decoder needs it: by slot rank, frequency and slot - start; symbols by rank, and the escape's rank."""
 
     rank: Bytes
-    freq: NDArray[np.uint32]
-    bias: NDArray[np.uint32]
+    freq: Words
+    bias: Words
     symbols: Bytes
     has_escape: bool
 

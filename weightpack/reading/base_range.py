@@ -16,9 +16,9 @@ from weightpack.reading.convert import convert, converts
 from weightpack.sources import Tensor
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
+    from weightpack.format.buffers import Bytes
+
 
 
 def check_range(base: BaseRange, tensor: Tensor, file_bytes: int) -> None:

@@ -18,16 +18,16 @@ from weightpack.kernels import active, chunk_crc
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Stream
 
 
 _SCALED_LAYOUTS = (LayoutId.BF16, LayoutId.F32, LayoutId.BF16_LEAD, LayoutId.F32_LEAD)
 
 
 def decode_chunks(
-    layout: Layout, data: Stream, offsets: NDArray[np.int64], crcs: NDArray[np.uint32], chunk_elems: int, n_elems: int, first_number: int,
-    out: NDArray[np.uint8], base: Callable[[int, int], NDArray[np.uint8]] | None = None,
+    layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, chunk_elems: int, n_elems: int, first_number: int,
+    out: Bytes, base: Callable[[int, int], Bytes] | None = None,
 ) -> None:  # fmt: skip
     """Decode a run of chunks into `out` and check their CRCs (FORMAT 6.2).
 
@@ -75,7 +75,7 @@ def decode_chunks(
         i += 1
 
 
-def _decode_fields(chunk: Chunk, out: NDArray[np.uint8]) -> None:
+def _decode_fields(chunk: Chunk, out: Bytes) -> None:
     """Decode each field's bytes, and deal them out to the blocks (FORMAT 6.6)."""
     block = sum(chunk.widths)
     if out.size % block:
@@ -87,7 +87,7 @@ def _decode_fields(chunk: Chunk, out: NDArray[np.uint8]) -> None:
         begin += width
 
 
-def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_elems: int, number: int, out: NDArray[np.uint8]) -> int:
+def _decode_difference(chunk: Chunk, layout: Layout, base: Bytes, n_elems: int, number: int, out: Bytes) -> int:
     """Decode rates, classes and extra bits onto the base (FORMAT section 14); returns the CRC."""
     if layout.elem_bytes > 4:
         raise CorruptionError("elements of 8 bytes have no differences")
@@ -95,7 +95,7 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
         raise CorruptionError("the base's elements are not those of the record's layout")
     kernels, streams, n_blocks = active(), list(chunk.streams[-3:]), -(-n_elems // BLOCK_ELEMS)
     (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = streams
-    planes: list[tuple[int, Stream]] = [(rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream)]
+    planes: list[Stream] = [(rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream)]
     if Codec.ZSTD in (rate_codec, class_codec, extra_codec):
         rates = _plane(rate_codec, rate_stream, n_blocks)
         planes[0] = Codec.RAW, rates
@@ -111,7 +111,7 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: NDArray[np.uint8], n_
     return kernels.decode_difference(layout, chunk.shift, np.frombuffer(chunk.frequent, "<u4"), planes, base, n_elems, number, out)
 
 
-def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> NDArray[np.uint8]:
+def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> Bytes:
     """Return the base that the chunk's scales and signs make (FORMAT 14.5)."""
     (scale_codec, scale_stream), (sign_codec, sign_stream) = chunk.streams[:2]
     if layout.id not in _SCALED_LAYOUTS:
@@ -127,19 +127,19 @@ def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> NDArray[np.uint8
     return active().scaled_base(layout, scales, chunk.cols, chunk.phase, signs, n_elems)
 
 
-def _plane(codec: int, stream: memoryview, n: int) -> NDArray[np.uint8]:
+def _plane(codec: int, stream: memoryview, n: int) -> Bytes:
     """Decode one plane of n symbols, whatever its codec."""
     if codec == Codec.RAW and len(stream) == n:
         return np.frombuffer(stream, np.uint8)
     plane = np.empty(n, np.uint8)
-    raw: tuple[int, Stream] = (Codec.RAW, decode_frame(stream, n)) if codec == Codec.ZSTD else (codec, stream)
+    raw: Stream = (Codec.RAW, decode_frame(stream, n)) if codec == Codec.ZSTD else (codec, stream)
     active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [raw], n, 0, plane)
     return plane
 
 
-def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, Stream]]:
+def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[Stream]:
     n_planes, n_blocks = len(layout.plane_bits), -(-n_elems // 128)
-    streams: list[tuple[int, Stream]] = []
+    streams: list[Stream] = []
     for i, (codec, stream) in enumerate(chunk.streams):
         if codec != Codec.ZSTD:
             streams.append((codec, stream))
@@ -156,7 +156,7 @@ def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[tuple[int, Strea
     return streams
 
 
-def _bits_bytes(widths: tuple[int, Stream], layout: Layout, n_elems: int, n_blocks: int) -> int:
+def _bits_bytes(widths: Stream, layout: Layout, n_elems: int, n_blocks: int) -> int:
     """Return the length of the bits stream that these widths imply (FORMAT 7.4)."""
     plane = np.empty(n_blocks, np.uint8)
     if n_blocks > MAX_CHUNK_BLOCKS:

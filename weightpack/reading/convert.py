@@ -12,7 +12,8 @@ from weightpack.errors import CorruptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
+    from weightpack.format.buffers import Bytes
+
 
 _FLOATS = ("F32", "F16", "BF16")
 

@@ -28,8 +28,9 @@ from weightpack.sources.safetensors import segments_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Bytes
 
-    Bytes = NDArray[np.uint8]
+
 
 
 _FIRST_BYTES = 256  # read of a record at first

@@ -24,9 +24,9 @@ from weightpack.sources import Tensor
 from weightpack.sources.safetensors import segments_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
+    from weightpack.format.buffers import Bytes
+
 
 
 class TensorReader:

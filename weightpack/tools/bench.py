@@ -28,9 +28,9 @@ from weightpack.writing.record import encode_record
 from weightpack.writing.save import safetensors_image
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    Bytes = NDArray[np.uint8]
+    from weightpack.format.buffers import Bytes
+
 
 _MIN_REPEATS = 5
 _SECONDS = 0.5  # of repeats, beyond the least count

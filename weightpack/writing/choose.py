@@ -13,13 +13,8 @@ from weightpack.kernels import Attention, Kernels, SplitChunk
 from weightpack.writing import huffman
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from weightpack.format.buffers import Bytes, Stream
     from weightpack.options import PackOptions
-
-    Bytes = NDArray[np.uint8]
-    Stream = tuple[Codec, Bytes | bytes]
 
 _TINY_BYTES = 4096  # below it zstd is always tried: a sample says little there
 _SAMPLE_BYTES = 1 << 14  # of Kernels.sample_repeats

@@ -20,12 +20,11 @@ from weightpack.writing.differences import encode_difference, encode_scaled, has
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Bytes
     from weightpack.format.layouts import Layout
     from weightpack.options import PackOptions
 
-    Bytes = NDArray[np.uint8]
 
 _RUN_BYTES = 1 << 20  # coded by one thread in one go, in the second-level cache; what is decided for a run depends on its bytes, so packed bytes depend on this
 

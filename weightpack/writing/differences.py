@@ -22,11 +22,9 @@ from weightpack.writing.plain import encode_plane
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weightpack.format.buffers import Bytes, Stream
     from weightpack.format.layouts import Layout
     from weightpack.options import PackOptions
-
-    Bytes = NDArray[np.uint8]
-    Stream = tuple[int, Bytes | bytes | memoryview]
 
 _CONDITIONAL_SYMBOLS = 1 << 10  # with fewer, the stream's head costs more than conditions gain
 _OUTLIERS = 200  # one block in so many may have a higher rate than there are

@@ -16,13 +16,10 @@ from weightpack.io.files import pieces
 from weightpack.writing.choose import attention, better_stream, worth_zstd, zstd_stream
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from weightpack.format.buffers import Bytes
     from weightpack.format.layouts import Layout
     from weightpack.kernels import SplitChunk
     from weightpack.options import PackOptions
-
-    Bytes = NDArray[np.uint8]
 
 
 _BYTES = LAYOUTS[LayoutId.BYTES1]
