@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 
 BLOCK_ELEMS = 128
 
@@ -39,15 +40,24 @@ class LayoutId(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`plane_bits`: width of each symbol plane, the lowest bits first.
+    """How an element's bits are dealt out to planes, and what may be done with such elements.
 
-    `mantissa_bits` are those below them, which make the raw word with the sign; None for integers.
+    `plane_bits`: width of each symbol plane, the lowest bits first. `mantissa_bits`: those below them, which make the raw word with the sign; None for
+    integers. `exponent_bits`: of what tells how large an element is, below the sign; of bytes the upper four bits, of wider integers none. `lead`: the
+    layout with the leading mantissa bits as symbols, too, if there is one.
     """
 
     id: LayoutId
     elem_bytes: int
     plane_bits: tuple[int, ...]
     mantissa_bits: int | None = None
+    exponent_bits: int = 0
+    lead: LayoutId | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Are its elements a sign, an exponent and a mantissa?"""
+        return self.mantissa_bits is not None
 
     @property
     def raw_bits(self) -> int:
@@ -59,29 +69,58 @@ class Layout:
         """Streams of a split chunk."""
         return len(self.plane_bits) + (2 if self.raw_bits else 0)
 
+    @property
+    def exponent_shift(self) -> int:
+        """Where the exponent begins in an element."""
+        return 8 * self.elem_bytes - self.is_float - self.exponent_bits if self.exponent_bits else 0
+
+    @property
+    def stream_names(self) -> tuple[str, ...]:
+        """Names of a split chunk's streams for people, in their order."""
+        if self.mantissa_bits is None:
+            return tuple(f"byte {i}" for i in range(len(self.plane_bits)))
+        begins = accumulate(self.plane_bits[:-1], initial=self.mantissa_bits)
+        symbols = ("exponents" if begin >= self.exponent_shift else "leading mantissa bits" for begin in begins)
+        return (*symbols, "widths", "sign and mantissa")
+
     def has_context(self, plane: int) -> bool:
         """May the codec `context` code this plane (FORMAT 8.6)?"""
         return plane + 1 < len(self.plane_bits) and self.plane_bits[plane] <= 2
+
+    @property
+    def has_fields(self) -> bool:
+        """May a chunk be blocks of fields (FORMAT 6.6)?"""
+        return self.id == LayoutId.BYTES1
+
+    @property
+    def has_differences(self) -> bool:
+        """May elements be coded as differences (FORMAT section 14)?"""
+        return self.elem_bytes <= 4
+
+    @property
+    def has_scales(self) -> bool:
+        """May scales of rows and columns predict elements (FORMAT 14.5)? They make floats of 8 exponent bits."""
+        return self.is_float and self.exponent_bits == 8
 
 
 LAYOUTS = {
     layout.id: layout
     for layout in (
-        Layout(LayoutId.BYTES1, 1, (8,)),
+        Layout(LayoutId.BYTES1, 1, (8,), exponent_bits=4),
         Layout(LayoutId.BYTES2, 2, (8,) * 2),
         Layout(LayoutId.BYTES4, 4, (8,) * 4),
         Layout(LayoutId.BYTES8, 8, (8,) * 8),
-        Layout(LayoutId.BF16, 2, (8,), 7),
-        Layout(LayoutId.F16, 2, (5,), 10),
-        Layout(LayoutId.F32, 4, (8,), 23),
-        Layout(LayoutId.F64, 8, (8, 3), 52),
-        Layout(LayoutId.F8_E4M3, 1, (4,), 3),
-        Layout(LayoutId.F8_E5M2, 1, (5,), 2),
-        Layout(LayoutId.BF16_LEAD, 2, (2, 8), 5),
-        Layout(LayoutId.F16_LEAD, 2, (2, 5), 8),
-        Layout(LayoutId.F32_LEAD, 4, (2, 8), 21),
-        Layout(LayoutId.F8_E4M3_LEAD, 1, (2, 4), 1),
-        Layout(LayoutId.F8_E5M2_LEAD, 1, (2, 5), 0),
+        Layout(LayoutId.BF16, 2, (8,), 7, 8, LayoutId.BF16_LEAD),
+        Layout(LayoutId.F16, 2, (5,), 10, 5, LayoutId.F16_LEAD),
+        Layout(LayoutId.F32, 4, (8,), 23, 8, LayoutId.F32_LEAD),
+        Layout(LayoutId.F64, 8, (8, 3), 52, 11),
+        Layout(LayoutId.F8_E4M3, 1, (4,), 3, 4, LayoutId.F8_E4M3_LEAD),
+        Layout(LayoutId.F8_E5M2, 1, (5,), 2, 5, LayoutId.F8_E5M2_LEAD),
+        Layout(LayoutId.BF16_LEAD, 2, (2, 8), 5, 8),
+        Layout(LayoutId.F16_LEAD, 2, (2, 5), 8, 5),
+        Layout(LayoutId.F32_LEAD, 4, (2, 8), 21, 8),
+        Layout(LayoutId.F8_E4M3_LEAD, 1, (2, 4), 1, 4),
+        Layout(LayoutId.F8_E5M2_LEAD, 1, (2, 5), 0, 5),
     )
 }
 
@@ -92,16 +131,10 @@ _LAYOUT_OF_DTYPE = {
 }  # fmt: skip
 
 
-_LEAD = {
-    LayoutId.BF16: LayoutId.BF16_LEAD, LayoutId.F16: LayoutId.F16_LEAD, LayoutId.F32: LayoutId.F32_LEAD, LayoutId.F8_E4M3: LayoutId.F8_E4M3_LEAD,
-    LayoutId.F8_E5M2: LayoutId.F8_E5M2_LEAD,
-}  # fmt: skip
-
-
 def layout_of(dtype: str, *, lead: bool = False) -> Layout:
     """Return the layout that writers use for a dtype, bytes for what has no better one; `lead`: the one with a plane of the leading mantissa bits."""
-    layout_id = _LAYOUT_OF_DTYPE.get(dtype, LayoutId.BYTES1)
-    return LAYOUTS[_LEAD.get(layout_id, layout_id) if lead else layout_id]
+    layout = LAYOUTS[_LAYOUT_OF_DTYPE.get(dtype, LayoutId.BYTES1)]
+    return LAYOUTS[layout.lead] if lead and layout.lead else layout
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:

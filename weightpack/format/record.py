@@ -12,7 +12,7 @@ import numpy as np
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_FREQUENT, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
-from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, Layout, LayoutId
+from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,7 +130,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     if mode not in _MODES:
         raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
     if mode == Mode.FIELDS:
-        good = 2 <= n_streams <= MAX_STREAMS and layout.id == LayoutId.BYTES1
+        good = 2 <= n_streams <= MAX_STREAMS and layout.has_fields
     else:
         good = n_streams == (layout.n_streams if mode == Mode.SPLIT else _N_STREAMS[Mode(mode)])
     if reserved or not good:

@@ -10,7 +10,6 @@ import numpy as np
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, MAX_RATE, Codec
-from weightpack.format.layouts import LayoutId
 from weightpack.kernels.interface import DifferenceCode
 from weightpack.kernels.numpy_checks import LANES, expect, need, u8
 from weightpack.kernels.numpy_codecs import decode_plane
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from weightpack.format.layouts import Layout
 
 FIRST_FREQUENT = 64
-_EXPONENTS = {
-    LayoutId.BF16: (7, 8), LayoutId.F16: (10, 5), LayoutId.F32: (23, 8), LayoutId.F8_E4M3: (3, 4), LayoutId.F8_E5M2: (2, 5), LayoutId.BF16_LEAD: (7, 8),
-    LayoutId.F16_LEAD: (10, 5), LayoutId.F32_LEAD: (23, 8), LayoutId.F8_E4M3_LEAD: (3, 4), LayoutId.F8_E5M2_LEAD: (2, 5), LayoutId.BYTES1: (4, 4),
-    LayoutId.BYTES2: (0, 0), LayoutId.BYTES4: (0, 0),
-}  # fmt: skip
 _MANTISSAS = np.array(
     [0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309], np.int64
 )
@@ -40,19 +34,18 @@ def _words(data: Bytes, layout: Layout) -> Words:
 
 def _in_order(words: Words, bits: int, layout: Layout) -> Words:
     """Words <-> integers in the order of the values (14.2); its own inverse."""
-    if not layout.raw_bits:
+    if not layout.is_float:
         return words
     return words ^ (words >> np.uint32(bits - 1)) * np.uint32((1 << (bits - 1)) - 1)
 
 
 def _turned(words: Words, bits: int, layout: Layout) -> NDArray[np.bool_]:
     """Which differences are of the other sign than in the order of the values: those of negative floats."""
-    return words >> np.uint32(bits - 1) != 0 if layout.raw_bits else np.zeros(words.size, np.bool_)
+    return words >> np.uint32(bits - 1) != 0 if layout.is_float else np.zeros(words.size, np.bool_)
 
 
 def _exponents(base: Words, layout: Layout) -> Bytes:
-    shift, bits = _EXPONENTS[layout.id]
-    exponents: Bytes = (base >> shift & (1 << bits) - 1).astype(np.uint8)
+    exponents: Bytes = (base >> layout.exponent_shift & (1 << layout.exponent_bits) - 1).astype(np.uint8)
     return exponents
 
 
@@ -69,7 +62,7 @@ def decode_difference(
 ) -> None:
     n_bytes = n_elems * layout.elem_bytes
     need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
-    need(layout.id in _EXPONENTS and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")
+    need(layout.has_differences and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")
     expect(len(streams) == 3 and base.size >= n_bytes and out.size >= n_bytes, "streams or base")
     need(frequent.size <= 64 and not (frequent.astype(np.uint64) >> np.uint64(8 * layout.elem_bytes - shift)).any(), "a frequent difference")
     (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = ((codec, u8(stream)) for codec, stream in streams)
@@ -149,7 +142,7 @@ def modular_differences(layout: Layout, shift: int, elems: Bytes, base: Bytes) -
 
 
 def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
-    expect(layout.id in _EXPONENTS and shift + 2 <= 8 * layout.elem_bytes and len(elems) == len(base) > 0, "differences")
+    expect(layout.has_differences and shift + 2 <= 8 * layout.elem_bytes and len(elems) == len(base) > 0, "differences")
     words = _words(u8(base), layout)
     exponents = _exponents(words, layout)
     targets = _words(u8(elems), layout)
@@ -165,7 +158,7 @@ def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> 
 
 
 def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
-    expect(layout.id in _EXPONENTS and shift + 2 <= 8 * layout.elem_bytes and int(rates.max(initial=0)) <= MAX_RATE, "differences")
+    expect(layout.has_differences and shift + 2 <= 8 * layout.elem_bytes and int(rates.max(initial=0)) <= MAX_RATE, "differences")
     expect(frequent.size <= 128 - FIRST_FREQUENT, "frequent differences")
     words, targets = _words(u8(base), layout), _words(u8(elems), layout)
     rate_of = np.repeat(rates, LANES)[: words.size]
@@ -187,7 +180,7 @@ def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates
 
 
 def scaled_base(layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
-    need(layout.raw_bits > 0 and _EXPONENTS.get(layout.id, (0, 0))[1] == 8, "the mode of the chunk")
+    need(layout.has_scales, "the mode of the chunk")
     n_rows = -(-(phase + n_elems) // cols)
     values = u8(scales).view("<i2").astype(np.int64)
     expect(values.size == n_rows + cols and phase < cols, "scales")

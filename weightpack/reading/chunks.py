@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from weightpack.format.layouts import Layout
 
 
-_SCALED_LAYOUTS = (LayoutId.BF16, LayoutId.F32, LayoutId.BF16_LEAD, LayoutId.F32_LEAD)
-
-
 def decode_chunks(
     layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, chunk_elems: int, n_elems: int, first_number: int,
     out: Bytes, base: Callable[[int, int], Bytes] | None = None,
@@ -89,8 +86,8 @@ def _decode_fields(chunk: Chunk, out: Bytes) -> None:
 
 def _decode_difference(chunk: Chunk, layout: Layout, base: Bytes, n_elems: int, number: int, out: Bytes) -> int:
     """Decode rates, classes and extra bits onto the base (FORMAT section 14); returns the CRC."""
-    if layout.elem_bytes > 4:
-        raise CorruptionError("elements of 8 bytes have no differences")
+    if not layout.has_differences:
+        raise CorruptionError("elements of this layout have no differences")
     if base.size != n_elems * layout.elem_bytes:
         raise CorruptionError("the base's elements are not those of the record's layout")
     kernels, streams, n_blocks = active(), list(chunk.streams[-3:]), -(-n_elems // BLOCK_ELEMS)
@@ -114,7 +111,7 @@ def _decode_difference(chunk: Chunk, layout: Layout, base: Bytes, n_elems: int, 
 def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> Bytes:
     """Return the base that the chunk's scales and signs make (FORMAT 14.5)."""
     (scale_codec, scale_stream), (sign_codec, sign_stream) = chunk.streams[:2]
-    if layout.id not in _SCALED_LAYOUTS:
+    if not layout.has_scales:
         raise CorruptionError("elements of this layout have no scales")
     n_rows = -(-(chunk.phase + n_elems) // chunk.cols)
     n_scale_bytes = 2 * (n_rows + chunk.cols)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from weightpack.format.constants import CODEC_NAMES, MAX_STREAMS, Codec, Mode
-from weightpack.format.layouts import DTYPE_BITS, Layout
+from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import CHUNK_HEAD_BYTES, parse_chunk
 from weightpack.io.files import read_at
 from weightpack.reading.packed_file import PackedFile, StoredTensor
@@ -89,17 +89,6 @@ class PlanesReport:
     planes: dict[str, int]
 
 
-def plane_names(layout: Layout) -> tuple[str, ...]:
-    """Name the streams of a split chunk, in their order."""
-    if not layout.raw_bits:
-        return tuple(f"byte {i}" for i in range(len(layout.plane_bits)))
-    if layout.has_context(0):
-        symbols: tuple[str, ...] = ("leading mantissa bits", "exponents")
-    else:
-        symbols = ("exponents",) * len(layout.plane_bits)
-    return (*symbols, "widths", "sign and mantissa")
-
-
 def inspect_planes(packed: PackedFile) -> list[PlanesReport]:
     """Say where the bytes of each tensor go, by falling size; reads the header of every chunk, and decodes nothing."""
     reports = []
@@ -113,7 +102,7 @@ def inspect_planes(packed: PackedFile) -> list[PlanesReport]:
 
 def _record_planes(packed: PackedFile, stored: StoredTensor) -> dict[str, int]:
     head = packed.record_head(stored)
-    names, planes = plane_names(head.layout), Counter[str]()
+    names, planes = head.layout.stream_names, Counter[str]()
     for begin, end in pairwise(head.offsets.tolist()):
         chunk = read_at(packed.file, stored.begin + begin, min(end - begin, CHUNK_HEAD_BYTES + 4 * MAX_STREAMS))
         mode, n_streams = chunk[0], min(chunk[1], MAX_STREAMS)

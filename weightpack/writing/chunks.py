@@ -16,7 +16,7 @@ from weightpack.format.constants import MAX_CHUNK_BYTES, Mode
 from weightpack.format.layouts import BLOCK_ELEMS
 from weightpack.format.record import chunk_bound
 from weightpack.io.files import pieces
-from weightpack.writing.differences import encode_difference, encode_scaled, has_differences, scales_help
+from weightpack.writing.differences import encode_difference, encode_scaled, scales_help
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Chunking:
     @property
     def differs(self) -> bool:
         """May chunks be differences from a base?"""
-        return has_differences(self.layout) and not self.fields
+        return self.layout.has_differences and not self.fields
 
     def bound(self, n_bytes: int) -> int:
         """Return room for the chunks of `n_bytes` of elements."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from weightpack import kernels as kernel_choice
 from weightpack.format.constants import MAX_RATE, Codec
-from weightpack.format.layouts import BLOCK_ELEMS, LayoutId
+from weightpack.format.layouts import BLOCK_ELEMS
 from weightpack.format.record import build_difference_chunk
 from weightpack.kernels.integers import fullest_window
 from weightpack.kernels.numpy_differences import modular_differences
@@ -36,11 +36,6 @@ _FREQUENT_BITS = 256  # a class of its own costs 32 bits in the chunk, and 16 in
 _SAMPLE_ROWS = 64
 _SAMPLE_COLS = 64
 _LEAST_GAIN = 8  # sixteenths of a bit a value: less than that is not worth a slower decoder
-
-
-def has_differences(layout: Layout) -> bool:
-    """Can elements of this layout be coded as differences? Those of 8 bytes can't."""
-    return layout.elem_bytes <= 4
 
 
 def encode_difference(data: Bytes, base: Bytes, layout: Layout, options: PackOptions) -> bytes:
@@ -83,7 +78,7 @@ def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[
 
 def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
     """Say from a sample of rows whether their scales and the columns' predict elements enough to be worth it, as they do for the second moments of Adam."""
-    if layout.id not in (LayoutId.F32, LayoutId.BF16, LayoutId.F32_LEAD, LayoutId.BF16_LEAD) or cols < _LEAST_ROW:
+    if not layout.has_scales or cols < _LEAST_ROW:
         return False
     words = data.view(f"<u{layout.elem_bytes}")[(cols - phase) % cols :]
     n_rows = words.size // cols
