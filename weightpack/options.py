@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from weightpack.errors import OptionError
-from weightpack.format.constants import MAX_CHUNK_BLOCKS
-from weightpack.format.layouts import BLOCK_ELEMS, Layout, layout_of
+from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS
+from weightpack.format.layouts import Layout, layout_of
 
 __all__ = ["Limits", "PackOptions", "load_profile", "profiles"]
 

@@ -9,17 +9,29 @@ INDEX_KEY = "weightpack"
 INDEX_CRC_KEY = "weightpack.crc32c"
 
 MAX_HEADER_BYTES = 100_000_000
-MAX_CHUNK_BYTES = 1 << 23
-MAX_STREAM_BYTES = (1 << 24) - 1
 MAX_RECORD_BYTES = 16 * ((1 << 32) - 1)
-MAX_CHUNK_BLOCKS = 65535
-MAX_STREAMS = 8
 KEPT_PIECE_BYTES = 1 << 20
 ALIGN_BYTES = 16
-MAX_RATE = 15
+
+# The native core has these, too, in native/include/weightpack.h.
+BLOCK_ELEMS = 128  # 7.3
+LANES = 128  # 8.3
+MAX_STREAMS = 8  # 6.3
+MAX_CHUNK_BYTES = 1 << 23
+MAX_CHUNK_BLOCKS = 65535
+MAX_TABLES = 16  # codebooks of a stream, 8.7 and 8.8
+MAX_CODE_BITS = 12  # 8.4
+N_CONTEXTS = 16  # 8.6, 14.4
+MAX_RATE = 15  # 14.4
+N_CELLS = (MAX_RATE + 1) * N_CONTEXTS
+CLASS_BITS = 7  # 14.3
+N_CLASSES = 1 << CLASS_BITS
+FIRST_FREQUENT = 64
+MAX_FREQUENT = 64
+NO_SCALE = -32768  # 14.5
+
 MAX_SCALED_COLS = 1 << 20
 MAX_SCALE_BYTES = 1 << 22
-MAX_FREQUENT = 64
 
 
 class Codec(IntEnum):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
 
-BLOCK_ELEMS = 128
-
 DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import ALIGN_BYTES, MAX_CHUNK_BYTES, MAX_FREQUENT, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
-from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, Layout
+from weightpack.format.constants import ALIGN_BYTES, BLOCK_ELEMS, MAX_CHUNK_BYTES, MAX_FREQUENT, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
+from weightpack.format.layouts import LAYOUTS, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from weightpack.format.constants import N_CONTEXTS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -25,4 +27,4 @@ def log2_bits(v: int, n: int) -> int:
 
 def fullest_window(counts: NDArray[Any]) -> int:
     """Return the first of the 16 consecutive symbols, of 256, that occur most; the lowest such."""
-    return int(sliding_window_view(counts.astype(np.int64), 16).sum(axis=1).argmax())
+    return int(sliding_window_view(counts.astype(np.int64), N_CONTEXTS).sum(axis=1).argmax())

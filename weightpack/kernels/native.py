@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
+from weightpack.format.constants import BLOCK_ELEMS, N_CELLS, N_CLASSES
 from weightpack.io.parallel import Scratch
 from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 
@@ -74,7 +75,7 @@ class NativeKernels:
     def split(self, layout: Layout, elems: Bytes) -> SplitPlanes:
         n = len(elems) // layout.elem_bytes
         symbols = np.empty((len(layout.plane_bits), n), np.uint8)
-        widths = np.empty(-(-n // 128) if layout.raw_bits else 0, np.uint8)
+        widths = np.empty(-(-n // BLOCK_ELEMS) if layout.raw_bits else 0, np.uint8)
         bits = np.empty(_core.bits_bound(layout.id, n), np.uint8)
         status, bits_bytes = _core.split(self._isa, layout.id, elems, symbols, widths, bits)
         _check(status)
@@ -145,14 +146,14 @@ class NativeKernels:
 
     def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
         n = elems.size // layout.elem_bytes
-        exponents, scales = np.empty(n, np.uint8), np.empty(-(-n // 128), np.uint8)
+        exponents, scales = np.empty(n, np.uint8), np.empty(-(-n // BLOCK_ELEMS), np.uint8)
         _check(_core.difference_planes(self._isa, layout.id, shift, elems, base, exponents, scales))
         return exponents, scales
 
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         n = elems.size // layout.elem_bytes
         cells, classes = np.empty((2, n), np.uint8)
-        counts, extras = np.empty((2, 256, 128), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
+        counts, extras = np.empty((2, N_CELLS, N_CLASSES), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
         status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras)
         _check(status)
         return DifferenceCode(cells[:n_changed], classes[:n_changed], counts[0], extras[:n_bytes])

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import ChecksumError, UnsupportedError, located
-from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
+from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
 from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import CHUNK_HEAD_BYTES, build_chunk, parse_chunk
 from weightpack.kernels.interface import EncodedChunks, EncodedPlane, SplitChunk, numbered_crc
-from weightpack.kernels.numpy_checks import LANES, expect, need, u8
+from weightpack.kernels.numpy_checks import expect, need, u8
 from weightpack.kernels.numpy_codecs import encode_plane
 from weightpack.kernels.numpy_crc import crc32c
 from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, scaled_base
@@ -101,7 +101,7 @@ class NumpyKernels:
             raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
         need(len(streams) == (layout.n_streams if mode == Mode.SPLIT else 1), "the chunk's count of streams")
         n_bytes = n_elems * layout.elem_bytes
-        need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
+        need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * BLOCK_ELEMS, "the chunk's size")
         if mode == Mode.WHOLE:  # 6.4: what BYTES1 would be
             layout, n_elems = LAYOUTS[LayoutId.BYTES1], n_bytes
         merge(layout, [(codec, u8(stream)) for codec, stream in streams], n_elems, out[:n_bytes])

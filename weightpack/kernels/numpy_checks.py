@@ -12,8 +12,6 @@ from weightpack.errors import CorruptionError, TruncatedError, WeightpackError
 if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer, Bytes
 
-LANES = 128  # also the elements of a block
-
 
 def u8(data: Buffer) -> Bytes:
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)

@@ -9,11 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, MAX_RATE, Codec
+from weightpack.format.constants import (
+    BLOCK_ELEMS,
+    CLASS_BITS,
+    CODEC_NAMES,
+    FIRST_FREQUENT,
+    MAX_CHUNK_BLOCKS,
+    MAX_CHUNK_BYTES,
+    MAX_FREQUENT,
+    MAX_RATE,
+    N_CELLS,
+    N_CLASSES,
+    N_CONTEXTS,
+    NO_SCALE,
+    Codec,
+)  # fmt: skip
 from weightpack.kernels.interface import DifferenceCode
-from weightpack.kernels.numpy_checks import LANES, expect, need, u8
+from weightpack.kernels.numpy_checks import expect, need, u8
 from weightpack.kernels.numpy_codecs import decode_plane
-from weightpack.kernels.numpy_rans import CLASS_BITS, conditional_decode, contexts
+from weightpack.kernels.numpy_rans import conditional_decode, contexts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,11 +35,9 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes, Stream, Words
     from weightpack.format.layouts import Layout
 
-FIRST_FREQUENT = 64
 _MANTISSAS = np.array(
     [0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309], np.int64
 )
-_NO_SCALE = -32768
 
 
 def _words(data: Bytes, layout: Layout) -> Words:
@@ -51,7 +63,7 @@ def _exponents(base: Words, layout: Layout) -> Bytes:
 
 def _extra_bits(classes: Bytes) -> NDArray[np.int64]:
     """How many extra bits each class has, the sign among them (14.3)."""
-    return np.array([0, 1, *(c // 2 for c in range(2, FIRST_FREQUENT)), *[0] * 64], np.int64)[classes]
+    return np.array([0, 1, *(c // 2 for c in range(2, FIRST_FREQUENT)), *[0] * MAX_FREQUENT], np.int64)[classes]
 
 
 # ---- decoding
@@ -61,16 +73,16 @@ def decode_difference(
     layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, out: Bytes
 ) -> None:
     n_bytes = n_elems * layout.elem_bytes
-    need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * LANES, "the chunk's size")
+    need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * BLOCK_ELEMS, "the chunk's size")
     need(layout.has_differences and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")
     expect(len(streams) == 3 and base.size >= n_bytes and out.size >= n_bytes, "streams or base")
-    need(frequent.size <= 64 and not (frequent.astype(np.uint64) >> np.uint64(8 * layout.elem_bytes - shift)).any(), "a frequent difference")
+    need(frequent.size <= MAX_FREQUENT and not (frequent.astype(np.uint64) >> np.uint64(8 * layout.elem_bytes - shift)).any(), "a frequent difference")
     (rate_codec, rate_stream), (class_codec, class_stream), (extra_codec, extra_stream) = ((codec, u8(stream)) for codec, stream in streams)
-    rates = decode_plane(rate_codec, rate_stream, -(-n_elems // LANES), 8)
+    rates = decode_plane(rate_codec, rate_stream, -(-n_elems // BLOCK_ELEMS), 8)
     need(int(rates.max()) <= MAX_RATE, "the rate of a block")
     if extra_codec != Codec.RAW:
         raise (CorruptionError if extra_codec in CODEC_NAMES else UnsupportedError)(f"the extra bits have codec {extra_codec}")
-    rate_of = np.repeat(rates, LANES)[:n_elems]
+    rate_of = np.repeat(rates, BLOCK_ELEMS)[:n_elems]
     changed = rate_of != 0
     out[:n_bytes] = base[:n_bytes]
     if not changed.any():
@@ -150,7 +162,7 @@ def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> 
     e = exponents.astype(np.int64)
     lowest = max(int(e.max()) - 24, 0)
     weighted = np.where(e >= lowest, magnitudes << np.maximum(e - lowest, 0), magnitudes >> np.clip(lowest - e, 0, 31))
-    begins = np.arange(0, magnitudes.size, LANES)
+    begins = np.arange(0, magnitudes.size, BLOCK_ELEMS)
     # The bits that are dropped count, too: a block of rate 0 is its base as a whole.
     sums, differs = np.add.reduceat(weighted, begins), np.bitwise_or.reduceat(targets ^ words, begins)
     scales: Bytes = np.where(differs, 1 + np.where(sums, _log2_floor(np.maximum(sums, 1)), 0), 0).astype(np.uint8)
@@ -159,9 +171,9 @@ def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> 
 
 def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
     expect(layout.has_differences and shift + 2 <= 8 * layout.elem_bytes and int(rates.max(initial=0)) <= MAX_RATE, "differences")
-    expect(frequent.size <= 128 - FIRST_FREQUENT, "frequent differences")
+    expect(frequent.size <= MAX_FREQUENT, "frequent differences")
     words, targets = _words(u8(base), layout), _words(u8(elems), layout)
-    rate_of = np.repeat(rates, LANES)[: words.size]
+    rate_of = np.repeat(rates, BLOCK_ELEMS)[: words.size]
     changed = rate_of != 0
     words, targets, rate_of = words[changed], targets[changed], rate_of[changed]
     magnitudes, negative = _differences(layout, shift, targets, words)
@@ -170,8 +182,8 @@ def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates
     modular = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
     for i, value in reversed(list(enumerate(frequent.tolist()))):  # the first of equal ones
         classes[modular == value] = FIRST_FREQUENT + i
-    cells: Bytes = rate_of * np.uint8(16) + contexts(_exponents(words, layout), base_exponent)
-    counts = np.bincount(cells.astype(np.intp) * 128 + classes, minlength=256 * 128).astype(np.uint32).reshape(256, 128)
+    cells: Bytes = rate_of * np.uint8(N_CONTEXTS) + contexts(_exponents(words, layout), base_exponent)
+    counts = np.bincount(cells.astype(np.intp) * N_CLASSES + classes, minlength=N_CELLS * N_CLASSES).astype(np.uint32).reshape(N_CELLS, N_CLASSES)
     n_bits = _extra_bits(classes)
     values = (magnitudes & (1 << np.maximum(n_bits - 1, 0)) - 1) << 1 | negative
     steps = np.arange(31)
@@ -186,7 +198,7 @@ def scaled_base(layout: Layout, scales: Bytes, cols: int, phase: int, signs: Byt
     expect(values.size == n_rows + cols and phase < cols, "scales")
     at = np.arange(phase, phase + n_elems)
     of_row, of_col = values[at // cols], values[n_rows + at % cols]
-    sums, missing = of_row + of_col + (127 << 4), (of_row == _NO_SCALE) | (of_col == _NO_SCALE)
+    sums, missing = of_row + of_col + (127 << 4), (of_row == NO_SCALE) | (of_col == NO_SCALE)
     words = np.where(sums >= 255 << 4, 0x7F7FFFFF, sums >> 4 << 23 | _MANTISSAS[sums & 15])
     words = np.where(missing | (sums < 16), 0, words)
     words |= np.unpackbits(u8(signs), bitorder="little")[:n_elems].astype(np.int64) << 31

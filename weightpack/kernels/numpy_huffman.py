@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import TruncatedError
+from weightpack.format.constants import MAX_CODE_BITS
 from weightpack.kernels.numpy_checks import expect, need, u8
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
 
-MAX_CODE_BITS = 12
 _SEGMENT_BYTES = 1 << 14
 
 

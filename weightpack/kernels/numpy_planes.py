@@ -10,9 +10,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import CODEC_NAMES, Codec
+from weightpack.format.constants import BLOCK_ELEMS, CODEC_NAMES, Codec
 from weightpack.kernels.interface import SplitPlanes
-from weightpack.kernels.numpy_checks import LANES, need
+from weightpack.kernels.numpy_checks import need
 from weightpack.kernels.numpy_codecs import decode_plane
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def split(layout: Layout, data: Bytes) -> SplitPlanes:
     for width in layout.plane_bits:
         symbols.append((elems >> shift & (1 << width) - 1).astype(np.uint8))
         shift += width
-    raw = np.zeros((-(-n // LANES), LANES), elems.dtype)
+    raw = np.zeros((-(-n // BLOCK_ELEMS), BLOCK_ELEMS), elems.dtype)
     raw.reshape(-1)[:n] = elems >> shift << mantissa | elems & (1 << mantissa) - 1
     union = np.bitwise_or.reduce(raw, axis=1)
     # 7.3: the least width is r less the union's trailing zeros, which is how many of its r non-empty low parts are not 0.
@@ -47,8 +47,8 @@ def split(layout: Layout, data: Bytes) -> SplitPlanes:
 def _begins(widths: Bytes, n: int) -> NDArray[np.int64]:
     """Return where each block's bits begin (7.4), and where the last one's end."""
     sizes = 16 * widths.astype(np.int64)
-    if n % LANES:
-        sizes[-1] = _block_size(int(widths[-1]), n % LANES)
+    if n % BLOCK_ELEMS:
+        sizes[-1] = _block_size(int(widths[-1]), n % BLOCK_ELEMS)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
@@ -58,11 +58,11 @@ def _block_size(w: int, m: int) -> int:
 
 def _groups(widths: Bytes, n: int) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
     """Yield (width, elements of a block, blocks): those that are coded alike go together."""
-    full = widths[: n // LANES]
+    full = widths[: n // BLOCK_ELEMS]
     for w in np.unique(full).tolist():
-        yield w, LANES, np.flatnonzero(full == w)
-    if n % LANES:
-        yield int(widths[-1]), n % LANES, np.array([n // LANES])
+        yield w, BLOCK_ELEMS, np.flatnonzero(full == w)
+    if n % BLOCK_ELEMS:
+        yield int(widths[-1]), n % BLOCK_ELEMS, np.array([n // BLOCK_ELEMS])
 
 
 def _block_bytes(v: NDArray[Any], w: int) -> Bytes:
@@ -92,7 +92,7 @@ def merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes) 
         codec, bits = streams[-1]
         if codec != Codec.RAW:  # 7.5
             raise (CorruptionError if codec in CODEC_NAMES else UnsupportedError)(f"the bits have codec {codec}")
-        widths = decode_plane(*streams[-2], -(-n // LANES), 8)
+        widths = decode_plane(*streams[-2], -(-n // BLOCK_ELEMS), 8)
         need(int(widths.max()) <= r, "a block's width")  # 7.3
         begins = _begins(widths, n)
         need(bits.size >= int(begins[-1]), "the bits stream", TruncatedError)
@@ -104,7 +104,7 @@ def merge(layout: Layout, streams: list[tuple[int, Bytes]], n: int, out: Bytes) 
         for i, plane in enumerate(planes):
             out.reshape(n, -1)[:, i] = plane
         return
-    raw = np.zeros((widths.size, LANES), word)
+    raw = np.zeros((widths.size, BLOCK_ELEMS), word)
     for w, m, blocks in _groups(widths, n):
         values = np.zeros((blocks.size, m), word)
         _block_values(sliding_window_view(bits, _block_size(w, m))[begins[blocks]], w, m, values)

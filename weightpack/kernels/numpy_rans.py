@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from weightpack.errors import TruncatedError
-from weightpack.format.constants import MAX_RATE
+from weightpack.format.constants import CLASS_BITS, LANES, MAX_RATE, MAX_TABLES, N_CELLS, N_CONTEXTS
 from weightpack.kernels.integers import fullest_window, log2_bits
 from weightpack.kernels.interface import RansBook
-from weightpack.kernels.numpy_checks import LANES, expect, need, u8
+from weightpack.kernels.numpy_checks import expect, need, u8
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.format.buffers import Bytes, Words
     from weightpack.kernels.interface import ConditionalBooks
-
-CLASS_BITS = 7
 
 
 @cache
@@ -251,7 +249,7 @@ def tables_encode(tables: _Tables, plane: Bytes) -> Bytes:
 def tables_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
     need(stream.size >= 2, "a rANS stream", TruncatedError)
     n_books, run_groups = int(stream[0]) + 1, int(stream[1])
-    need(2 <= n_books <= 16 and run_groups > 0, "the count of codebooks")
+    need(2 <= n_books <= MAX_TABLES and run_groups > 0, "the count of codebooks")
     books, at = [], 2
     for _ in range(n_books):
         book, at = read_book(stream, at, plane_bits)
@@ -269,13 +267,13 @@ def tables_decode(stream: Bytes, n: int, plane_bits: int) -> Bytes:
 
 
 def contexts(next_plane: Bytes, base: int) -> Bytes:
-    clamped: Bytes = np.clip(next_plane.astype(np.int16) - base, 0, 15).astype(np.uint8)
+    clamped: Bytes = np.clip(next_plane.astype(np.int16) - base, 0, N_CONTEXTS - 1).astype(np.uint8)
     return clamped
 
 
 def context_encode(next_plane: Bytes, symbols: Bytes) -> Bytes:
     base = fullest_window(np.bincount(next_plane, minlength=256))
-    counts = np.bincount(contexts(next_plane, base) * 4 + symbols, minlength=64).reshape(16, 4)
+    counts = np.bincount(contexts(next_plane, base) * 4 + symbols, minlength=4 * N_CONTEXTS).reshape(N_CONTEXTS, 4)
     freqs = np.array([_share(row, sum(row))[0] if any(row) else [64] * 4 for row in counts.tolist()], np.uint32)
     starts = np.cumsum(freqs, axis=1, dtype=np.uint32) - freqs
     index = contexts(next_plane, base).astype(np.intp) * 4 + symbols
@@ -293,10 +291,10 @@ def context_encode(next_plane: Bytes, symbols: Bytes) -> Bytes:
 
 
 def context_decode(stream: Bytes, next_plane: Bytes) -> Bytes:
-    head = 1 + 3 * 16 + 2 * LANES
+    head = 1 + 3 * N_CONTEXTS + 2 * LANES
     need(stream.size >= head, "a stream in a context", TruncatedError)
-    starts = np.zeros((16, 5), np.uint32)
-    starts[:, 1:4], starts[:, 4] = stream[1:49].reshape(16, 3), 256
+    starts = np.zeros((N_CONTEXTS, 5), np.uint32)
+    starts[:, 1:4], starts[:, 4] = stream[1:49].reshape(N_CONTEXTS, 3), 256
     need(bool((starts[:, 1:] > starts[:, :-1]).all()), "the frequencies of a context")
     x, renorm, position = stream[49:head].view("<u2").astype(np.uint32), stream[head:], 0
     need(int(x.min()) >= 256, "a rANS state")
@@ -325,11 +323,11 @@ def conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
     """As `_decode_symbols`, with a codebook for each symbol."""
     need(stream.size >= 3, "a conditional stream", TruncatedError)
     n_books, base_exponent, n_rates = int(stream[0]) + 1, int(stream[1]), int(stream[2])
-    need(n_books <= 16 and 1 <= n_rates <= MAX_RATE, "a conditional stream's head")
-    at = 3 + 8 * n_rates
+    need(n_books <= MAX_TABLES and 1 <= n_rates <= MAX_RATE, "a conditional stream's head")
+    at = 3 + N_CONTEXTS // 2 * n_rates
     need(stream.size >= at, "a conditional stream", TruncatedError)
-    book_of = np.zeros(256, np.uint8)
-    book_of[16 : 16 + 16 * n_rates : 2], book_of[17 : 16 + 16 * n_rates : 2] = stream[3:at] & 15, stream[3:at] >> 4
+    book_of, of_rates = np.zeros(N_CELLS, np.uint8), slice(N_CONTEXTS, N_CONTEXTS * (1 + n_rates))
+    book_of[of_rates] = np.stack([stream[3:at] & 15, stream[3:at] >> 4], axis=1).reshape(-1)
     need(int(book_of.max()) < n_books, "the codebook of a cell")
     books = []
     for _ in range(n_books):
@@ -344,7 +342,7 @@ def conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
     renorm, literals = stream[head : head + n_renorm], stream[head + n_renorm :]
     need((any(book.has_escape for book in books) or not literals.size) and int(literals.max(initial=0)) >> CLASS_BITS == 0, "rANS literals")
     need(int(rates.max()) <= n_rates, "the rate of a block")
-    which = book_of[rates.astype(np.intp) * 16 + contexts(exponents, base_exponent)]
+    which = book_of[rates.astype(np.intp) * N_CONTEXTS + contexts(exponents, base_exponent)]
     freq, bias = np.stack([book.freq for book in books]), np.stack([book.bias for book in books])
     symbol = np.stack([book.symbols[book.rank] for book in books])
     escape = np.stack([book.rank == book.symbols.size - 1 for book in books])
@@ -369,11 +367,11 @@ def conditional_decode(stream: Bytes, rates: Bytes, exponents: Bytes) -> Bytes:
 
 
 def conditional_encode(books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
-    expect(1 <= len(books.books) <= 16 and 1 <= books.n_rates <= MAX_RATE and int(books.book_of.max()) < len(books.books), "conditional codebooks")
+    expect(1 <= len(books.books) <= MAX_TABLES and 1 <= books.n_rates <= MAX_RATE and int(books.book_of.max()) < len(books.books), "conditional codebooks")
     which = books.book_of[cells].astype(np.intp)
     lacks = np.array([not book.escape_freq for book in books.books])[:, None] & ~np.array([np.isin(np.arange(256), list(book.symbols)) for book in books.books])
     expect(int(symbols.max(initial=0)) >> CLASS_BITS == 0 and not lacks[which, symbols].any() and all(map(is_book, books.books)), "classes or codebooks")
-    row = books.book_of[16 : 16 + 16 * books.n_rates]
+    row = books.book_of[N_CONTEXTS : N_CONTEXTS * (1 + books.n_rates)]
     head = bytes((len(books.books) - 1, books.base_exponent, books.n_rates)) + (row[::2] | row[1::2] << 4).tobytes()
     coded = encode_symbols(books.books, which, symbols)
     return np.concatenate([u8(head), *map(book_bytes, books.books), coded])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, located
-from weightpack.format.constants import MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
-from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, LayoutId
+from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
+from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import Chunk, parse_chunk
 from weightpack.format.zstd import decode_frame, decode_frame_of_at_most
 from weightpack.kernels import active, chunk_crc
@@ -135,7 +135,7 @@ def _plane(codec: int, stream: memoryview, n: int) -> Bytes:
 
 
 def _expand(chunk: Chunk, layout: Layout, n_elems: int) -> list[Stream]:
-    n_planes, n_blocks = len(layout.plane_bits), -(-n_elems // 128)
+    n_planes, n_blocks = len(layout.plane_bits), -(-n_elems // BLOCK_ELEMS)
     streams: list[Stream] = []
     for i, (codec, stream) in enumerate(chunk.streams):
         if codec != Codec.ZSTD:
@@ -161,6 +161,6 @@ def _bits_bytes(widths: Stream, layout: Layout, n_elems: int, n_blocks: int) -> 
     active().decode_streams(LAYOUTS[LayoutId.BYTES1], Mode.WHOLE, [widths], n_blocks, 0, plane)
     if int(plane.max()) > layout.raw_bits:
         raise CorruptionError("a block is wider than its raw word")
-    elems = np.full(n_blocks, 128, np.int64)
-    elems[-1] = n_elems - 128 * (n_blocks - 1)
+    elems = np.full(n_blocks, BLOCK_ELEMS, np.int64)
+    elems[-1] = n_elems - BLOCK_ELEMS * (n_blocks - 1)
     return int((plane // 8 * elems + plane % 8 * ((elems + 7) // 8)).sum())

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.format.constants import MAX_CHUNK_BYTES, Mode
-from weightpack.format.layouts import BLOCK_ELEMS
+from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BYTES, Mode
 from weightpack.format.record import chunk_bound
 from weightpack.io.files import pieces
 from weightpack.writing.differences import encode_difference, encode_scaled, scales_help

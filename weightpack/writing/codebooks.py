@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightpack.format.constants import LANES, MAX_TABLES, N_CELLS, N_CONTEXTS
 from weightpack.kernels import ConditionalBooks, Kernels, RansBook
 from weightpack.kernels.integers import log2_bits
 
@@ -19,25 +20,24 @@ if TYPE_CHECKING:
 
     Counts = NDArray[np.int64]
 
-_MOST_BOOKS = 16
 _SYMBOLS_A_BOOK = 1 << 11  # with fewer, a book's bytes cost more than it gains
 _ROUNDS = 8
-_STREAM_HEAD = 2 * 128 + 4 + 2  # of 8.3, in the estimates of `Kernels.rans_choose`
+_STREAM_HEAD = 2 * LANES + 4 + 2  # of 8.3, in the estimates of `Kernels.rans_choose`
 
 
 def choose_books(kernels: Kernels, counts: NDArray[np.uint32], base_exponent: int) -> ConditionalBooks:
-    """Choose for counts[cell, class], (256, 64); at least one is not 0."""
+    """Choose for counts[cell, class], (256, 128); at least one is not 0."""
     used = np.flatnonzero(counts.any(axis=1))
     classes = np.flatnonzero(counts.any(axis=0))
     cells: Counts = counts[np.ix_(used, classes)].astype(np.int64)
-    n_books = min(_MOST_BOOKS, used.size, max(1, int(cells.sum()) // _SYMBOLS_A_BOOK))
+    n_books = min(MAX_TABLES, used.size, max(1, int(cells.sum()) // _SYMBOLS_A_BOOK))
     ids = _cluster(cells, n_books)
     sums = [s for s in (cells[ids == i].sum(axis=0) for i in range(n_books)) if s.any()]
     numbers = np.cumsum([bool((ids == i).any()) for i in range(n_books)]) - 1
     joined, books = _join(kernels, sums, classes)
-    book_of = np.zeros(256, np.uint8)  # cells that do not occur have book 0
+    book_of = np.zeros(N_CELLS, np.uint8)  # cells that do not occur have book 0
     book_of[used] = np.array(joined, np.uint8)[numbers[ids]]
-    return ConditionalBooks(books, book_of, base_exponent, int(used[-1]) // 16)
+    return ConditionalBooks(books, book_of, base_exponent, int(used[-1]) // N_CONTEXTS)
 
 
 def _cluster(cells: Counts, n_books: int) -> NDArray[np.intp]:

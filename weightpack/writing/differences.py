@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightpack import kernels as kernel_choice
-from weightpack.format.constants import MAX_RATE, Codec
-from weightpack.format.layouts import BLOCK_ELEMS
+from weightpack.format.constants import BLOCK_ELEMS, MAX_RATE, NO_SCALE, Codec
 from weightpack.format.record import build_difference_chunk
 from weightpack.kernels.integers import fullest_window
 from weightpack.kernels.numpy_differences import modular_differences
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _CONDITIONAL_SYMBOLS = 1 << 10  # with fewer, the stream's head costs more than conditions gain
 _OUTLIERS = 200  # one block in so many may have a higher rate than there are
-_NO_SCALE = -32768
 _LEAST_ROW, _LEAST_ROWS = 16, 16
 _NONE_FREQUENT = np.empty(0, np.uint32)
 _SAMPLE_BLOCKS, _LEAST_SHARE, _MOST_FREQUENT = 64, 256, 24
@@ -73,7 +71,7 @@ def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[
     rows = logs.sum(axis=1) // np.maximum(in_row, 1)
     columns = np.where(there, logs - rows[:, None], 0).sum(axis=0) // np.maximum(in_col, 1)
     rows16, cols16 = (rows + 4) >> 3, (columns + 4) >> 3
-    return np.concatenate([np.where(in_row, rows16, _NO_SCALE), np.where(in_col, cols16, _NO_SCALE)])
+    return np.concatenate([np.where(in_row, rows16, NO_SCALE), np.where(in_col, cols16, NO_SCALE)])
 
 
 def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:

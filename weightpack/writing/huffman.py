@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from dahuffman import HuffmanCodec
 
+from weightpack.format.constants import MAX_CODE_BITS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-MAX_BITS = 12
 
 
 def code_lengths(counts: NDArray[np.uint32]) -> bytes:
@@ -23,12 +23,12 @@ def code_lengths(counts: NDArray[np.uint32]) -> bytes:
     present = {int(s): int(counts[s]) for s in counts.nonzero()[0]}
     # dahuffman adds an end symbol unless it is in the table already; ours is, so that the code stays complete.
     table = HuffmanCodec.from_frequencies(present, eof=next(iter(present))).get_code_table()
-    lengths = {s: min(bits, MAX_BITS) for s, (bits, _) in table.items()}
+    lengths = {s: min(bits, MAX_CODE_BITS) for s, (bits, _) in table.items()}
     by_count = sorted(lengths, key=lambda s: (present[s], s))
-    full = 1 << MAX_BITS
+    full = 1 << MAX_CODE_BITS
     used = sum(full >> n for n in lengths.values())
     while used > full:
-        s = next(s for s in by_count if lengths[s] < MAX_BITS)
+        s = next(s for s in by_count if lengths[s] < MAX_CODE_BITS)
         used -= full >> (lengths[s] + 1)
         lengths[s] += 1
     for s in reversed(by_count):

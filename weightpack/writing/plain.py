@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from weightpack import kernels as kernel_choice
-from weightpack.format.constants import Codec, Mode
-from weightpack.format.layouts import BLOCK_ELEMS, LAYOUTS, LayoutId
+from weightpack.format.constants import BLOCK_ELEMS, Codec, Mode
+from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import build_chunk, chunk_bound, parse_chunk
 from weightpack.io.files import pieces
 from weightpack.writing.choose import attention, better_stream, worth_zstd, zstd_stream
