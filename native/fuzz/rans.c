@@ -52,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         if (status == WP_OK) CHECK(out_bytes == expected_bytes && memcmp(out, expected, out_bytes) == 0);
         if (status == WP_OK && n) {
             uint32_t crc;
-            CHECK(wp_decode_streams(isa, WP_BYTES1, 0, &one, 1, n, 0, workspace_of(isa), back, &crc) == WP_OK);
+            CHECK(wp_decode_streams(isa, WP_BYTES1, WP_MODE_SPLIT, &one, 1, n, 0, workspace_of(isa), back, &crc) == WP_OK);
             CHECK(memcmp(back, symbols, n) == 0);
         }
         uint32_t other_counts[256];

@@ -18,13 +18,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     streams[plane % n_streams] = (wp_stream){codec, stream, in.n};
 
     uint32_t crc;
-    const wp_status status = wp_decode_streams(WP_ISA_SCALAR, layout, 0, streams, n_streams, n_elems, 7, workspace_of(WP_ISA_SCALAR), expected, &crc);
+    const wp_status status = wp_decode_streams(WP_ISA_SCALAR, layout, WP_MODE_SPLIT, streams, n_streams, n_elems, 7, workspace_of(WP_ISA_SCALAR), expected, &crc);
     CHECK(status == WP_OK || status == WP_UNSUPPORTED || status == WP_CORRUPT || status == WP_TRUNCATED || status == WP_NEEDS_ZSTD);
     if (status == WP_OK) CHECK(crc == numbered_crc(7, expected, out_bytes));
     FOR_EACH_OTHER_ISA(isa) {
         uint8_t *out = take(out_bytes, 0x55);
         uint32_t other_crc;
-        CHECK(wp_decode_streams(isa, layout, 0, streams, n_streams, n_elems, 7, workspace_of(isa), out, &other_crc) == status);
+        CHECK(wp_decode_streams(isa, layout, WP_MODE_SPLIT, streams, n_streams, n_elems, 7, workspace_of(isa), out, &other_crc) == status);
         if (status == WP_OK) CHECK(other_crc == crc && memcmp(out, expected, out_bytes) == 0);
         free(out);
     }

@@ -10,12 +10,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Numbers of the format; those that Python needs, too, have the same names in weightpack/format/constants.py. */
 enum {
-    WP_BLOCK = 128,           /* elements of a block, and lanes of rans128x8 */
+    WP_BLOCK = 128,           /* elements of a block (section 7.3), and lanes of rans128x8 (8.3) */
     WP_MAX_PLANES = 8,        /* symbol planes of a layout */
     WP_MAX_STREAMS = 8,       /* streams of a chunk */
-    WP_RANS_BOOK_BYTES = 64,  /* upper bound of a serialised rANS codebook */
-    WP_MAX_TABLES = 16,       /* codebooks of a stream (section 8.7) */
+    WP_MAX_CHUNK_BLOCKS = 65535,
+    WP_MAX_TABLES = 16,       /* codebooks of a stream (sections 8.7, 8.8) */
+    WP_MAX_CODE_BITS = 12,    /* of a Huffman code (section 8.4) */
+    WP_N_CONTEXTS = 16,       /* of an exponent (sections 8.6, 14.4) */
+    WP_MAX_RATE = 15,         /* of a block of differences (section 14.4) */
+    WP_N_CELLS = 256,         /* a rate and a context */
+    WP_CLASS_BITS = 7,        /* of a class of differences (section 14.3) */
+    WP_N_CLASSES = 128,
+    WP_FIRST_FREQUENT = 64,   /* from here on, classes are frequent differences */
+    WP_MAX_FREQUENT = 64,
+    WP_NO_SCALE = -32768,     /* section 14.5 */
 };
 
 #define WP_MAX_CHUNK_BYTES (1u << 23)
@@ -30,10 +40,14 @@ typedef enum {
     WP_TRUNCATED = 30,       /* bytes are missing */
     WP_ARGUMENT = 40,        /* the caller broke this header's contract */
     WP_NO_SPACE = 41,        /* the output buffer is too small: nothing useful was written */
-    WP_NEEDS_ZSTD = 50,      /* the chunk has a zstd stream, fields (section 6.6) or a base (6.7, 6.8): take it apart and decode what is in it */
+    WP_NEEDS_ZSTD = 50,      /* a stream is zstd: expand it, and come again with a raw one */
+    WP_NEEDS_CALLER = 51,    /* the chunk's mode is beyond a decoder of chunks: put its fields together (section 6.6), or find its base (6.7, 6.8) */
 } wp_status;
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
+
+/* Section 6.3: how a chunk is coded. */
+typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE_DIFFERENCE = 3, WP_MODE_SCALED = 4, WP_N_MODES } wp_mode;
 
 typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_CONDITIONAL = 7, WP_N_CODECS } wp_codec;
 
@@ -49,8 +63,15 @@ typedef struct {
     uint8_t elem_bytes;
     uint8_t n_planes;                    /* symbol planes */
     uint8_t plane_bits[WP_MAX_PLANES];   /* width of each symbol */
-    uint8_t raw_bits;                    /* r: width of the raw word; 0: none */
+    uint8_t raw_bits;                    /* r: width of the raw word; 0: none, the elements are no floats */
+    uint8_t exponent_shift, exponent_bits; /* where an element says how large it is (section 14.4); 0 bits: nowhere */
 } wp_layout;
+
+static inline int wp_is_float(const wp_layout *l) { return l->raw_bits != 0; }
+/* Section 14: may elements be coded as differences? */
+static inline int wp_has_differences(const wp_layout *l) { return l->elem_bytes <= 4; }
+/* Section 14.5: may scales predict them? They make floats of 8 exponent bits. */
+static inline int wp_has_scales(const wp_layout *l) { return wp_is_float(l) && l->exponent_bits == 8; }
 
 /* Section 8.6: a plane of at most 2 bits that another symbol plane follows may be coded in the context of that one. */
 static inline int wp_has_context(const wp_layout *l, unsigned plane) { return plane + 1u < l->n_planes && l->plane_bits[plane] <= 2; }
@@ -138,11 +159,12 @@ typedef struct wp_workspace wp_workspace;
 size_t wp_workspace_bytes(void);
 
 /* Sections 6.3 to 8. Decodes one chunk, cache-sized batch by batch, straight into `out` (n_elems * elem_bytes), and returns the CRC-32C of
- * `u32 chunk_number || out` in `crc`. `mode` 0 split, 1 whole. On failure the contents of `out` are undefined. A zstd stream is WP_NEEDS_ZSTD. */
+ * `u32 chunk_number || out` in `crc`. `mode` is split or whole (others: WP_UNSUPPORTED). On failure the contents of `out` are undefined. A zstd stream is WP_NEEDS_ZSTD. */
 wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams,
                             size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc);
 
-/* Section 6.3. Decodes one chunk (header, streams, and up to 15 bytes of padding) into `out` and checks its CRC. WP_NEEDS_ZSTD if a stream is zstd. */
+/* Section 6.3. Decodes one chunk (header, streams, and up to 15 bytes of padding) into `out` and checks its CRC. WP_NEEDS_ZSTD if a stream is zstd,
+ * WP_NEEDS_CALLER if the mode is neither split nor whole. */
 wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
                           uint32_t expected_crc, wp_workspace *ws, uint8_t *out);
 
@@ -164,13 +186,16 @@ wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, co
 wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales);
 
 /* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often each pair occurs
- * (counts[0][cell * 128 + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
+ * (counts[0][cell * WP_N_CLASSES + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 128], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
+                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
 size_t wp_difference_extras_bound(size_t n_elems);
 
+/* Differences themselves, modulo 2^(word bits - shift) (section 14.2), n_elems of them: what `frequent` is chosen from. */
+wp_status wp_modular_differences(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint32_t *differences);
+
 /* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */
-wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[256], const uint8_t *cells,
+wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS], const uint8_t *cells,
                                 const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
 
 /* Section 14.5: the base that n_scales scales (i16: of rows, then of n_cols columns) and signs (one bit an element) make of n_elems elements, the first of which is in column

@@ -286,7 +286,7 @@ static PyObject *decode_difference(PyObject *self, PyObject *args) {
     wp_status status = WP_ARGUMENT;
     uint32_t crc = 0;
     const wp_layout *l = wp_layout_of(layout);
-    if (isa_ok(isa) && workspace_ok(&workspace) && fits(frequent.len % 4 == 0 && frequent.len <= 256, "frequent") &&
+    if (isa_ok(isa) && workspace_ok(&workspace) && fits(frequent.len % 4 == 0 && frequent.len <= 4 * WP_MAX_FREQUENT, "frequent") &&
         fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems && base.len / l->elem_bytes >= n_elems, "out or base")) {
         Py_ssize_t n = take_streams(pairs, 3, streams, views);
         if (!PyErr_Occurred() && fits(n == 3, "streams")) {
@@ -320,6 +320,25 @@ static PyObject *difference_planes(PyObject *self, PyObject *args) {
     return PyLong_FromLong((long)status);
 }
 
+static PyObject *modular_differences(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned layout, shift;
+    Py_buffer elems, base, differences;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "IIy*y*w*", &layout, &shift, &elems, &base, &differences)) return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
+    if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
+        fits((size_t)differences.len >= 4 * n && (uintptr_t)differences.buf % 4 == 0, "differences")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_modular_differences(layout, shift, BYTES(elems), BYTES(base), n, differences.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&differences);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong((long)status);
+}
+
 static PyObject *difference_code(PyObject *self, PyObject *args) {
     (void)self;
     unsigned layout, shift, base_exponent;
@@ -331,7 +350,7 @@ static PyObject *difference_code(PyObject *self, PyObject *args) {
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
     if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
         fits((size_t)rates.len >= (n + WP_BLOCK - 1) / WP_BLOCK && (size_t)cells.len >= n && (size_t)classes.len >= n, "rates, cells or classes") &&
-        fits(frequent.len % 4 == 0 && frequent.len <= 256, "frequent") && fits(counts.len == 2 * 256 * 128 * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
+        fits(frequent.len % 4 == 0 && frequent.len <= 4 * WP_MAX_FREQUENT, "frequent") && fits(counts.len == 2 * WP_N_CELLS * WP_N_CLASSES * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
         Py_BEGIN_ALLOW_THREADS
         status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, BYTES(frequent), (unsigned)frequent.len / 4, cells.buf, classes.buf, counts.buf, extras.buf, &n_changed,
                                     &extras_bytes);
@@ -350,7 +369,7 @@ static PyObject *conditional_encode(PyObject *self, PyObject *args) {
     size_t n = 0;
     wp_status status = WP_ARGUMENT;
     if (!PyArg_ParseTuple(args, "y*IIy*y*y*w*w*", &books, &base_exponent, &n_rates, &map, &cells, &symbols, &scratch, &out)) return NULL;
-    if (fits(books.len % (Py_ssize_t)sizeof(wp_rans_book) == 0 && map.len == 256 && cells.len == symbols.len, "books, map or cells") &&
+    if (fits(books.len % (Py_ssize_t)sizeof(wp_rans_book) == 0 && map.len == WP_N_CELLS && cells.len == symbols.len, "books, map or cells") &&
         fits((size_t)scratch.len >= wp_rans_scratch((size_t)symbols.len), "scratch")) {
         Py_BEGIN_ALLOW_THREADS
         status = wp_conditional_encode(books.buf, (unsigned)((size_t)books.len / sizeof(wp_rans_book)), base_exponent, n_rates, BYTES(map), BYTES(cells), BYTES(symbols),
@@ -409,6 +428,7 @@ static PyMethodDef methods[] = {
     {"decode_difference", decode_difference, METH_VARARGS,
      "decode_difference(isa, layout, shift, frequent, [(codec, stream)], base, n_elems, chunk_number, out, workspace) -> (status, crc)"},
     {"difference_planes", difference_planes, METH_VARARGS, "difference_planes(isa, layout, shift, elems, base, exponents, scales) -> status"},
+    {"modular_differences", modular_differences, METH_VARARGS, "modular_differences(layout, shift, elems, base, differences) -> status"},
     {"difference_code", difference_code, METH_VARARGS,
      "difference_code(layout, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
     {"conditional_encode", conditional_encode, METH_VARARGS,

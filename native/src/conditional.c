@@ -7,7 +7,7 @@
 #include "mem.h"
 #include "rans.h"
 
-enum { HEAD_BYTES = 3, ROW_BYTES = WP_CELL_ROW / 2, MAX_RATE = 15 };
+enum { HEAD_BYTES = 3, ROW_BYTES = WP_N_CONTEXTS / 2 };
 
 /* ---- decoding ---- */
 
@@ -39,14 +39,14 @@ wp_status wp_conditional_open(wp_conditional_decoder *d, const uint8_t *p, size_
     const unsigned n_books = p[0] + 1u;
     d->base_exponent = p[1];
     d->n_rates = p[2];
-    if (n_books > WP_MAX_TABLES || d->n_rates < 1 || d->n_rates > MAX_RATE) return WP_CORRUPT;
+    if (n_books > WP_MAX_TABLES || d->n_rates < 1 || d->n_rates > WP_MAX_RATE) return WP_CORRUPT;
     p += HEAD_BYTES;
     if (end - p < ROW_BYTES * (ptrdiff_t)d->n_rates) return WP_TRUNCATED;
     memset(d->map, 0, sizeof d->map);
-    for (unsigned i = 0; i < (unsigned)d->n_rates * WP_CELL_ROW; i++) {
+    for (unsigned i = 0; i < (unsigned)d->n_rates * WP_N_CONTEXTS; i++) {
         const unsigned book = p[i / 2] >> i % 2 * 4 & 15;
         if (book >= n_books) return WP_CORRUPT;
-        d->map[WP_CELL_ROW + i] = (uint8_t)book;
+        d->map[WP_N_CONTEXTS + i] = (uint8_t)book;
     }
     p += ROW_BYTES * d->n_rates;
     d->rans.n_tables = n_books; d->rans.id_bits = 0; d->rans.block_groups = 1; d->rans.group = 0; d->rans.ids = NULL;
@@ -60,7 +60,7 @@ wp_status wp_conditional_open(wp_conditional_decoder *d, const uint8_t *p, size_
 
 wp_status wp_conditional_next(const wp_kernels *kernels, wp_conditional_decoder *d, unsigned rate, const uint8_t *exponents, uint8_t *out, size_t n) {
     if (rate > d->n_rates) return WP_CORRUPT;
-    const uint8_t *row = d->map + rate * WP_CELL_ROW;
+    const uint8_t *row = d->map + rate * WP_N_CONTEXTS;
     if (n == WP_BLOCK) return kernels->conditional_decode(&d->rans, &d->tables, row, d->base_exponent, exponents, out);
     wp_rans_guard(&d->rans);
     for (size_t l = 0; l < n; l++) {
@@ -84,20 +84,20 @@ static encoder_entry entry_of(unsigned freq, unsigned start, unsigned is_escape)
     return (encoder_entry){freq ? (((uint64_t)1 << 32) + freq - 1) / freq : 0, (uint16_t)freq, (uint8_t)start, (uint8_t)is_escape};
 }
 
-static void fill_entries(const wp_rans_book *book, encoder_entry entries[1 << WP_CLASS_BITS]) {
+static void fill_entries(const wp_rans_book *book, encoder_entry entries[WP_N_CLASSES]) {
     unsigned start = 0;
     for (unsigned r = 0; r < book->n_symbols; r++) start += book->freqs[r];
-    for (unsigned s = 0; s < 1u << WP_CLASS_BITS; s++) entries[s] = entry_of(book->escape_freq, start, 1);
+    for (unsigned s = 0; s < WP_N_CLASSES; s++) entries[s] = entry_of(book->escape_freq, start, 1);
     start = 0;
     for (unsigned r = 0; r < book->n_symbols; start += book->freqs[r++]) {
         if (book->symbols[r] >> WP_CLASS_BITS == 0) entries[book->symbols[r]] = entry_of(book->freqs[r], start, 0); /* others are asked for by no one */
     }
 }
 
-wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[256], const uint8_t *cells,
+wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS], const uint8_t *cells,
                                 const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
-    if (n_books < 1 || n_books > WP_MAX_TABLES || n_rates < 1 || n_rates > MAX_RATE || base_exponent > 255) return WP_ARGUMENT;
-    encoder_entry entries[WP_MAX_TABLES][1 << WP_CLASS_BITS];
+    if (n_books < 1 || n_books > WP_MAX_TABLES || n_rates < 1 || n_rates > WP_MAX_RATE || base_exponent > 255) return WP_ARGUMENT;
+    encoder_entry entries[WP_MAX_TABLES][WP_N_CLASSES];
     size_t head = HEAD_BYTES + ROW_BYTES * n_rates + 2 * WP_BLOCK + 4;
     for (unsigned b = 0; b < n_books; b++) {
         if (!wp_rans_book_is_sound(&books[b])) return WP_ARGUMENT;
@@ -133,7 +133,7 @@ wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, uns
     const size_t renorm_bytes = (size_t)(renorm_end - renorm), literal_bytes = (size_t)(literals_end - literals), need = head + renorm_bytes + literal_bytes;
     if (need > capacity) return WP_NO_SPACE;
     *out++ = (uint8_t)(n_books - 1); *out++ = (uint8_t)base_exponent; *out++ = (uint8_t)n_rates;
-    for (unsigned i = 0; i < n_rates * WP_CELL_ROW; i += 2) *out++ = (uint8_t)(map[WP_CELL_ROW + i] | map[WP_CELL_ROW + i + 1] << 4);
+    for (unsigned i = 0; i < n_rates * WP_N_CONTEXTS; i += 2) *out++ = (uint8_t)(map[WP_N_CONTEXTS + i] | map[WP_N_CONTEXTS + i + 1] << 4);
     for (unsigned b = 0; b < n_books; b++) out = wp_rans_put_book(&books[b], out);
     for (int l = 0; l < WP_BLOCK; l++, out += 2) wp_store16(out, x[l]);
     wp_store32(out, (uint32_t)renorm_bytes);

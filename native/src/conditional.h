@@ -3,14 +3,12 @@
 #define WP_CONDITIONAL_H
 #include "kernels.h"
 
-enum { WP_N_CELLS = 256, WP_CELL_ROW = 16, WP_CLASS_BITS = 7 };
-
 /* Section 8.8. A decoder between calls: that of the states, and which codebook each cell has. */
 typedef struct {
     wp_rans_decoder rans;
     wp_conditional_tables tables;
     uint8_t base_exponent, n_rates;
-    uint8_t map[WP_N_CELLS]; /* [rate * 16 + exponent context] -> codebook */
+    uint8_t map[WP_N_CELLS]; /* [rate * WP_N_CONTEXTS + exponent context] -> codebook */
 } wp_conditional_decoder;
 
 /* Parses and checks a stream's head. */

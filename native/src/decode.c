@@ -126,18 +126,18 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
     return WP_OK;
 }
 
-static unsigned n_streams_of(const wp_layout *l, unsigned mode) { return mode ? 1 : l->n_planes + (l->raw_bits ? 2u : 0u); }
+static unsigned n_streams_of(const wp_layout *l, unsigned mode) { return mode == WP_MODE_WHOLE ? 1 : l->n_planes + (l->raw_bits ? 2u : 0u); }
 
 static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
                                 int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
-    if (!l || mode > 1) return WP_UNSUPPORTED;
+    if (!l || (mode != WP_MODE_SPLIT && mode != WP_MODE_WHOLE)) return WP_UNSUPPORTED;
     if (n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
-    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_WIDTHS) return WP_CORRUPT;
+    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_CHUNK_BLOCKS) return WP_CORRUPT;
     uint8_t number[4];
     wp_store32(number, chunk_number);
     *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
-    if (mode) { layout = WP_BYTES1; n_elems *= l->elem_bytes; }
+    if (mode == WP_MODE_WHOLE) { layout = WP_BYTES1; n_elems *= l->elem_bytes; }
     return decode_split(isa, layout, streams, n_elems, streamed, ws, out, crc);
 }
 
@@ -152,8 +152,14 @@ static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chun
     if (!l) return WP_UNSUPPORTED;
     if (chunk_bytes < 4) return WP_TRUNCATED;
     unsigned mode = chunk[0], n_streams = chunk[1];
-    if (mode >= 2 && mode <= 4) return WP_NEEDS_ZSTD; /* the caller puts fields together (section 6.6), and knows the base (6.7, 6.8) */
-    if (mode > 1) return WP_UNSUPPORTED;
+    switch (mode) {
+    case WP_MODE_SPLIT:
+    case WP_MODE_WHOLE: break;
+    case WP_MODE_FIELDS:
+    case WP_MODE_DIFFERENCE:
+    case WP_MODE_SCALED: return WP_NEEDS_CALLER;
+    default: return WP_UNSUPPORTED;
+    }
     if (chunk[2] || chunk[3] || n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
     if (chunk_bytes < 4 + 4 * n_streams) return WP_TRUNCATED;
     wp_stream streams[WP_MAX_STREAMS];

@@ -6,28 +6,15 @@
 #include "plane.h"
 #include "words.h"
 
-enum { MAX_RATE = 15, N_CLASSES = WP_N_CLASSES, MAX_EXTRA = 32, BITS_GUARD = 16 };
+enum { MAX_EXTRA = 32, BITS_GUARD = 16 };
 
-/* ---- what a layout means here ---- */
+static unsigned exponent_mask_of(const wp_layout *l) { return (1u << l->exponent_bits) - 1; }
 
-/* `exponent_shift` and `exponent_bits`: where the context comes from. Layouts of 8 bytes have none of this. */
-typedef struct { uint8_t word_bits, is_float, exponent_shift, exponent_bits; } word_kind;
-
-static int kind_of(unsigned layout, word_kind *k) {
-    switch (layout) {
-    case WP_BYTES1: *k = (word_kind){8, 0, 4, 4}; return 1;
-    case WP_BYTES2: *k = (word_kind){16, 0, 0, 0}; return 1;
-    case WP_BYTES4: *k = (word_kind){32, 0, 0, 0}; return 1;
-    case WP_BF16: case WP_BF16_LEAD: *k = (word_kind){16, 1, 7, 8}; return 1;
-    case WP_F16: case WP_F16_LEAD: *k = (word_kind){16, 1, 10, 5}; return 1;
-    case WP_F32: case WP_F32_LEAD: *k = (word_kind){32, 1, 23, 8}; return 1;
-    case WP_F8_E4M3: case WP_F8_E4M3_LEAD: *k = (word_kind){8, 1, 3, 4}; return 1;
-    case WP_F8_E5M2: case WP_F8_E5M2_LEAD: *k = (word_kind){8, 1, 2, 5}; return 1;
-    default: return 0;
-    }
+/* The layout, if its elements may be coded as differences that drop `shift` bits; else NULL. */
+static const wp_layout *differing(unsigned layout, unsigned shift) {
+    const wp_layout *l = wp_layout_of(layout);
+    return l && wp_has_differences(l) && shift <= 8u * l->elem_bytes - 2u ? l : NULL;
 }
-
-static unsigned exponent_mask_of(word_kind k) { return (1u << k.exponent_bits) - 1; }
 
 /* ---- decoding ---- */
 
@@ -35,33 +22,31 @@ static unsigned exponent_mask_of(word_kind k) { return (1u << k.exponent_bits) -
 static void fill_classes(wp_class_table *t, unsigned bits, const uint8_t *frequent, unsigned n_frequent) {
     t->entry[0] = 0;
     t->entry[1] = 1 | 1 << 8;
-    for (unsigned i = 0; i < N_CLASSES - WP_FIRST_FREQUENT; i++)
+    for (unsigned i = 0; i < WP_MAX_FREQUENT; i++)
         t->entry[WP_FIRST_FREQUENT + i] = i < n_frequent ? (uint64_t)wp_load32(frequent + 4 * i) << 8 : WP_NO_CLASS;
     for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) {
         const unsigned low = (c >> 1) - 1;
         t->entry[c] = c < 2 * bits - 1 ? (low + 1) | (uint64_t)((2u | (c & 1)) << low) << 8 : WP_NO_CLASS;
     }
-    for (unsigned c = 0; c < N_CLASSES; c++) {
+    for (unsigned c = 0; c < WP_N_CLASSES; c++) {
         t->extra[c] = t->entry[c] == WP_NO_CLASS ? 0x80 : (uint8_t)t->entry[c];
         for (unsigned i = 0; i < 4; i++) t->lead[i][c] = (uint8_t)(t->entry[c] >> (8 + 8 * i));
     }
 }
 
 /* Unchanged blocks, and one changed block after the other. */
-static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned shift, const uint8_t *frequent, unsigned n_frequent, const wp_stream *streams,
+static wp_status decode_blocks(const wp_kernels *k, const wp_layout *l, unsigned shift, const uint8_t *frequent, unsigned n_frequent, const wp_stream *streams,
                                const uint8_t *base, size_t n_elems, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
-    const unsigned bytes = wp_layout_of(layout)->elem_bytes;
+    const unsigned bytes = l->elem_bytes, word_bits = 8 * bytes - shift;
     const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK;
     const int conditional = streams[1].codec == WP_CONDITIONAL;
-    word_kind kind;
-    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u) return WP_CORRUPT;
     for (unsigned i = 0; i < n_frequent; i++)
-        if (wp_load32(frequent + 4 * i) & ~wp_word_mask(kind.word_bits - shift)) return WP_CORRUPT;
+        if (wp_load32(frequent + 4 * i) & ~wp_word_mask(word_bits)) return WP_CORRUPT;
     wp_status status = wp_plane_decode(k, &ws->u.planes[0], &streams[0], n_blocks, ws->widths);
     if (status != WP_OK) return status;
     size_t n_changed = 0;
     for (size_t b = 0; b < n_blocks; b++) {
-        if (ws->widths[b] > MAX_RATE) return WP_CORRUPT;
+        if (ws->widths[b] > WP_MAX_RATE) return WP_CORRUPT;
         if (ws->widths[b]) n_changed += b + 1 < n_blocks ? WP_BLOCK : n_elems - b * WP_BLOCK;
     }
     if (streams[2].codec != WP_RAW) return streams[2].codec == WP_ZSTD ? WP_NEEDS_ZSTD : streams[2].codec < WP_N_CODECS ? WP_CORRUPT : WP_UNSUPPORTED;
@@ -75,7 +60,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
     if (status != WP_OK) return status;
 
     wp_class_table table;
-    fill_classes(&table, kind.word_bits - shift, frequent, n_frequent);
+    fill_classes(&table, word_bits, frequent, n_frequent);
     const uint8_t *bits = streams[2].data;
     uint64_t n_bits = (uint64_t)streams[2].n_bytes * 8, position = 0;
     /* Where fewer bytes are left than a block may read, they are read from a copy with zeros behind it. */
@@ -94,7 +79,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
                 wp_differences d;
                 const uint8_t *classes = ws->symbols[0];
                 if (conditional) {
-                    k->exponents(base, m, bytes, kind.exponent_shift, exponent_mask_of(kind), exponents);
+                    k->exponents(base, m, bytes, l->exponent_shift, exponent_mask_of(l), exponents);
                     status = wp_conditional_next(k, &ws->u.conditional, rate, exponents, ws->symbols[0], m);
                 } else {
                     status = wp_plane_next(k, &ws->u.planes[0], m, NULL, ws->symbols[0], &classes);
@@ -111,7 +96,7 @@ static wp_status decode_blocks(const wp_kernels *k, unsigned layout, unsigned sh
                 position = k->differences(&table, classes, m, bits, position, bytes, &d);
                 if (position == UINT64_MAX) return WP_CORRUPT;
                 if (position > n_bits) return WP_TRUNCATED;
-                k->apply(base, bytes, shift, kind.is_float, &d, m, out);
+                k->apply(base, bytes, shift, wp_is_float(l), &d, m, out);
             }
             out += m * bytes;
             base += m * bytes;
@@ -130,12 +115,12 @@ wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, co
                                const uint8_t *base, size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
-    if (n_frequent > N_CLASSES - WP_FIRST_FREQUENT) return WP_CORRUPT;
-    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_WIDTHS) return WP_CORRUPT;
+    if (n_frequent > WP_MAX_FREQUENT || !differing(layout, shift)) return WP_CORRUPT;
+    if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes || (n_elems - 1) / WP_BLOCK >= WP_MAX_CHUNK_BLOCKS) return WP_CORRUPT;
     uint8_t number[4];
     wp_store32(number, chunk_number);
     *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
-    return decode_blocks(wp_kernels_of(isa), layout, shift, frequent, n_frequent, streams, base, n_elems, ws, out, crc);
+    return decode_blocks(wp_kernels_of(isa), l, shift, frequent, n_frequent, streams, base, n_elems, ws, out, crc);
 }
 
 /* ---- encoding ---- */
@@ -149,11 +134,11 @@ static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, i
     return ((d ^ (0u - less)) + less) & wp_word_mask(bits);
 }
 
-/* The loops of the two functions below, for constants of the cases that matter. */
+/* The loops of the functions below, for constants of the cases that matter. */
 #define FOR_KIND(loop)                                                                   \
-    if (bytes == 2 && kind.is_float && shift == 0) loop(2, 0, 1);                        \
-    else if (bytes == 4 && kind.is_float && shift == 0) loop(4, 0, 1);                   \
-    else loop(bytes, shift, kind.is_float)
+    if (bytes == 2 && wp_is_float(l) && shift == 0) loop(2, 0, 1);                       \
+    else if (bytes == 4 && wp_is_float(l) && shift == 0) loop(4, 0, 1);                  \
+    else loop(bytes, shift, wp_is_float(l))
 
 static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const uint8_t *exponents, unsigned lowest,
                              uint8_t *scales) {
@@ -174,14 +159,35 @@ static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n
 }
 
 wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales) {
-    word_kind kind;
-    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || n_elems == 0) return WP_ARGUMENT;
-    const unsigned bytes = wp_layout_of(layout)->elem_bytes;
-    wp_kernels_of(isa)->exponents(base, n_elems, bytes, kind.exponent_shift, exponent_mask_of(kind), exponents);
+    const wp_layout *l = differing(layout, shift);
+    if (!l || n_elems == 0) return WP_ARGUMENT;
+    const unsigned bytes = l->elem_bytes;
+    wp_kernels_of(isa)->exponents(base, n_elems, bytes, l->exponent_shift, exponent_mask_of(l), exponents);
     uint8_t highest = 0;
     for (size_t i = 0; i < n_elems; i++) highest = exponents[i] > highest ? exponents[i] : highest;
     const unsigned lowest = highest > 24 ? highest - 24u : 0; /* what is below is divided: the sums have 24 bits of range, and room for 128 of them */
 #define LOOP(bytes, shift, is_float) scales_of(elems, base, n_elems, bytes, shift, is_float, exponents, lowest, scales)
+    FOR_KIND(LOOP);
+#undef LOOP
+    return WP_OK;
+}
+
+/* What a sign and a magnitude say, modulo 2^bits. */
+static inline uint32_t modular(uint32_t magnitude, uint32_t negative, unsigned bits) { return ((magnitude ^ (0u - negative)) + negative) & wp_word_mask(bits); }
+
+static inline void modular_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, uint32_t *differences) {
+    for (size_t i = 0; i < n_elems; i++) {
+        uint32_t negative;
+        const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, wp_load_word(base, bytes, i) >> shift, 8 * bytes - shift, is_float, &negative);
+        differences[i] = modular(m, negative, 8 * bytes - shift);
+    }
+}
+
+wp_status wp_modular_differences(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint32_t *differences) {
+    const wp_layout *l = differing(layout, shift);
+    if (!l) return WP_ARGUMENT;
+    const unsigned bytes = l->elem_bytes;
+#define LOOP(bytes, shift, is_float) modular_words(elems, base, n_elems, bytes, shift, is_float, differences)
     FOR_KIND(LOOP);
 #undef LOOP
     return WP_OK;
@@ -211,16 +217,17 @@ static void fill_frequent(frequent_table *t, const uint8_t *frequent, unsigned n
 }
 
 /* What `code_words` makes; n_changed and extras_bytes at the end. */
-typedef struct { uint8_t *cells, *classes, *extras; uint32_t (*counts)[256 * N_CLASSES]; size_t n_changed, extras_bytes; } coded;
+typedef struct { uint8_t *cells, *classes, *extras; uint32_t (*counts)[WP_N_CELLS * WP_N_CLASSES]; size_t n_changed, extras_bytes; } coded;
 
-static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, word_kind kind, const uint8_t *rates,
+static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const wp_layout *l, const uint8_t *rates,
                               uint8_t base_exponent, const frequent_table *frequent, coded *out) {
     uint64_t held = 0; /* bits that are not written yet, `n_held` of them, below 8 after each element */
     unsigned n_held = 0;
     uint8_t *p = out->extras, *cells = out->cells, *classes = out->classes;
     /* Two histograms in turn: the same pair often comes twice, and the second would wait for the first. */
     uint32_t *even = out->counts[0], *odd = out->counts[1];
-    const uint32_t exponent_mask = exponent_mask_of(kind);
+    const uint32_t exponent_mask = exponent_mask_of(l);
+    const unsigned exponent_shift = l->exponent_shift;
     for (size_t begin = 0; begin < n_elems; begin += WP_BLOCK) {
         const unsigned rate = rates[begin / WP_BLOCK];
         const size_t end = n_elems - begin < WP_BLOCK ? n_elems : begin + WP_BLOCK;
@@ -233,14 +240,14 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
             const unsigned k = wp_highest_bit(m | 1), low = k - (k != 0);
             unsigned symbol = 2 * k + (m >> low & 1), n_extra = low + (m != 0);
             if (frequent) {
-                const unsigned known = frequent->class_of[slot_of(frequent, ((m ^ (0u - negative)) + negative) & wp_word_mask(8 * bytes - shift))];
+                const unsigned known = frequent->class_of[slot_of(frequent, modular(m, negative, 8 * bytes - shift))];
                 symbol = known ? known : symbol;
                 n_extra = known ? 0 : n_extra;
             }
-            const unsigned cell = rate * WP_CELL_ROW + wp_context_of((uint8_t)(b >> kind.exponent_shift & exponent_mask), base_exponent);
+            const unsigned cell = rate * WP_N_CONTEXTS + wp_context_of((uint8_t)(b >> exponent_shift & exponent_mask), base_exponent);
             *cells++ = (uint8_t)cell;
             *classes++ = (uint8_t)symbol;
-            even[cell * N_CLASSES + symbol]++;
+            even[cell * WP_N_CLASSES + symbol]++;
             uint32_t *const next = odd;
             odd = even;
             even = next;
@@ -258,24 +265,24 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
 }
 
 wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][256 * 128], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
-    word_kind kind;
-    if (!kind_of(layout, &kind) || shift > kind.word_bits - 2u || base_exponent > 255 || n_frequent > N_CLASSES - WP_FIRST_FREQUENT) return WP_ARGUMENT;
+                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
+    const wp_layout *l = differing(layout, shift);
+    if (!l || base_exponent > 255 || n_frequent > WP_MAX_FREQUENT) return WP_ARGUMENT;
     frequent_table table;
     fill_frequent(&table, frequent, n_frequent);
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
-        if (rates[b] > MAX_RATE) return WP_ARGUMENT;
-    const unsigned bytes = wp_layout_of(layout)->elem_bytes;
+        if (rates[b] > WP_MAX_RATE) return WP_ARGUMENT;
+    const unsigned bytes = l->elem_bytes;
     coded out = {cells, classes, extras, counts, 0, 0};
     memset(counts, 0, 2 * sizeof counts[0]);
 #define LOOP(bytes, shift, is_float)                                                                                                                \
     do {                                                                                                                                            \
-        if (n_frequent) code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, &table, &out);                \
-        else code_words(elems, base, n_elems, bytes, shift, is_float, kind, rates, (uint8_t)base_exponent, NULL, &out);                             \
+        if (n_frequent) code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, &table, &out);                \
+        else code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, NULL, &out);                             \
     } while (0)
     FOR_KIND(LOOP);
 #undef LOOP
-    for (size_t i = 0; i < 256 * N_CLASSES; i++) counts[0][i] += counts[1][i];
+    for (size_t i = 0; i < WP_N_CELLS * WP_N_CLASSES; i++) counts[0][i] += counts[1][i];
     *n_changed = out.n_changed;
     *extras_bytes = out.extras_bytes;
     return WP_OK;
@@ -285,20 +292,19 @@ wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *ele
 
 /* round(2^23 * (2^(k/16) - 1)) */
 static const uint32_t mantissas[16] = {0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309};
-enum { NO_SCALE = -32768 };
 
 wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems, uint8_t *base) {
-    word_kind kind;
-    if (!kind_of(layout, &kind) || !kind.is_float || kind.exponent_bits != 8) return WP_CORRUPT;
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l || !wp_has_scales(l)) return WP_CORRUPT;
     if (n_cols == 0 || phase >= n_cols || n_scales < n_cols || (phase + n_elems + n_cols - 1) / n_cols != n_scales - n_cols) return WP_ARGUMENT;
-    const unsigned bytes = kind.word_bits / 8;
+    const unsigned bytes = l->elem_bytes;
     const uint8_t *cols = scales + 2 * (n_scales - n_cols);
     size_t row = 0, col = phase;
     for (size_t i = 0; i < n_elems; i++) {
         const int r = (int16_t)wp_load16(scales + 2 * row), c = (int16_t)wp_load16(cols + 2 * col);
         const int sum = r + c + (127 << 4); /* biased, so that the shift below is of what is not negative */
         uint32_t word = 0;
-        if (r != NO_SCALE && c != NO_SCALE && sum >= 16) word = sum >= 255 << 4 ? 0x7f7fffffu : (uint32_t)sum >> 4 << 23 | mantissas[sum & 15];
+        if (r != WP_NO_SCALE && c != WP_NO_SCALE && sum >= 16) word = sum >= 255 << 4 ? 0x7f7fffffu : (uint32_t)sum >> 4 << 23 | mantissas[sum & 15];
         word |= (uint32_t)(signs[i / 8] >> i % 8 & 1) << 31;
         wp_store_word(base, bytes, i, bytes == 2 ? word >> 16 : word);
         if (++col == n_cols) { col = 0; row++; }

@@ -90,6 +90,4 @@ static void apply(const uint8_t *base, unsigned bytes, unsigned shift, int is_fl
     else apply_words(base, bytes, shift, is_float, d, m, out);
 }
 
-#define WP_DIFFERENCES exponents, differences, apply
-
 #endif

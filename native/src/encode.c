@@ -140,7 +140,7 @@ wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, s
     chunk->n_streams = (unsigned)(s - chunk->streams);
 
     uint8_t *table = out + 4, *p = table + 4 * chunk->n_streams;
-    out[0] = 0; out[1] = (uint8_t)chunk->n_streams; out[2] = out[3] = 0;
+    out[0] = WP_MODE_SPLIT; out[1] = (uint8_t)chunk->n_streams; out[2] = out[3] = 0;
     for (unsigned i = 0; i < chunk->n_streams; i++, table += 4) {
         s = &chunk->streams[i];
         s->begin = (size_t)(p - out);

@@ -15,13 +15,13 @@ static unsigned reverse_bits(unsigned v, unsigned n) {
 
 /* First bit lowest (as stored). Returns 0 unless the code is complete. */
 static int assign_codes(const uint8_t lengths[256], uint16_t codes[256]) {
-    unsigned per_length[WP_HUFFMAN_MAX_BITS + 1] = {0}, next[WP_HUFFMAN_MAX_BITS + 1] = {0}, code = 0, filled = 0;
+    unsigned per_length[WP_MAX_CODE_BITS + 1] = {0}, next[WP_MAX_CODE_BITS + 1] = {0}, code = 0, filled = 0;
     for (int s = 0; s < 256; s++) {
-        if (lengths[s] > WP_HUFFMAN_MAX_BITS) return 0;
-        if (lengths[s]) { per_length[lengths[s]]++; filled += 1u << (WP_HUFFMAN_MAX_BITS - lengths[s]); }
+        if (lengths[s] > WP_MAX_CODE_BITS) return 0;
+        if (lengths[s]) { per_length[lengths[s]]++; filled += 1u << (WP_MAX_CODE_BITS - lengths[s]); }
     }
-    if (filled != 1u << WP_HUFFMAN_MAX_BITS) return 0;
-    for (unsigned n = 1; n <= WP_HUFFMAN_MAX_BITS; n++) next[n] = code = (code + per_length[n - 1]) << 1;
+    if (filled != 1u << WP_MAX_CODE_BITS) return 0;
+    for (unsigned n = 1; n <= WP_MAX_CODE_BITS; n++) next[n] = code = (code + per_length[n - 1]) << 1;
     for (int s = 0; s < 256; s++)
         if (lengths[s]) codes[s] = (uint16_t)reverse_bits(next[lengths[s]]++, lengths[s]);
     return 1;
@@ -52,7 +52,7 @@ wp_status wp_huffman_open(wp_huffman_decoder *d, const uint8_t *p, size_t n_byte
     p += set_bytes;
     for (unsigned i = 0; i < n_symbols; i++) {
         unsigned length = p[i / 2] >> (i % 2 * 4) & 15;
-        if (length < 1 || length > WP_HUFFMAN_MAX_BITS) return WP_CORRUPT;
+        if (length < 1 || length > WP_MAX_CODE_BITS) return WP_CORRUPT;
         lengths[symbols[i]] = (uint8_t)length;
     }
     if (n_symbols % 2 && p[n_symbols / 2] >> 4) return WP_CORRUPT;
@@ -60,7 +60,7 @@ wp_status wp_huffman_open(wp_huffman_decoder *d, const uint8_t *p, size_t n_byte
     if (!assign_codes(lengths, codes)) return WP_CORRUPT;
     for (unsigned i = 0; i < n_symbols; i++) {
         unsigned s = symbols[i], length = lengths[s];
-        for (unsigned v = codes[s]; v < 1u << WP_HUFFMAN_MAX_BITS; v += 1u << length) d->table[v] = (uint16_t)(s | length << 8);
+        for (unsigned v = codes[s]; v < 1u << WP_MAX_CODE_BITS; v += 1u << length) d->table[v] = (uint16_t)(s | length << 8);
     }
     const uint8_t *sizes = p;
     p += 9;
@@ -74,7 +74,7 @@ wp_status wp_huffman_open(wp_huffman_decoder *d, const uint8_t *p, size_t n_byte
 }
 
 static inline uint8_t take(wp_bit_reader *r, const uint16_t *table) {
-    unsigned t = table[r->bits & ((1u << WP_HUFFMAN_MAX_BITS) - 1)];
+    unsigned t = table[r->bits & ((1u << WP_MAX_CODE_BITS) - 1)];
     r->bits >>= t >> 8;
     r->n_bits -= t >> 8;
     return (uint8_t)t;
@@ -99,7 +99,7 @@ wp_status wp_huffman_next(wp_huffman_decoder *d, uint8_t *out, size_t n) {
         wp_bit_reader *r = &d->in[i % WP_HUFFMAN_STREAMS];
         r->bits &= ((uint64_t)1 << r->n_bits) - 1;
         while (r->n_bits <= 48 && r->p < r->end) { r->bits |= (uint64_t)*r->p++ << r->n_bits; r->n_bits += 8; }
-        if (r->n_bits < table[r->bits & ((1u << WP_HUFFMAN_MAX_BITS) - 1)] >> 8) return WP_TRUNCATED;
+        if (r->n_bits < table[r->bits & ((1u << WP_MAX_CODE_BITS) - 1)] >> 8) return WP_TRUNCATED;
         out[i] = take(r, table);
     }
     return WP_OK;

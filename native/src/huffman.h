@@ -3,13 +3,13 @@
 #define WP_HUFFMAN_H
 #include "kernels.h"
 
-enum { WP_HUFFMAN_MAX_BITS = 12, WP_HUFFMAN_STREAMS = 4 };
+enum { WP_HUFFMAN_STREAMS = 4 };
 
 typedef struct { const uint8_t *p, *end; uint64_t bits; unsigned n_bits; } wp_bit_reader;
 
 typedef struct {
     wp_bit_reader in[WP_HUFFMAN_STREAMS];
-    uint16_t table[1 << WP_HUFFMAN_MAX_BITS];   /* symbol | length << 8, by the next 12 bits */
+    uint16_t table[1 << WP_MAX_CODE_BITS];   /* symbol | length << 8, by the next 12 bits */
 } wp_huffman_decoder;
 
 wp_status wp_huffman_open(wp_huffman_decoder *d, const uint8_t *stream, size_t n_bytes, unsigned plane_bits);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The hot loops, one table of function pointers for each ISA. A kernel sees whole groups of 128 elements only; the callers (split.c,
- * merge.c, rans.c) handle ends. Kernels have no state, allocate nothing, and must give the same bytes on every ISA: scalar is the definition.
+ * decode.c, rans.c, context.c, conditional.c) handle ends. Kernels have no state, allocate nothing, and must give the same bytes on every ISA: scalar is the definition.
  */
 #ifndef WP_KERNELS_H
 #define WP_KERNELS_H
@@ -65,14 +65,13 @@ typedef struct {
 
 /* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8; of a frequent difference 0 | itself << 8; of one that must
  * not be, WP_NO_CLASS. The same by bytes, for vectors: extra bits, 0x80 for no class; and the magnitude. */
-enum { WP_N_CLASSES = 128, WP_FIRST_FREQUENT = 64 };
 #define WP_NO_CLASS ((uint64_t)1 << 63)
 typedef struct { uint64_t entry[WP_N_CLASSES]; uint8_t extra[WP_N_CLASSES], lead[4][WP_N_CLASSES]; } wp_class_table;
 /* Of a block: in 16 bits for words of 16, else in 32. */
 typedef union { uint16_t of_2[WP_BLOCK]; uint32_t of_4[WP_BLOCK]; } wp_differences;
 
 /* Section 8.6. A decoder between calls; `start[s - 1][c]` is where symbol s = 1, 2, 3 starts in context c. The same guard holds for `renorm`. */
-enum { WP_N_CONTEXTS = 16, WP_CONTEXT_SYMBOLS = 4 };
+enum { WP_CONTEXT_SYMBOLS = 4 };
 
 typedef struct {
     uint16_t x[WP_BLOCK];
@@ -89,7 +88,6 @@ static inline unsigned wp_context_of(uint8_t symbol, uint8_t base) {
     return above < WP_N_CONTEXTS ? above : WP_N_CONTEXTS - 1;
 }
 
-/* A rANS encoder between calls: it runs backwards. Both pointers move down; a kernel may write up to 64 bytes below them. */
 /* What a codebook says, as encoders need it. */
 typedef struct {
     uint8_t n_symbols, has_escape;
@@ -104,13 +102,14 @@ typedef struct {
     uint8_t n_nibbles, nibble[16], ranks_of_nibble[16][16];
 } wp_rans_encoder_table;
 
+/* A rANS encoder between calls: it runs backwards. Both pointers move down; a kernel may write up to 64 bytes below them. */
 typedef struct {
     uint16_t x[WP_BLOCK];
     uint8_t *renorm, *literals;
     const wp_rans_encoder_table *table;
 } wp_rans_encoder;
 
-/* The same backwards. Tables are indexed by context * 4 + symbol; frequencies are 1 to 253. */
+/* The same in a context (section 8.6). Tables are indexed by context * 4 + symbol; frequencies are 1 to 253. */
 typedef struct {
     uint16_t x[WP_BLOCK];
     uint8_t *renorm;
@@ -139,6 +138,13 @@ typedef struct {
     /* The reverse. widths[b] gets the block's width; the bits of every block are written in full width all the same. */
     void (*split[WP_N_LAYOUTS])(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits);
 } wp_kernels;
+
+/* The functions merge_<layout>() or split_<layout>() of a file, for the tables above. */
+#define WP_BY_LAYOUT(f)                                                                                                                            \
+    {[WP_BYTES1] = f##_bytes1, [WP_BYTES2] = f##_bytes2, [WP_BYTES4] = f##_bytes4, [WP_BYTES8] = f##_bytes8,                                       \
+     [WP_BF16] = f##_bf16, [WP_F16] = f##_f16, [WP_F32] = f##_f32, [WP_F64] = f##_f64, [WP_F8_E4M3] = f##_f8_e4m3, [WP_F8_E5M2] = f##_f8_e5m2,     \
+     [WP_BF16_LEAD] = f##_bf16_lead, [WP_F16_LEAD] = f##_f16_lead, [WP_F32_LEAD] = f##_f32_lead, [WP_F8_E4M3_LEAD] = f##_f8_e4m3_lead,             \
+     [WP_F8_E5M2_LEAD] = f##_f8_e5m2_lead}
 
 extern const wp_kernels wp_kernels_scalar;
 /* Of ISAs that have no faster one. */

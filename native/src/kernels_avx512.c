@@ -495,7 +495,20 @@ static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tab
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
-const wp_kernels wp_kernels_avx512 = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, conditional_decode, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
+const wp_kernels wp_kernels_avx512 = {
+    .crc32c = crc32c,
+    .histogram = histogram,
+    .rans_decode = rans_decode,
+    .rans_encode = rans_encode,
+    .context_decode = context_decode,
+    .context_encode = context_encode,
+    .conditional_decode = conditional_decode,
+    .exponents = exponents,
+    .differences = differences,
+    .apply = apply,
+    .merge = WP_BY_LAYOUT(merge),
+    .split = WP_BY_LAYOUT(split),
+};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -384,9 +384,4 @@ static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     for (; done < n; done++) counts[symbols[done]]++;
 }
 
-#define WP_ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2, \
-                   f##_bf16_lead, f##_f16_lead, f##_f32_lead, f##_f8_e4m3_lead, f##_f8_e5m2_lead}
-#define WP_MERGES WP_ALL(merge)
-#define WP_SPLITS WP_ALL(split)
-
 #endif

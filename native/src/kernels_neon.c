@@ -408,7 +408,20 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     e->renorm = renorm;
 }
 
-const wp_kernels wp_kernels_neon = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, wp_conditional_decode_scalar, WP_DIFFERENCES, WP_MERGES, WP_SPLITS};
+const wp_kernels wp_kernels_neon = {
+    .crc32c = crc32c,
+    .histogram = histogram,
+    .rans_decode = rans_decode,
+    .rans_encode = rans_encode,
+    .context_decode = context_decode,
+    .context_encode = context_encode,
+    .conditional_decode = wp_conditional_decode_scalar,
+    .exponents = exponents,
+    .differences = differences,
+    .apply = apply,
+    .merge = WP_BY_LAYOUT(merge),
+    .split = WP_BY_LAYOUT(split),
+};
 
 #if defined(__clang__)
 #pragma clang attribute pop

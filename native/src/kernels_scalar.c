@@ -240,6 +240,17 @@ BYTES_LAYOUT(2)
 BYTES_LAYOUT(4)
 BYTES_LAYOUT(8)
 
-#define ALL(f) {NULL, f##_bytes1, f##_bytes2, f##_bytes4, f##_bytes8, f##_bf16, f##_f16, f##_f32, f##_f64, f##_f8_e4m3, f##_f8_e5m2, \
-                f##_bf16_lead, f##_f16_lead, f##_f32_lead, f##_f8_e4m3_lead, f##_f8_e5m2_lead}
-const wp_kernels wp_kernels_scalar = {crc32c, histogram, rans_decode, rans_encode, context_decode, context_encode, wp_conditional_decode_scalar, WP_DIFFERENCES, ALL(merge), ALL(split)};
+const wp_kernels wp_kernels_scalar = {
+    .crc32c = crc32c,
+    .histogram = histogram,
+    .rans_decode = rans_decode,
+    .rans_encode = rans_encode,
+    .context_decode = context_decode,
+    .context_encode = context_encode,
+    .conditional_decode = wp_conditional_decode_scalar,
+    .exponents = exponents,
+    .differences = differences,
+    .apply = apply,
+    .merge = WP_BY_LAYOUT(merge),
+    .split = WP_BY_LAYOUT(split),
+};

@@ -5,7 +5,7 @@
 #include "conditional.h"
 #include "huffman.h"
 
-enum { WP_BATCH_BLOCKS = 32, WP_BATCH_ELEMS = WP_BATCH_BLOCKS * WP_BLOCK, WP_MAX_WIDTHS = 65535 };
+enum { WP_BATCH_BLOCKS = 32, WP_BATCH_ELEMS = WP_BATCH_BLOCKS * WP_BLOCK };
 
 /* One plane being decoded. */
 typedef struct {
@@ -17,7 +17,7 @@ typedef struct {
 struct wp_workspace {
     union { wp_plane planes[WP_MAX_PLANES]; wp_conditional_decoder conditional; } u;
     uint8_t symbols[WP_MAX_PLANES][WP_BATCH_ELEMS];
-    uint8_t widths[WP_MAX_WIDTHS];
+    uint8_t widths[WP_MAX_CHUNK_BLOCKS];
     uint8_t bits[WP_BLOCK * 7];        /* one block in full width */
     uint8_t elems[WP_BLOCK * 8];       /* one block of output */
     uint8_t batch[WP_BATCH_ELEMS * 8]; /* of output that is streamed */

@@ -509,7 +509,7 @@ static void make_conditional(conditional_stream *s, unsigned i) {
     for (size_t j = 0; j < s->n; j++) {
         if (j % WP_BLOCK == 0) s->rates[j / WP_BLOCK] = (uint8_t)(1 + below(n_rates));
         s->exponents[j] = below(3) ? (uint8_t)(base_exponent + below(18)) : (uint8_t)below(256);
-        cells[j] = (uint8_t)(s->rates[j / WP_BLOCK] * WP_CELL_ROW + wp_context_of(s->exponents[j], base_exponent));
+        cells[j] = (uint8_t)(s->rates[j / WP_BLOCK] * WP_N_CONTEXTS + wp_context_of(s->exponents[j], base_exponent));
         const book *b = &shapes[map[cells[j]]];
         const unsigned r = i & 16 ? below(b->n_ranks) : below(3) ? 0 : below(b->n_ranks);
         s->classes[j] = r < b->n_symbols ? b->symbols[r] : (uint8_t)below(128);

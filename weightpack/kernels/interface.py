@@ -154,8 +154,8 @@ class Kernels(Protocol):
         """Decode chunks `first` and on of a run of `len(crcs)` that hold `n_elems`, and check their CRCs.
 
         Chunk i stands at `offsets[i] - offsets[0]` of `data` (`offsets` has one more, the end), goes to `out` from element `chunk_elems * i`, and has the
-        number `first_number + i`. Returns the first that has zstd streams or fields (take it apart, call `decode_streams`), or `len(crcs)`. Errors name
-        the chunk.
+        number `first_number + i`. Returns the first that is the caller's to take apart, because it has zstd streams or a
+        mode other than split and whole, or `len(crcs)`. Errors name the chunk.
         """
 
     def decode_streams(
@@ -177,6 +177,9 @@ class Kernels(Protocol):
 
         That is 1 + floor(log2) of their sum, each weighted by its base's exponent. Both uint8.
         """
+
+    def modular_differences(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> Words:
+        """Return the differences (n_elems,) modulo 2^(word bits - shift) (FORMAT 14.2): what `frequent` is chosen from."""
 
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         """Code the blocks whose rate (n_blocks,) is not 0 (FORMAT section 14)."""

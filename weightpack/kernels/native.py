@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +28,20 @@ if TYPE_CHECKING:
     from weightpack.format.layouts import Layout
     from weightpack.kernels.interface import Attention
 
-# Pinned in native/include/weightpack.h.
-_OK, _UNSUPPORTED, _CORRUPT, _CHECKSUM, _TRUNCATED, _NEEDS_ZSTD = 0, 10, 20, 21, 30, 50
+
+class Status(IntEnum):
+    """wp_status of native/include/weightpack.h."""
+
+    OK = 0
+    UNSUPPORTED = 10
+    CORRUPT = 20
+    CHECKSUM = 21
+    TRUNCATED = 30
+    ARGUMENT = 40
+    NO_SPACE = 41
+    NEEDS_ZSTD = 50
+    NEEDS_CALLER = 51
+
 
 
 def available() -> list[str]:
@@ -37,15 +50,15 @@ def available() -> list[str]:
 
 
 def _check(status: int) -> None:
-    if status == _OK:
+    if status == Status.OK:
         return
-    if status == _UNSUPPORTED:
+    if status == Status.UNSUPPORTED:
         raise UnsupportedError("a layout, codec or mode that this version does not know: upgrade weightpack")
-    if status == _CHECKSUM:
+    if status == Status.CHECKSUM:
         raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
-    if status == _TRUNCATED:
+    if status == Status.TRUNCATED:
         raise TruncatedError("a stream ends early: the file is damaged")
-    if status == _CORRUPT:
+    if status == Status.CORRUPT:
         raise CorruptionError("a stream contradicts the format: the file is damaged")
     raise WeightpackError(f"the native core refused its arguments (status {status}): this is a bug in weightpack")
 
@@ -120,7 +133,7 @@ class NativeKernels:
     ) -> int:  # fmt: skip
         workspace = self._workspace.get(self._workspace_bytes)
         status, done = _core.decode_chunks(self._isa, layout.id, data, offsets, crcs, first, chunk_elems, n_elems, first_number, out, workspace)
-        if status not in (_OK, _NEEDS_ZSTD):
+        if status not in (Status.OK, Status.NEEDS_ZSTD, Status.NEEDS_CALLER):
             with located(chunk=first_number + done):
                 _check(status)
         return done
@@ -149,6 +162,11 @@ class NativeKernels:
         exponents, scales = np.empty(n, np.uint8), np.empty(-(-n // BLOCK_ELEMS), np.uint8)
         _check(_core.difference_planes(self._isa, layout.id, shift, elems, base, exponents, scales))
         return exponents, scales
+
+    def modular_differences(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> Words:
+        differences = np.empty(len(elems) // layout.elem_bytes, np.uint32)
+        _check(_core.modular_differences(layout.id, shift, elems, base, differences))
+        return differences
 
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         n = elems.size // layout.elem_bytes

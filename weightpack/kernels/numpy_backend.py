@@ -16,7 +16,7 @@ from weightpack.kernels.interface import EncodedChunks, EncodedPlane, SplitChunk
 from weightpack.kernels.numpy_checks import expect, need, u8
 from weightpack.kernels.numpy_codecs import encode_plane
 from weightpack.kernels.numpy_crc import crc32c
-from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, scaled_base
+from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, modular_differences, scaled_base
 from weightpack.kernels.numpy_huffman import huffman_encode
 from weightpack.kernels.numpy_planes import merge, split
 from weightpack.kernels.numpy_rans import conditional_encode, rans_choose, rans_encode
@@ -116,6 +116,9 @@ class NumpyKernels:
 
     def difference_planes(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
         return difference_planes(layout, shift, elems, base)
+
+    def modular_differences(self, layout: Layout, shift: int, elems: Bytes, base: Bytes) -> Words:
+        return modular_differences(layout, shift, elems, base)
 
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         return difference_code(layout, shift, elems, base, rates, base_exponent, frequent)

@@ -146,11 +146,14 @@ def _log2_floor(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(big, exponents + 32, exponents).astype(np.int64)
 
 
-def modular_differences(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> NDArray[np.int64]:
-    """Return differences modulo 2^(word bits - shift) (14.2)."""
-    magnitudes, negative = _differences(layout, shift, _words(u8(elems), layout), _words(u8(base), layout))
+def _modular(magnitudes: NDArray[np.int64], negative: NDArray[np.bool_], layout: Layout, shift: int) -> Words:
     modular: NDArray[np.int64] = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
-    return modular
+    return modular.astype(np.uint32)
+
+
+def modular_differences(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> Words:
+    expect(layout.has_differences and shift + 2 <= 8 * layout.elem_bytes and len(elems) == len(base), "differences")
+    return _modular(*_differences(layout, shift, _words(u8(elems), layout), _words(u8(base), layout)), layout, shift)
 
 
 def difference_planes(layout: Layout, shift: int, elems: Bytes, base: Bytes) -> tuple[Bytes, Bytes]:
@@ -179,7 +182,7 @@ def difference_code(layout: Layout, shift: int, elems: Bytes, base: Bytes, rates
     magnitudes, negative = _differences(layout, shift, targets, words)
     k = _log2_floor(np.maximum(magnitudes, 1))
     classes: Bytes = np.where(magnitudes < 2, magnitudes, 2 * k + (magnitudes >> np.maximum(k - 1, 0) & 1)).astype(np.uint8)
-    modular = np.where(negative, -magnitudes, magnitudes) & (1 << 8 * layout.elem_bytes - shift) - 1
+    modular = _modular(magnitudes, negative, layout, shift)
     for i, value in reversed(list(enumerate(frequent.tolist()))):  # the first of equal ones
         classes[modular == value] = FIRST_FREQUENT + i
     cells: Bytes = rate_of * np.uint8(N_CONTEXTS) + contexts(_exponents(words, layout), base_exponent)

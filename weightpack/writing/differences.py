@@ -13,7 +13,6 @@ from weightpack import kernels as kernel_choice
 from weightpack.format.constants import BLOCK_ELEMS, MAX_RATE, NO_SCALE, Codec
 from weightpack.format.record import build_difference_chunk
 from weightpack.kernels.integers import fullest_window
-from weightpack.kernels.numpy_differences import modular_differences
 from weightpack.writing.choose import worth_zstd, zstd_stream
 from weightpack.writing.codebooks import choose_books
 from weightpack.writing.plain import encode_plane
@@ -164,7 +163,7 @@ def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes
         return _NONE_FREQUENT
     picked = changed[np.unique(np.arange(_SAMPLE_BLOCKS) * changed.size // _SAMPLE_BLOCKS)]
     sampled = (elems[: whole * block_bytes].reshape(whole, block_bytes)[picked].reshape(-1) for elems in (data, base))
-    values, counts = np.unique(modular_differences(layout, shift, *sampled), return_counts=True)
+    values, counts = np.unique(kernel_choice.active().modular_differences(layout, shift, *sampled), return_counts=True)
     if int(counts.max()) * _LEAST_SHARE < int(counts.sum()):
         return _NONE_FREQUENT
     of_class: dict[int, int] = {}
