@@ -47,7 +47,7 @@ typedef enum {
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
 /* Section 6.3: how a chunk is coded. */
-typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE_DIFFERENCE = 3, WP_MODE_SCALED = 4, WP_N_MODES } wp_mode;
+typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE_DIFFERENCE = 3, WP_MODE_SCALED = 4 } wp_mode;
 
 typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_CONDITIONAL = 7, WP_N_CODECS } wp_codec;
 

@@ -8,7 +8,7 @@
 
 #include "weightpack.h"
 
-enum { FREQUENT_BYTES = 4 * 64, CELL_CLASSES = 128 };
+enum { FREQUENT_BYTES = 4 * WP_MAX_FREQUENT };
 
 /* Rates, classes and extra bits; `scales` and `exponents` are what all ISAs must agree on, too. */
 typedef struct { wp_stream streams[3]; uint8_t *exponents, *scales, *rates, *classes, *extras; size_t n_changed; } coded_difference;
@@ -49,7 +49,7 @@ static inline wp_status code_difference(unsigned isa, unsigned layout, unsigned 
     wp_status status = wp_difference_planes(isa, layout, shift, elems, base, n, c->exponents, c->scales);
     if (status != WP_OK) return status;
     for (size_t b = 0; b < n_blocks; b++) c->rates[b] = (uint8_t)(c->scales[b] ? 1 + c->scales[b] % n_rates : 0);
-    static uint32_t counts[2][256 * CELL_CLASSES];
+    static uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES];
     uint8_t *cells = exactly(n), *classes = exactly(n);
     size_t extras_bytes;
     c->extras = exactly(wp_difference_extras_bound(n));
@@ -60,11 +60,11 @@ static inline wp_status code_difference(unsigned isa, unsigned layout, unsigned 
     c->streams[2] = (wp_stream){WP_RAW, c->extras, extras_bytes};
     if (status == WP_OK && n_books && c->n_changed) {
         wp_rans_book books[WP_MAX_TABLES];
-        uint8_t map[256];
-        for (unsigned i = 0; i < 256; i++) map[i] = (uint8_t)(i % n_books);
+        uint8_t map[WP_N_CELLS];
+        for (unsigned i = 0; i < WP_N_CELLS; i++) map[i] = (uint8_t)(i % n_books);
         for (unsigned b = 0; b < n_books; b++) {
             uint32_t sums[256] = {0};
-            for (unsigned i = b; i < 256; i += n_books) for (unsigned s = 0; s < CELL_CLASSES; s++) sums[s] += counts[0][i * CELL_CLASSES + s];
+            for (unsigned i = b; i < WP_N_CELLS; i += n_books) for (unsigned s = 0; s < WP_N_CLASSES; s++) sums[s] += counts[0][i * WP_N_CLASSES + s];
             books[b] = book_for(sums);
         }
         const size_t room = 2 * c->n_changed + 2048;

@@ -576,6 +576,27 @@ static void test_conditional(unsigned isa) {
     end_line();
 }
 
+/* Differences by themselves say the same: added to the base they give the elements, by the kernel that the decoder uses. */
+static void check_modular(unsigned isa, unsigned layout, unsigned shift, buffer elems, buffer base, size_t n, int at_end) {
+    const wp_layout *l = wp_layout_of(layout);
+    buffer d = take(4 * n, at_end), out = take(n * l->elem_bytes, at_end);
+    uint32_t all = 0;
+    check(wp_modular_differences(layout, shift, elems.p, base.p, n, (uint32_t *)(void *)d.p) == WP_OK, "no modular differences");
+    for (size_t begin = 0; begin < n; begin += WP_BLOCK) {
+        const size_t m = n - begin < WP_BLOCK ? n - begin : WP_BLOCK;
+        wp_differences block;
+        for (size_t i = 0; i < m; i++) {
+            const uint32_t one = wp_load32(d.p + 4 * (begin + i));
+            all |= one;
+            if (l->elem_bytes == 2) block.of_2[i] = (uint16_t)one; else block.of_4[i] = one;
+        }
+        wp_kernels_of(isa)->apply(base.p + begin * l->elem_bytes, l->elem_bytes, shift, wp_is_float(l), &block, m, out.p + begin * l->elem_bytes);
+    }
+    check(all <= wp_word_mask(8 * l->elem_bytes - shift), "a modular difference has too many bits");
+    check(same(out.p, elems.p, n * l->elem_bytes), "modular differences give other elements");
+    give(d); give(out);
+}
+
 /* Whole chunks of differences: what each ISA codes is the same, and each decodes it; nothing outside the buffers. */
 static void test_difference_chunks(unsigned isa, unsigned layout) {
     const size_t bytes = wp_layout_of(layout)->elem_bytes;
@@ -595,6 +616,7 @@ static void test_difference_chunks(unsigned isa, unsigned layout) {
                 wp_store_word(elems.p, (unsigned)bytes, i, (wp_load_word(base.p, (unsigned)bytes, i) >> shift << shift) + (step << shift));
             }
             for (unsigned i = 0; i < n_frequent; i++) wp_store32(frequent + 4 * i, (i - 3u) & wp_word_mask(8 * (unsigned)bytes - shift));
+            check_modular(isa, layout, shift, elems, base, n, at_end);
             coded_difference c, expected;
             const unsigned n_books = below(3) ? 1 + below(16) : 0;
             check(code_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, elems.p, base.p, n, 15, n_books, 100, &expected) == WP_OK, "scalar fails");
@@ -636,7 +658,7 @@ int main(void) {
         for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) { test_split(isa, layout); test_merge(isa, layout); }
         test_differences(isa);
         test_conditional(isa);
-        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) if (wp_layout_of(layout)->elem_bytes <= 4) test_difference_chunks(isa, layout);
+        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) if (wp_has_differences(wp_layout_of(layout))) test_difference_chunks(isa, layout);
     }
     for (unsigned a = 0; a < WP_N_ISAS; a++)
         for (unsigned b = 0; b < WP_N_ISAS; b++)

@@ -248,6 +248,17 @@ def test_every_pair_of_bytes(layout):
         assert code.cells.tolist() == (16 + np.minimum(b >> low & (1 << width) - 1, 15)).tolist()
 
 
+@by_layout
+def test_modular_differences(layout):
+    for n, shift in itertools.product((1, 127, 129, 1000), range(0, 8 * layout.elem_bytes - 1, 3)):
+        rng = np.random.default_rng([n, shift])
+        base, elems = moved(u8(base_words(layout, n, rng)), n % 64), moved(u8(base_words(layout, n, rng)), 3 * n % 64)
+        expected = differences_of(layout, shift, elems, base).tolist()
+        for name, backend in BACKENDS.items():
+            differences = backend.modular_differences(layout, shift, elems, base)
+            assert (differences.dtype, differences.tolist()) == (np.uint32, expected), name
+
+
 def test_frequent_differences_are_classes_of_their_own():
     """The first of equal ones, wherever they stand; all 64; one that is 0."""
     layout, rng = LAYOUTS[LayoutId.BYTES1], np.random.default_rng(2)
@@ -704,6 +715,8 @@ WRONG_CALLS = {
     "rate_16": lambda k: k.difference_code(BYTES1, 0, u8([1]), u8([0]), u8([16]), 0, NONE),
     "shift_7_of_8": lambda k: k.difference_planes(BYTES1, 7, u8([0]), u8([0])),
     "differences_of_8_bytes": lambda k: k.difference_planes(F64, 0, np.zeros(8, np.uint8), np.zeros(8, np.uint8)),
+    "modular_shift_7_of_8": lambda k: k.modular_differences(BYTES1, 7, u8([0]), u8([0])),
+    "modular_differences_of_8_bytes": lambda k: k.modular_differences(F64, 0, np.zeros(8, np.uint8), np.zeros(8, np.uint8)),
     "scales_missing": lambda k: k.scaled_base(F32, np.zeros(2, np.uint8), 1, 0, b"\0", 1),
 }
 
