@@ -28,7 +28,7 @@ from weightpack.kernels.interface import (
     SplitChunk,
     SplitPlanes,
     numbered_crc,
-)  # fmt: skip
+)
 from weightpack.kernels.native import NativeKernels
 
 if TYPE_CHECKING:

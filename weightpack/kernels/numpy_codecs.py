@@ -12,8 +12,15 @@ from weightpack.format.constants import Codec
 from weightpack.kernels.numpy_checks import expect, need
 from weightpack.kernels.numpy_huffman import huffman_decode
 from weightpack.kernels.numpy_rans import (
-    choose_tables, context_decode, context_encode, rans_choose, rans_decode, rans_encode, tables_decode, tables_encode,
-)  # fmt: skip
+    choose_tables,
+    context_decode,
+    context_encode,
+    rans_choose,
+    rans_decode,
+    rans_encode,
+    tables_decode,
+    tables_encode,
+)
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes

@@ -10,9 +10,20 @@ import numpy as np
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import (
-    BLOCK_ELEMS, CLASS_BITS, CODEC_NAMES, FIRST_FREQUENT, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, MAX_FREQUENT, MAX_RATE, N_CELLS, N_CLASSES, N_CONTEXTS,
-    NO_SCALE, Codec,
-)  # fmt: skip
+    BLOCK_ELEMS,
+    CLASS_BITS,
+    CODEC_NAMES,
+    FIRST_FREQUENT,
+    MAX_CHUNK_BLOCKS,
+    MAX_CHUNK_BYTES,
+    MAX_FREQUENT,
+    MAX_RATE,
+    N_CELLS,
+    N_CLASSES,
+    N_CONTEXTS,
+    NO_SCALE,
+    Codec,
+)
 from weightpack.kernels.interface import DifferenceCode
 from weightpack.kernels.numpy_checks import expect, need, u8
 from weightpack.kernels.numpy_codecs import decode_plane
