@@ -113,7 +113,8 @@ class RemoteFile:
             raise
         except ImportError as error:
             raise MissingExtraError(f"{self.name}: {error}") from None
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._raise_other_cause(error)
             raise OptionError("no such file (or it is private: log in with `hf auth login`)" if self.name.startswith("hf://") else "no such file",
                               path=self.name) from None  # fmt: skip
         except PermissionError as error:
@@ -124,3 +125,14 @@ class RemoteFile:
             raise
         except Exception as error:  # each has its own: aiohttp, botocore, httpx
             raise OSError(f"{self.name}: {type(error).__name__}: {error}") from error
+
+    def _raise_other_cause(self, error: OSError) -> None:
+        """Raise what went wrong where that is not that there is no such file: over HTTP fsspec calls everything so, and names the cause."""
+        cause = error.__cause__
+        status = getattr(cause, "status", None)
+        if status in (401, 403):
+            raise OptionError(f"this may not be read: the server answers {status}", path=self.name) from None
+        if isinstance(status, int) and status not in (404, 410):
+            raise OSError(f"{self.name}: the server answers {status}: {getattr(cause, 'message', '')}".rstrip(": ")) from error
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+            raise OSError(f"{self.name}: {type(cause).__name__}: {cause}") from error
