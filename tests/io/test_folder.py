@@ -384,7 +384,7 @@ def test_links_that_lead_nowhere(source, tmp_path):
         copy(source, tmp_path / "loop" / "target")
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "sub/../../evil", "."])
+@pytest.mark.parametrize("name", ["../evil", "/nowhere/evil", "sub/../../evil", "."])
 def test_names_outside_the_target(source, tmp_path, name):
     with pytest.raises(OptionError, match="outside"):
         copy(source, tmp_path / "target", names=(name,))

@@ -21,9 +21,10 @@ import safetensors.torch
 import series_run
 import torch
 
+from weightpack import series
 from weightpack.errors import BaseNotFoundError, FormatError, OptionError, TruncatedError
 from weightpack.models.jobs import Job
-from weightpack.runs import pack as series
+from weightpack.runs.store import stored_files
 
 KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))
 PACKED = ("model.safetensors", "optimizer.pt")
@@ -133,7 +134,7 @@ def test_oldest_are_deleted(run, tmp_path):
         if step > limit:
             shutil.rmtree(run / f"checkpoint-{step - limit}")  # as the trainer does, before it calls callbacks
         series.pack_checkpoint(run, step, Job(), anchor_every=3)
-        stored.append(len(series._stored(run)) // 2)
+        stored.append(len(stored_files(run)) // 2)
     assert stored == [1, 2, 3, 4, 2, 3]
     for step in (7, 8):
         shutil.rmtree(run / f"checkpoint-{step}")
@@ -147,7 +148,7 @@ def test_oldest_are_deleted(run, tmp_path):
     assert same_as(run, before, tmp_path) == []
     shutil.rmtree(run / "checkpoint-6")
     series.collect(run)
-    assert series._stored(run) == []
+    assert stored_files(run) == []
 
 
 def test_one_checkpoint_at_a_time(run, tmp_path):
@@ -160,7 +161,7 @@ def test_one_checkpoint_at_a_time(run, tmp_path):
         shutil.copytree(later / f"checkpoint-{step}", run / f"checkpoint-{step}")
         series.pack_checkpoint(run, step, Job(), anchor_every=3)
         assert same_as(run, before, tmp_path) == []
-        seen += [(depths(run)[0], len(series._stored(run)) // 2)]
+        seen += [(depths(run)[0], len(stored_files(run)) // 2)]
     assert seen == [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2), (2, 3), (0, 1), (1, 2)]
 
 
@@ -400,8 +401,8 @@ def test_killed_at_random_moments(run, tmp_path):
         assert done.returncode == 0, done.stderr
         assert depths(run) == list(range(8))
         assert not hidden(run)
-        assert {path.name for path in (run / series.STORE).iterdir()} == {"README", "lock", "steps.json", *(path.name for path in series._stored(run))}
-        assert len(series._stored(run)) == 16
+        assert {path.name for path in (run / series.STORE).iterdir()} == {"README", "lock", "steps.json", *(path.name for path in stored_files(run))}
+        assert len(stored_files(run)) == 16
         assert same_as(run, before, tmp_path) == []
     print(f"{kills} kills")
 
@@ -443,5 +444,5 @@ def test_two_processes_pack_one_run(run, tmp_path):
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert same_as(run, before, tmp_path) == []
-    assert len(series._stored(run)) == 16
+    assert len(stored_files(run)) == 16
     assert not hidden(run)

@@ -104,7 +104,7 @@ def pack_one(path: Path, target: Path, job: Job) -> FileResult:
     with ExitStack() as stack:
         source = stack.enter_context(LocalFile(path))
         bases = [] if job.base is None else stack.enter_context(job.base.opened(job.limits))
-        file = stack.enter_context(AtomicFile(target, overwrite=job.overwrite))
+        file = stack.enter_context(AtomicFile(target, overwrite=job.overwrite, like=path))
         result: PackResult = pack_file(source, file, job.options, bases=bases, threads=job.threads, verify=job.verify, progress=job.bind(path))
         file.commit()
     return FileResult(str(path), str(target), result.source_bytes, result.packed_bytes, result.source_sha256)
@@ -112,7 +112,7 @@ def pack_one(path: Path, target: Path, job: Job) -> FileResult:
 
 def unpack_one(path: Path, target: Path, job: Job, *, prove: bool = False) -> FileResult:
     """Restore a file's source. With `prove`, what was written is read again, and its SHA-256 compared with the index, before it gets its name."""
-    with open_packed(path, job.limits, job.base) as packed, AtomicFile(target, overwrite=job.overwrite) as file:
+    with open_packed(path, job.limits, job.base) as packed, AtomicFile(target, overwrite=job.overwrite, like=path) as file:
         unpack_file(packed, file, threads=job.threads, progress=job.bind(path))
         index = packed.index
         if prove:
