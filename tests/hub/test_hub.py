@@ -112,6 +112,24 @@ def large(folder, mebibytes=24):
     return folder
 
 
+def test_scratch_that_others_planted_is_not_followed(client, tmp_path):
+    """A name that can be foreseen was a link's: what it led to was deleted."""
+    source = sharded(tmp_path / "tiny")
+    temporary, precious = tmp_path / "temporary", tmp_path / "precious"
+    temporary.mkdir()
+    precious.mkdir()
+    (precious / "thesis").write_text("precious")
+    foreseen = hashlib.sha256(f"{source.resolve()}\0{REPO}\0{os.getuid()}".encode()).hexdigest()[:16]
+    links = {temporary / f"weightpack-push-{foreseen}", temporary / f".weightpack-push.{foreseen}.wp-partial"}
+    for link in links:
+        link.symlink_to(precious)
+    client.env["TMPDIR"] = str(temporary)
+    client.ok("push", source, REPO)
+    assert (precious / "thesis").read_text() == "precious"
+    assert list(precious.iterdir()) == [precious / "thesis"]
+    assert set(temporary.iterdir()) == links
+
+
 def test_resume_after_a_dropped_connection(client, tmp_path):
     source = large(tmp_path / "large")
     client.hub.drop_uploads = 1000
