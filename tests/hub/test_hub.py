@@ -112,7 +112,7 @@ def large(folder, mebibytes=24):
     return folder
 
 
-def test_scratch_that_others_planted_is_not_followed(client, tmp_path):
+def test_scratch_that_others_planted_is_not_followed(client, tmp_path, monkeypatch):
     """A name that can be foreseen was a link's: what it led to was deleted."""
     source = sharded(tmp_path / "tiny")
     temporary, precious = tmp_path / "temporary", tmp_path / "precious"
@@ -123,7 +123,7 @@ def test_scratch_that_others_planted_is_not_followed(client, tmp_path):
     links = {temporary / f"weightpack-push-{foreseen}", temporary / f".weightpack-push.{foreseen}.wp-partial"}
     for link in links:
         link.symlink_to(precious)
-    client.env["TMPDIR"] = str(temporary)
+    monkeypatch.setenv("TMPDIR", str(temporary))
     client.ok("push", source, REPO)
     assert (precious / "thesis").read_text() == "precious"
     assert list(precious.iterdir()) == [precious / "thesis"]
