@@ -4,31 +4,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from weightpack.errors import ChecksumError, FormatError, OptionError, located
+from weightpack.format.manifest import MANIFEST, PACKED_SUFFIX
 from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
 from weightpack.io.files import LocalFile, RandomReader
 from weightpack.io.parallel import thread_count
 from weightpack.io.remote import RemoteFile, is_url
-from weightpack.models.directory import Manifest, model_files
-from weightpack.models.jobs import (
-    FileProgress,
-    Job,
-    JobResult,
-    open_packed,
-    pack_directory,
-    pack_in_place,
-    pack_one,
-    refuse_missing,
-    refuse_unproven,
-    unpack_directory,
-    unpack_in_place,
-    unpack_one,
-)
-from weightpack.models.jobs import delete_source as remove_source
+from weightpack.models.delete import delete_source as remove_source
+from weightpack.models.delete import refuse_undeletable
+from weightpack.models.directory import has_manifest, model_files
+from weightpack.models.in_place import pack_in_place, unpack_in_place
+from weightpack.models.jobs import FileProgress, Job, JobResult, open_packed, pack_one, unpack_one
+from weightpack.models.look import estimate_directory, inspect_directory
+from weightpack.models.overlap import refuse_target
+from weightpack.models.pack import pack_directory
+from weightpack.models.report import Reports, Total
+from weightpack.models.standing import stand
+from weightpack.models.unpack import unpack_directory
+from weightpack.models.verify import verify_directory
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.bases import Base, lineage, weights_below
 from weightpack.reading.inspect import FileReport, inspect_file
@@ -37,7 +35,6 @@ from weightpack.reading.verify import VerifyResult, verify_file
 from weightpack.writing.estimate import EstimateReport, estimate_file
 
 PathLike = str | os.PathLike[str]
-PACKED_SUFFIX = ".wp.safetensors"
 _REMOTE_SAMPLE_BYTES = 32 << 20
 
 
@@ -58,14 +55,18 @@ def pack(
     cache_dir: str | None = None,
     progress: FileProgress | None = None,
 ) -> JobResult:
-    """Pack a safetensors file, a model directory, or a Hub repo.
+    """Pack a file of any kind, a model directory, or a Hub repo.
+
+    Of a directory, weights of every kind are packed: safetensors files under their own names, others as NAME.wp.safetensors. All other files, and folders, are
+    carried over with permissions and times; links are followed. The result says what was left out.
 
     Parameters
     ----------
     src
         A file, a directory, or a repo id such as "bert-base-uncased".
     dst
-        Default: `model.wp.safetensors` beside `model.safetensors`; `name-wp` beside the directory `name`, or here for a repo.
+        Default: `model.wp.safetensors` beside `model.safetensors`, `model.gguf.wp.safetensors` beside `model.gguf`; `name-wp` beside the directory `name`, or
+        here for a repo. It may not be the source, lie in it, or hold it.
     base
         What the source has been trained from, or an earlier checkpoint of it: a file, a directory or a repo id (`name` or `name@revision`), plain or packed.
         The source is stored as its difference from it, where that is smaller, and can be restored only with it.
@@ -76,9 +77,10 @@ def pack(
     verify
         Decode what was written and compare it with the source before the target appears.
     overwrite
-        Replace an existing target.
+        Replace an existing target; of a directory only files of the names that are written.
     in_place
-        Replace the source: a file by its packed form, under its own name; a directory's weights one after the other, so that scratch space is one shard.
+        Replace the source: a safetensors file by its packed form, under its own name; those of a directory one after the other, so that scratch space is one
+        shard. A job that did not end goes on when it is run again; `unpack(..., in_place=True)` goes back.
     delete_source
         Delete the source when the target is complete and was compared with it.
     hf_flag
@@ -90,9 +92,9 @@ def pack(
     Raises
     ------
     FormatError
-        The source is not a safetensors file.
+        The source is named .safetensors and is no safetensors file, or a shard of a directory is missing.
     OptionError
-        The call can't be carried out: no such source, the target exists, the source is packed already.
+        The call can't be carried out: no such source, the target exists, the source is packed already, or has a name that could not be restored.
     LosslessError
         The source changed meanwhile, or the result does not decode to it. No target is written.
     """
@@ -109,15 +111,14 @@ def pack(
         _refuse_target(dst, delete_source)
         return pack_in_place(path, job)
     if delete_source:
-        refuse_unproven(path, job)
+        refuse_undeletable(path, job)
     if path.is_dir():
         target = Path(dst) if dst is not None else path.resolve().with_name(f"{path.resolve().name}-wp")
-        _refuse_same(path, target)
         result = pack_directory(path, target, job)
     else:
         target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix('.safetensors')}{PACKED_SUFFIX}")
         target = target / path.name if target.is_dir() else target
-        _refuse_same(path, target)
+        refuse_target(path, target, job)
         result = JobResult(str(target), (pack_one(path, target, job),))
     if delete_source:
         remove_source(path, result, packed=True)
@@ -125,7 +126,7 @@ def pack(
 
 
 def unpack(
-    src: PathLike, dst: PathLike | None = None, *, base: PathLike | None = None, threads: int | None = None, overwrite: bool = False,
+    src: PathLike, dst: PathLike | None = None, *, base: PathLike | None = None, threads: int | None = None, verify: bool = True, overwrite: bool = False,
     in_place: bool = False, delete_source: bool = False, limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
 ) -> JobResult:  # fmt: skip
     """Restore the source of a packed file or directory, byte for byte; each chunk's checksum is checked on the way.
@@ -137,29 +138,32 @@ def unpack(
     base
         Of a file that is stored as a difference: a file, a directory or a repo id. Default: it is looked for beside the file, in the folders beside its
         folder, in those that the environment variable WEIGHTPACK_BASES names, and on the Hub if the file says that it is there.
+    verify
+        Of a directory: refuse it if a file that was carried over is not as it was, or is missing. False: restore what is there.
+    overwrite
+        As in `pack`.
     in_place, delete_source
         As in `pack`; what is restored is read again and its SHA-256 compared with the index first.
 
     Raises
     ------
     FormatError, LimitError
-        The packed file is damaged or claims too much. No target is written.
+        The packed file is damaged or claims too much; a directory's is another's than its manifest says, or missing. No target is written.
     BaseNotFoundError, WrongBaseError
         The file is a difference from a base that was not found, or is another than the one named. No target is written.
     """
     path = Path(src)
-    job = Job(thread_count(threads), overwrite, progress, limits=limits, base=_found_base(base))
+    job = Job(thread_count(threads), overwrite, progress, verify=verify, limits=limits, base=_found_base(base))
     if not path.exists():
         raise OptionError("no such file or directory", path=os.fspath(src))
     if in_place:
         _refuse_target(dst, delete_source)
         return unpack_in_place(path, job)
     if delete_source:
-        refuse_unproven(path, job)
+        refuse_undeletable(path, job)
     if path.is_dir():
         name = path.resolve().name
         target = Path(dst) if dst is not None else path.resolve().with_name(name.removesuffix("-wp") if name.endswith("-wp") else f"{name}-unpacked")
-        _refuse_same(path, target)
         result = unpack_directory(path, target, job)
     else:
         if dst is None and not path.name.endswith(PACKED_SUFFIX):
@@ -167,7 +171,7 @@ def unpack(
         name = f"{path.name.removesuffix(PACKED_SUFFIX)}{'.safetensors' if source_format(path, limits) == 'safetensors' else ''}"
         target = Path(dst) if dst is not None else path.with_name(name)
         target = target / name if target.is_dir() else target
-        _refuse_same(path, target)
+        refuse_target(path, target, job)
         result = JobResult(str(target), (unpack_one(path, target, job, prove=delete_source),))
     if delete_source:
         remove_source(path, result, packed=False)
@@ -226,60 +230,79 @@ def _refuse_target(dst: PathLike | None, delete_source: bool) -> None:
 def verify(
     src: PathLike, *, against: PathLike | None = None, base: PathLike | None = None, decode: bool = True, threads: int | None = None,
     revision: str | None = None, token: str | None = None, limits: Limits = DEFAULT_LIMITS, progress: FileProgress | None = None,
-) -> list[VerifyResult]:  # fmt: skip
+) -> Reports[VerifyResult]:  # fmt: skip
     """Prove that a packed file, directory or Hub repo restores to what its index says (SHA-256), and to the original if one is named.
+
+    Of a directory every file is compared with the manifest: weights by what they restore to, others by their bytes.
 
     Parameters
     ----------
     src
         A file, a directory, or a repo id (which is downloaded).
     against
-        The original: a file, a directory, or a repo `name[@revision]`, of which nothing is downloaded: the Hub publishes the SHA-256 of each large file.
+        The original: a file, a directory, or a repo `name[@revision]`, of which nothing is downloaded: the Hub publishes the SHA-256 of each large file. With a
+        directory all files are compared; with a repo the safetensors files are.
     base
         As in `unpack`.
     decode
         False: only compare the SHA-256 in the index with that of the repo `against`, which needs the packed file's header alone.
 
+    Returns
+    -------
+    Reports of VerifyResult
+        One a file, and their `total`.
+
     Raises
     ------
     FormatError
         It does not.
+    FolderError
+        Of a directory: `problems` names each file that differs, is missing or is too many. A job in place that has not ended is a problem too.
     """
-    path, text, n_threads = Path(src), os.fspath(src), thread_count(threads)
+    path, text = Path(src), os.fspath(src)
     published = None
     if against is not None and not Path(against).exists():
         published = _published_sha256(os.fspath(against), token)
     if not decode and published is None:
         raise OptionError("without decoding there is only a Hub repo's SHA-256 to compare with: name one with --against")
     if not decode:
-        with open_weights(src, revision=revision, token=token) as files:
-            names = [PurePosixPath(file.name).name if path.is_file() else _relative_name(file.name, text) for file in files]
-            opened = [PackedFile(file, limits) for file in files]
-            results = [VerifyResult(packed.index.source_bytes, packed.file.size, packed.index.source_sha256, False) for packed in opened]
-            _compare_published(list(zip(names, results, strict=True)), published or {}, os.fspath(against or ""))
-            return results
-    if not path.exists():
-        if not is_repo_id(text):
-            raise OptionError("no such file or directory", path=text)
-        path = fetch_repo(text, revision=revision, token=token)
-    if path.is_dir():
-        manifest = Manifest.read(path)
-        refuse_missing(path, manifest)
-        model_files(path)
-        names = sorted(manifest.packed)
-        pairs = [(path / name, None if against is None or published is not None else Path(against) / name) for name in names]
+        results = _indexes(src, revision, token, limits)
     else:
-        names = [path.name]
-        pairs = [(path, None if against is None or published is not None else Path(against))]
-    results = []
-    for packed_path, original_path in pairs:
-        with ExitStack() as stack:
-            packed = stack.enter_context(open_packed(packed_path, limits, _found_base(base)))
-            original = None if original_path is None else stack.enter_context(LocalFile(original_path))
-            results.append(verify_file(packed, against=original, threads=n_threads, progress=Job(progress=progress).bind(packed_path)))
+        if not path.exists():
+            if not is_repo_id(text):
+                raise OptionError("no such file or directory", path=text)
+            path = fetch_packed(text, revision=revision, token=token)
+        job = Job(thread_count(threads), progress=progress, limits=limits, base=_found_base(base))
+        original = None if against is None or published is not None else Path(against)
+        results = verify_directory(path, job, original) if path.is_dir() else _verify_one(path, job, original)
     if published is not None:
-        _compare_published(list(zip(names, results, strict=True)), published, os.fspath(against or ""))
+        _compare_published(results, published, os.fspath(against or ""))
     return results
+
+
+def _verify_one(path: Path, job: Job, against: Path | None) -> Reports[VerifyResult]:
+    with ExitStack() as stack:
+        packed = stack.enter_context(open_packed(path, job.limits, job.base))
+        original = None if against is None else stack.enter_context(LocalFile(against))
+        result = verify_file(packed, against=original, threads=job.threads, progress=job.bind(path))
+    return Reports([replace(result, name=path.name)], Total(1, result.source_bytes, result.packed_bytes))
+
+
+def _indexes(src: PathLike, revision: str | None, token: str | None, limits: Limits) -> Reports[VerifyResult]:
+    """Return what the packed files of a file, a directory, a URL or a repo say of their sources."""
+    path, results = Path(src), []
+    with open_weights(src, revision=revision, token=token) as files:
+        for file in files:
+            name = PurePosixPath(file.name).name if path.is_file() else _relative_name(file.name, os.fspath(src))
+            index = PackedFile(file, limits).index
+            results.append(VerifyResult(index.source_bytes, file.size, index.source_sha256, False, name))
+    return Reports(results, Total(len(results), sum(each.source_bytes for each in results), sum(each.packed_bytes for each in results)))
+
+
+def fetch_packed(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Download a packed repo into the Hub client's cache, with all files that its manifest names; of a repo without a manifest only that is looked for."""
+    folder = fetch_repo(repo_id, revision=revision, token=token, include=[MANIFEST])
+    return fetch_repo(repo_id, revision=revision, token=token, include=["*"]) if (folder / MANIFEST).exists() else folder
 
 
 def _published_sha256(repo: str, token: str | None) -> dict[str, str | None]:
@@ -290,9 +313,11 @@ def _published_sha256(repo: str, token: str | None) -> dict[str, str | None]:
     return {file.path: file.sha256 for file in published_weights(repo_id, revision=revision or None, token=token)}
 
 
-def _compare_published(results: list[tuple[str, VerifyResult]], published: dict[str, str | None], repo: str) -> None:
-    for name, result in results:
-        name = name.replace(PACKED_SUFFIX, ".safetensors")
+def _compare_published(results: list[VerifyResult], published: dict[str, str | None], repo: str) -> None:
+    for result in results:
+        name = result.name.replace(PACKED_SUFFIX, ".safetensors")
+        if result.state != "packed" or not name.endswith(".safetensors"):
+            continue
         if name not in published:
             raise OptionError(f"the repo {repo!r} has no file {name!r} to compare with")
         if published[name] is None:
@@ -310,7 +335,7 @@ def _relative_name(name: str, root: str) -> str:
 
 def inspect(
     src: PathLike, *, revision: str | None = None, token: str | None = None, codecs: bool | None = None, limits: Limits = DEFAULT_LIMITS
-) -> list[FileReport]:
+) -> Reports[FileReport]:
     """Describe a packed file, or each packed file of a directory or Hub repo; nothing is decoded.
 
     Parameters
@@ -319,20 +344,31 @@ def inspect(
         A file, a directory, a URL, or a repo id. Of what is not on this machine only headers are fetched.
     codecs
         Look at the first chunks of each tensor to say which codecs it uses; default: only where the file is on this machine.
+
+    Returns
+    -------
+    Reports of FileReport
+        One a file of weights, and the `total`: of a directory that of all files on the disk.
     """
+    if Path(src).is_dir():
+        return inspect_directory(Path(src), limits, codecs=codecs is not False)
     with open_weights(src, revision=revision, token=token) as files:
         reports = []
         for file in files:
             packed = PackedFile(file, limits)
             reports.append(inspect_file(packed, codecs=isinstance(file, LocalFile) if codecs is None else codecs, lineage=tuple(lineage(packed, limits))))
-        return reports
+    return Reports(reports, _total(reports))
 
 
-def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str | None = None, token: str | None = None) -> list[EstimateReport]:
+def estimate(
+    src: PathLike, *, options: PackOptions | None = None, revision: str | None = None, token: str | None = None
+) -> Reports[EstimateReport]:
     """Say what packing would give, from samples of each tensor; nothing is written.
 
-    Of a URL or a Hub repo about 32 MB a file are fetched, in single chunks.
+    Of a URL or a Hub repo about 32 MB a file are fetched, in single chunks. Of a directory the `total` holds all files.
     """
+    if Path(src).is_dir():
+        return estimate_directory(Path(src), options or load_profile())
     reports = []
     with open_weights(src, revision=revision, token=token) as files:
         for file in files:
@@ -342,16 +378,20 @@ def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str
                         raise OptionError("the file is packed already")
                 samples = {} if isinstance(file, LocalFile) else {"sample_chunks": 1, "budget_bytes": _REMOTE_SAMPLE_BYTES}
                 reports.append(estimate_file(file, options or load_profile(), **samples))
-    return reports
+    return Reports(reports, _total(reports))
+
+
+def _total(reports: Sequence[FileReport | EstimateReport]) -> Total:
+    return Total(len(reports), sum(report.source_bytes for report in reports), sum(report.packed_bytes for report in reports))
 
 
 @contextmanager
 def open_weights(src: PathLike, *, revision: str | None = None, token: str | None = None) -> Iterator[list[RandomReader]]:
-    """Open the safetensors files of a file, a directory, a URL or a Hub repo; of the latter two only what is read is fetched."""
+    """Open a file, or the weights of a directory or a Hub repo, or a URL; of the latter two only what is read is fetched."""
     path, text = Path(src), os.fspath(src)
     with ExitStack() as stack:
         if path.exists():
-            paths = [path / name for name in model_files(path).weights] if path.is_dir() else [path]
+            paths = _weights(path) if path.is_dir() else [path]
             yield [stack.enter_context(closing(LocalFile(each))) for each in paths]
             return
         if is_url(text):
@@ -363,6 +403,9 @@ def open_weights(src: PathLike, *, revision: str | None = None, token: str | Non
         yield [stack.enter_context(closing(RemoteFile(url, token=token))) for url in urls]
 
 
-def _refuse_same(source: Path, target: Path) -> None:
-    if target.exists() and os.path.samefile(source, target):
-        raise OptionError("source and target are the same", path=str(target))
+def _weights(folder: Path) -> list[Path]:
+    """Return a directory's packed files, or the weights of one that is not packed: those in safetensors files, if there are any."""
+    if has_manifest(folder):
+        return [folder / name for name in stand(folder).packed.values()]
+    files = model_files(folder)
+    return [folder / name for name in files.weights or files.other_weights]

@@ -8,7 +8,8 @@
     │   ├── NotPackedError             a file without a weightpack index, bytes that are no tensor frame
     │   ├── TruncatedError             the data ends early: fetch it again
     │   ├── CorruptionError            a field or a stream contradicts another
-    │   │   └── ChecksumError          decoded, and the checksum differs
+    │   │   ├── ChecksumError          decoded, and the checksum differs
+    │   │   └── FolderError            files of a directory are not what they should be: `problems` has each
     │   └── UnsupportedError           newer than this library: upgrade
     ├── LimitError (ValueError)        larger than `Limits` allows: raise the limit if you trust the file
     ├── OptionError (ValueError)       an argument is wrong
@@ -23,6 +24,7 @@ Errors of the operating system pass through as OSError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 __all__ = [
@@ -65,6 +67,15 @@ class CorruptionError(FormatError):
 
 class ChecksumError(CorruptionError):
     """Decoded, and the checksum differs."""
+
+
+class FolderError(CorruptionError):
+    """A directory is not what it should be; `problems` has an error for each file that differs, is missing or is too many, with its path."""
+
+    def __init__(self, problems: Sequence[WeightpackError], n_files: int, *, path: str) -> None:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        super().__init__(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}, in {n_files} files:{lines}", path=path)
+        self.problems = tuple(problems)
 
 
 class UnsupportedError(FormatError):

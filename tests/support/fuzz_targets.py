@@ -23,9 +23,10 @@ import weightpack.numpy
 from weightpack import reference
 from weightpack.errors import BaseNotFoundError, LimitError, MissingExtraError, OptionError, WeightpackError
 from weightpack.format.index import Index
+from weightpack.format.manifest import parse_manifest
 from weightpack.format.safetensors import parse_header
 from weightpack.io.files import MemoryFile
-from weightpack.models.directory import MANIFEST, Manifest, model_files
+from weightpack.models.directory import model_files
 from weightpack.options import Limits
 from weightpack.reading.frame import decode, decode_bytes
 from weightpack.reading.packed_file import PackedFile
@@ -198,16 +199,15 @@ def _folder(name: str) -> Path:
 
 def manifest(data: bytes) -> None:
     """The manifest of a packed directory."""
-    folder = _folder("manifest")
-    (folder / MANIFEST).write_bytes(data)
     try:
-        parsed = Manifest.read(folder)
+        parsed = parse_manifest(data)
     except WeightpackError:
         return
-    for name in (*parsed.packed, *parsed.originals):
+    folder = _folder("manifest")
+    for name in (*parsed.files, *parsed.folders, *parsed.added, *(file.packed or "" for file in parsed.packed.values())):
         assert (folder / name).is_relative_to(folder) and ".." not in Path(name).parts, f"{name!r} leaves the directory"
-    (folder / MANIFEST).write_bytes(parsed.to_bytes())
-    assert Manifest.read(folder).originals == parsed.originals
+        assert name.isprintable(), f"{name!r} shows as something else"
+    assert parse_manifest(parsed.to_bytes()) == parsed
 
 
 def shards(data: bytes) -> None:

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightpack import api
 from weightpack._humane import human_bytes, percent
 from weightpack.errors import OptionError
+from weightpack.format.manifest import MANIFEST, Manifest, ManifestFile
 from weightpack.io.fetch import fetch_repo, hub_errors, is_repo_id
 from weightpack.io.folder import private_folder
-from weightpack.models.directory import MANIFEST, Manifest, model_files, packed_config
+from weightpack.models.carry import described
+from weightpack.models.directory import has_manifest
+from weightpack.models.jobs import Job
+from weightpack.models.pack import changed_entry, packed_entry
+from weightpack.models.plan import CONFIG, plan_packing
+from weightpack.models.standing import stand
 from weightpack.options import PackOptions, load_profile
 
 if TYPE_CHECKING:
@@ -92,20 +99,27 @@ def push(
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
     job = _Push(hub, repo_id, revision, create_pr, hf_flag)
     with hub_errors(repo_id, revision):
-        manifest = (job.add_packed if (folder / MANIFEST).exists() else job.add_plain)(folder, options or load_profile(), threads, verify, progress)
-        source_bytes, packed_bytes = (sum(int(entry[key]) for entry in manifest.packed.values()) for key in ("source_bytes", "packed_bytes"))
-        old_card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
-        original_card = manifest.originals.get(CARD, old_card.encode() if old_card is not None else None)
+        manifest = (job.add_packed if has_manifest(folder) else job.add_plain)(folder, options or load_profile(), threads, verify, progress)
+        source_bytes = sum(file.n_bytes for file in manifest.packed.values())
+        packed_bytes = sum(file.packed_bytes for file in manifest.packed.values())
+        old_card = (folder / CARD).read_bytes() if (folder / CARD).is_file() and CARD not in manifest.added else None
+        original_card = manifest.originals.get(CARD, old_card)
         card = _card(original_card.decode() if original_card is not None else "", folder, repo_id, base_model, source_bytes, packed_bytes)
-        if original_card is not None:
-            manifest.originals[CARD] = original_card
         job.add_bytes(CARD, card.encode())
-        job.add_bytes(MANIFEST, manifest.to_bytes())
+        job.add_bytes(MANIFEST, _with_card(manifest, original_card).to_bytes())
         commit = hub.create_commit(
             repo_id, job.operations, revision=revision, create_pr=create_pr,
             commit_message=commit_message or f"Pack with weightpack: {human_bytes(source_bytes)} -> {human_bytes(packed_bytes)}",
         )  # fmt: skip
     return PushResult(repo_id, commit.pr_url or f"{hub.endpoint}/{repo_id}", commit.oid, source_bytes, packed_bytes, len(job.operations))
+
+
+def _with_card(manifest: Manifest, original: bytes | None) -> Manifest:
+    """Return a manifest that knows of a card, which may be edited afterwards, and of the one that the source had, if it had one."""
+    if original is None:
+        return replace(manifest, added=tuple({*manifest.added, CARD}))
+    entry = ManifestFile(len(original), hashlib.sha256(original).hexdigest(), original=original)
+    return replace(manifest, files={**manifest.files, CARD: entry})
 
 
 class _Push:
@@ -134,36 +148,34 @@ class _Push:
 
     def add_plain(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None) -> Manifest:
         """Pack the weights, one after the other, and add everything but card and manifest."""
-        files, packed = model_files(folder), {}
+        plan, files = plan_packing(folder, Job(options=options, hf_flag=self.hf_flag)), {}
         with private_folder(Path(tempfile.gettempdir(), "weightpack-push")) as scratch:
-            for weight in files.weights:
+            for name, packed in plan.packed.items():
                 target = scratch / "packed.safetensors"
-                (result,) = api.pack(folder / weight, target, options=options, threads=threads, verify=verify, progress=progress).files
-                packed[str(weight)] = {
-                    "source_bytes": result.source_bytes, "packed_bytes": result.packed_bytes, "source_sha256": result.source_sha256,
-                }  # fmt: skip
-                self.add_file(str(weight), target)
+                (result,) = api.pack(folder / name, target, options=options, threads=threads, verify=verify, progress=progress).files
+                files[str(name)] = packed_entry(result, packed)
+                self.add_file(str(packed), target)
                 target.unlink()
-        manifest = Manifest(packed, {})
-        config = packed_config(files, flag=self.hf_flag)
-        for other in files.others:
-            if str(other) == "config.json" and config is not None:
-                manifest.originals["config.json"] = (folder / other).read_bytes()
-                self.add_bytes("config.json", config)
-            elif str(other) != CARD:
-                self.add_file(str(other), folder / other)
-        return manifest
+        for name in plan.carried:
+            files[str(name)] = described(folder / name)
+            if str(name) != CARD:
+                self.add_file(str(name), folder / name)
+        if plan.config is not None:
+            files[str(CONFIG)] = changed_entry(folder / CONFIG, plan.config)
+            self.add_bytes(str(CONFIG), plan.config)
+        return Manifest(files, tuple(map(str, plan.files.empty_folders)))
 
     def add_packed(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None) -> Manifest:
         """Add a directory that is packed already, but for card and manifest."""
-        manifest = Manifest.read(folder)
+        standing = stand(folder)
+        if standing.unfinished is not None:
+            raise OptionError(f"`{standing.unfinished} --in-place` has not ended: run it again", path=str(folder))
         if verify:
             api.verify(folder, threads=threads, progress=progress)
-        files = model_files(folder)
-        for path in (*files.weights, *files.others):
+        for path in standing.files.files:
             if str(path) not in (CARD, MANIFEST):
                 self.add_file(str(path), folder / path)
-        return manifest
+        return standing.manifest
 
 
 def _card(text: str, folder: Path, repo_id: str, base_model: str | None, source_bytes: int, packed_bytes: int) -> str:
@@ -238,8 +250,8 @@ def pull(
         raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(folder))
     if include:
         raise OptionError("--include and --unpack exclude each other: unpacking needs the whole repo")
-    snapshot = fetch_repo(repo_id, revision=revision, token=token)
-    if not (snapshot / MANIFEST).exists():
+    snapshot = api.fetch_packed(repo_id, revision=revision, token=token)
+    if not has_manifest(snapshot):
         raise OptionError(f"the repo {repo_id!r} is not packed (it has no {MANIFEST}): pull it without --unpack")
     api.unpack(snapshot, folder, threads=threads, overwrite=overwrite, progress=progress)
     return folder

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -28,6 +28,16 @@ class WorkFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def n_bytes(self) -> int:
+        """What the files in it have, all together."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if not path.is_dir())
+
+    def clear(self, names: Iterable[PurePosixPath]) -> None:
+        """Remove files that a killed process left, and that are written anew without looking at them."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
     def resumed(self, name: PurePosixPath, prove: Callable[[Path], Result]) -> Result | None:
         """Return what `prove` says of a file that a killed process had finished; None if there is none, and it is to be written now.
@@ -49,7 +59,9 @@ class WorkFolder:
 
 
 @contextlib.contextmanager
-def work_folder(target: Path, *, source: Path, names: Collection[PurePosixPath], job: str, overwrite: bool = False) -> Iterator[WorkFolder]:
+def work_folder(
+    target: Path, *, source: Path, names: Collection[PurePosixPath], folders: Collection[PurePosixPath] = (), job: str, overwrite: bool = False
+) -> Iterator[WorkFolder]:
     """Give a folder to fill with the files `names`, which become `target` when the block ends; it vanishes if that fails.
 
     A new target appears as a whole. In one that is there each file takes its place, one after the other, and what has other names stays. If the process is
@@ -61,6 +73,8 @@ def work_folder(target: Path, *, source: Path, names: Collection[PurePosixPath],
         The directory that the job reads. Directories that are made get its permissions, and those of the directories in it.
     names
         Every file that the job writes, relative to the target.
+    folders
+        Directories that are to be there, whether they hold files or not.
     job
         What makes a job the same job: a killed one's folder is taken over, others of the target's are removed.
     overwrite
@@ -72,15 +86,16 @@ def work_folder(target: Path, *, source: Path, names: Collection[PurePosixPath],
         Source and target overlap; the target exists; something in it that is no file, or no directory, stands where one is to be written.
     """
     refuse_overlap(source, target)
-    for name in names:
+    for name in (*names, *folders):
         if name.is_absolute() or ".." in name.parts or not name.parts:
             raise OptionError(f"a file outside the directory is to be written: {str(name)!r}", path=str(target))
+    folders = _all_folders(names, folders)
     goal = _existing(target, overwrite)
     if goal is None:
         _make_parents(target)
     else:
-        _refuse_clashes(goal, names)
-    path, fd = _take_over(goal or target, target if goal is None else goal / goal.name, names, job)
+        _refuse_clashes(goal, names, folders)
+    path, fd = _take_over(goal or target, target if goal is None else goal / goal.name, names, folders, job)
     moving = False
     try:
         if fd < 0:
@@ -88,10 +103,10 @@ def work_folder(target: Path, *, source: Path, names: Collection[PurePosixPath],
             replace_file(path / _JOURNAL, json.dumps({"job": job}).encode())
         yield WorkFolder(path)
         if goal is None:
-            _become(path, target, source, names)
+            _become(path, target, source, folders)
         else:
             moving = True
-            _move(path, goal, source, names)
+            _move(path, goal, source, names, folders)
             moving = False
     finally:
         if not moving:  # else what is in it is to go on into its place
@@ -133,14 +148,15 @@ def _existing(target: Path, overwrite: bool) -> Path | None:
     return target.resolve()
 
 
-def _folders(names: Collection[PurePosixPath]) -> list[PurePosixPath]:
-    """Return the directories that files are in, each after the one that it is in; not the top."""
-    return sorted({parent for name in names for parent in name.parents if parent.parts}, key=lambda folder: (len(folder.parts), folder))
+def _all_folders(names: Collection[PurePosixPath], folders: Collection[PurePosixPath]) -> list[PurePosixPath]:
+    """Return the directories that files are in and those that are to be there anyhow, each after the one that it is in; not the top."""
+    parents = {parent for name in (*names, *folders) for parent in name.parents if parent.parts}
+    return sorted(parents | set(folders), key=lambda folder: (len(folder.parts), folder))
 
 
-def _refuse_clashes(goal: Path, names: Collection[PurePosixPath]) -> None:
+def _refuse_clashes(goal: Path, names: Collection[PurePosixPath], folders: Collection[PurePosixPath]) -> None:
     disk = goal.stat().st_dev
-    for folder in _folders(names):
+    for folder in folders:
         state = state_of(goal / folder)
         if state is None:
             continue
@@ -157,7 +173,7 @@ def _refuse_clashes(goal: Path, names: Collection[PurePosixPath]) -> None:
 # ---- the working folder
 
 
-def _take_over(goal: Path, name: Path, names: Collection[PurePosixPath], job: str) -> tuple[Path, int]:
+def _take_over(goal: Path, name: Path, names: Collection[PurePosixPath], folders: Collection[PurePosixPath], job: str) -> tuple[Path, int]:
     """Return a killed process's folder and a descriptor that locks it, or a fresh name and -1; other leftovers of the target are removed.
 
     Parameters
@@ -171,7 +187,7 @@ def _take_over(goal: Path, name: Path, names: Collection[PurePosixPath], job: st
             if mine is None and near == name and _is_of(path, fd, job):
                 mine = path, os.dup(fd)  # the lock belongs to the open file, which the duplicate shares
                 os.set_inheritable(mine[1], False)
-                _remove_others(path, names)
+                _remove_others(path, names, folders)
             else:
                 remove(path)
     return mine or (working_name(name), -1)
@@ -191,16 +207,16 @@ def _is_of(path: Path, fd: int, job: str) -> bool:
         return False
 
 
-def _remove_others(path: Path, names: Collection[PurePosixPath]) -> None:
+def _remove_others(path: Path, names: Collection[PurePosixPath], folders: Collection[PurePosixPath]) -> None:
     """Remove from a folder that is taken over what the job does not write, and what is not this user's own file."""
     kept = {path / name for name in names} | {path / _JOURNAL}
-    folders = {path / folder for folder in _folders(names)}
+    kept_folders = {path / folder for folder in folders}
     for here, below, files in os.walk(path):
         for name in [*below, *files]:
             entry = Path(here, name)
             state = entry.lstat()
             is_folder = stat.S_ISDIR(state.st_mode)
-            if not belongs_to_user(state) or not (entry in folders if is_folder else entry in kept and stat.S_ISREG(state.st_mode)):
+            if not belongs_to_user(state) or not (entry in kept_folders if is_folder else entry in kept and stat.S_ISREG(state.st_mode)):
                 remove(entry)
                 below[:] = [folder for folder in below if folder != name]
 
@@ -239,12 +255,13 @@ def private_folder(name: Path) -> Iterator[Path]:
 # ---- into its place
 
 
-def _become(path: Path, target: Path, source: Path, names: Collection[PurePosixPath]) -> None:
+def _become(path: Path, target: Path, source: Path, folders: Collection[PurePosixPath]) -> None:
     """Give the folder the target's name."""
-    for folder in _folders(names):
+    for folder in folders:
+        (path / folder).mkdir(exist_ok=True)
         _chmod_like(path / folder, source / folder)
     (path / _JOURNAL).unlink()
-    _sync(path, names)
+    _sync(path, folders)
     _chmod_like(path, source)
     try:
         os.replace(path, target)
@@ -255,15 +272,15 @@ def _become(path: Path, target: Path, source: Path, names: Collection[PurePosixP
     sync_folder(target.parent)
 
 
-def _move(path: Path, goal: Path, source: Path, names: Collection[PurePosixPath]) -> None:
+def _move(path: Path, goal: Path, source: Path, names: Collection[PurePosixPath], folders: Collection[PurePosixPath]) -> None:
     """Move each file into its place in a directory that is there."""
-    for folder in _folders(names):
+    for folder in folders:
         if state_of(goal / folder) is None:
             (goal / folder).mkdir(0o700)
             _chmod_like(goal / folder, source / folder)
     for name in names:
         os.replace(path / name, goal / name)
-    _sync(goal, names)
+    _sync(goal, folders)
 
 
 def _chmod_like(folder: Path, model: Path) -> None:
@@ -272,8 +289,8 @@ def _chmod_like(folder: Path, model: Path) -> None:
         folder.chmod(stat.S_IMODE(model.stat().st_mode) & 0o777 | 0o700)
 
 
-def _sync(path: Path, names: Collection[PurePosixPath]) -> None:
-    for folder in (*_folders(names), PurePosixPath()):
+def _sync(path: Path, folders: Collection[PurePosixPath]) -> None:
+    for folder in (*folders, PurePosixPath()):
         sync_folder(path / folder)
 
 

@@ -22,12 +22,19 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = "wp-partial"
+_MOST_OF_NAME = 200  # bytes: file systems allow 255 for all of it
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # neither a link nor a pipe without a writer
 
 
 def working_name(target: Path) -> Path:
     """Return a fresh name beside the target."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.{PARTIAL}")
+    return target.with_name(f".{_stem(target.name)}.{secrets.token_hex(8)}.{PARTIAL}")
+
+
+def _stem(name: str) -> str:
+    """Return as much of a target's name as its working names have."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _MOST_OF_NAME else encoded[:_MOST_OF_NAME].decode("utf-8", errors="ignore")
 
 
 def is_working_name(name: str) -> bool:
@@ -83,7 +90,7 @@ def leftovers(target: Path) -> Iterator[tuple[Path, int]]:
 
     The descriptor is closed afterwards unless the caller keeps a duplicate.
     """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.{PARTIAL}")
+    pattern = re.compile(rf"\.{re.escape(_stem(target.name))}\.[0-9a-f]{{16}}\.{PARTIAL}")
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(name for name in os.listdir(target.parent) if pattern.fullmatch(name)):
             path = target.with_name(name)

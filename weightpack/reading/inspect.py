@@ -10,8 +10,9 @@ from itertools import pairwise
 from weightpack.format.constants import CODEC_NAMES, MAX_STREAMS, Codec, Mode
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import CHUNK_HEAD_BYTES, parse_chunk
-from weightpack.io.files import read_at
+from weightpack.io.files import RandomReader, read_at
 from weightpack.reading.packed_file import PackedFile, StoredTensor
+from weightpack.sources import segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,10 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """A packed file. `lineage`: what it is a difference from, what that is a difference from, and so on; empty for a file that stands alone."""
+    """A packed file, or of a directory, `state` "plain", also one that is not packed (yet): of that the SHA-256 is not known.
+
+    `lineage`: what it is a difference from, what that is a difference from, and so on; empty for a file that stands alone.
+    """
 
     path: str
     source_bytes: int
@@ -42,6 +46,13 @@ class FileReport:
     source_sha256: str
     tensors: tuple[TensorReport, ...]
     lineage: tuple[str, ...] = ()
+    state: str = "packed"
+
+
+def inspect_plain(file: RandomReader) -> FileReport:
+    """Describe a file that is not packed."""
+    tensors = tuple(TensorReport(t.name, t.dtype, t.shape, t.n_bytes, t.n_bytes, "plain") for t in segment(file).tensors)
+    return FileReport(file.name, file.size, file.size, "", tensors, state="plain")
 
 
 def inspect_file(packed: PackedFile, *, codecs: bool = True, lineage: tuple[str, ...] = ()) -> FileReport:

@@ -21,12 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """What was proven: the restored source has this length and SHA-256, as the index says; and equals the original, if one was named."""
+    """What was proven of a file.
+
+    Parameters
+    ----------
+    source_bytes, packed_bytes, source_sha256
+        Its source has this length and SHA-256, as the index says, or the directory's manifest.
+    compared
+        Its source equals the original that was named.
+    name
+        Of a file of a directory, or of a repo: its path there.
+    state
+        "packed"; and of other files of a directory: "plain" (to be packed by a job in place that has not ended), "carried" (over, as it was), "changed" (the
+        source is in the manifest), "not covered" (the manifest does not know it), "added" (the source had no such file).
+    """
 
     source_bytes: int
     packed_bytes: int
     source_sha256: str
     compared: bool
+    name: str = ""
+    state: str = "packed"
 
 
 def verify_file(

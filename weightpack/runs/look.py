@@ -16,7 +16,7 @@ from pathlib import Path
 from weightpack.errors import FormatError, LimitError, OptionError, TruncatedError, WeightpackError
 from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile
-from weightpack.models.directory import model_files
+from weightpack.models.directory import check_shards, list_files
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.packed_file import read_header
 from weightpack.runs.files import SeriesFile, described, has_sharded_state, packable, small_file, step_of, steps
@@ -156,12 +156,12 @@ def _problem(path: Path, step: int, files: tuple[SeriesFile, ...]) -> str | None
     if step >= 0 and written != step:
         return f"{_STATE} is of step {written}"
     try:
-        model_files(path)
-    except OptionError:
-        if not any(file.name.startswith(("pytorch_model", "adapter_model")) for file in files) and not has_sharded_state(path):
-            return "it has no weights"
+        there = list_files(path)
+        check_shards(there)
     except WeightpackError as error:
         return error.reason
+    if not there.weights and not any(file.name.startswith(("pytorch_model", "adapter_model")) for file in files) and not has_sharded_state(path):
+        return "it has no weights"
     for file in files:
         if not file.packed and (reason := _cut(path / file.name)):
             return f"{file.name} is cut: {reason}"

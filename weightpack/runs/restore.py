@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from weightpack.errors import OptionError
 from weightpack.io.folder import private_folder, work_folder
 from weightpack.io.working_names import is_working_name
-from weightpack.models.directory import carry_over
+from weightpack.models.carry import carry_over
 from weightpack.models.jobs import Job, JobResult, open_packed, unpack_one
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.verify import VerifyResult, verify_file
