@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on this machine: bench, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from weightpack._humane import human_bytes, percent, table
+from weightpack._version import __version__
+from weightpack.cli.options import json_option, profile_option, threads_option
+
+
+@click.command()
+@click.argument("src", required=False)
+@click.option("--megabytes", default=128, show_default=True, type=click.IntRange(min=1), help="Measure up to this much of each dtype.")
+@click.option("--folder", type=click.Path(exists=True, file_okay=False), help="Where files are written; its disk is what is measured. [default: temporary]")
+@profile_option
+@threads_option
+@json_option
+def bench(src: str | None, megabytes: int, folder: str | None, profile: str, threads: int | None, as_json: bool) -> None:
+    """Measure this machine on the weights of SRC (a file, directory or Hub repo; without it, on synthetic ones): size, speed, and speed of memcpy.
+
+    In memory each ISA, all threads, and each codec alone; then files, beside a plain copy. Round trips are compared before anything is timed; times are
+    medians; checksums are included.
+    """
+    from pathlib import Path
+
+    from weightpack.tools import bench as measure
+
+    def step(what: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"measuring {what} ...", err=True)
+
+    report = measure.bench(
+        src, max_bytes=megabytes * 1_000_000, threads=threads, profile=profile, folder=Path(folder) if folder else None, step=step
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    click.echo(report.source)
+    for m in report.memory:
+
+        def rate(seconds: float, m: measure.MemoryReport = m) -> list[str]:
+            return [f"{m.source_bytes / seconds / 1e9:.2f}", f"{m.memcpy_seconds / seconds:.2f}"]
+
+        rows = [["ISA", "codec", "threads", "of original", "encode GB/s", "/memcpy", "decode GB/s", "/memcpy"]]
+        rows += [
+            [s.isa, s.codec, str(s.threads), percent(s.packed_bytes, m.source_bytes), *rate(s.encode_seconds), *rate(s.decode_seconds)] for s in m.speeds
+        ]
+        click.echo(f"\n{m.dtype}, {human_bytes(m.source_bytes)} in memory; memcpy {rate(m.memcpy_seconds)[0]} GB/s\n{table(rows, right='llrrrrrr')}")
+    rows = [["threads", "of original", "copy GB/s", "pack GB/s", "unpack GB/s", "unpack / copy"]]
+    for f in report.files:
+        rates = [f"{f.source_bytes / seconds / 1e9:.2f}" for seconds in (f.copy_seconds, f.pack_seconds, f.unpack_seconds)]
+        rows.append([str(f.threads), percent(f.packed_bytes, f.source_bytes), *rates, f"{f.copy_seconds / f.unpack_seconds:.2f}"])
+    f = report.files[0]
+    click.echo(f"\na file of {human_bytes(f.source_bytes)} in {f.folder}; packing includes SHA-256 and verification\n{table(rows, right='rrrrrr')}")
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show versions, the CPU's kernels, and what is installed."""
+    from importlib import metadata
+
+    from weightpack import kernels, options
+    from weightpack.format.constants import VERSION
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        in_use = kernels.isa()
+    available = kernels.available_isas()
+    state: dict[str, Any] = {
+        "weightpack": __version__,
+        "format": f"reads and writes {VERSION[0]}.{VERSION[1]}",
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "isa": in_use,
+        "isas_available": available,
+        "native": len(available) > 1,
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "profiles": options.profiles(),
+        "packages": {name: version(name) for name in ("numpy", "zstandard", "dahuffman", "huggingface_hub", "safetensors", "torch")},
+    }
+    if as_json:
+        click.echo(json.dumps(state))
+        return
+    show: Callable[[Any], str] = lambda v: ", ".join(v) if isinstance(v, list) else str(v)  # noqa: E731
+    for key, value in state.items():
+        if key == "packages":
+            for name, installed in value.items():
+                click.echo(f"{name:16}{installed or 'not installed'}")
+        elif key == "native":
+            click.echo(f"{'native core':16}{'built' if value else 'not built: numpy is used, slowly. Install a C compiler and reinstall'}")
+        else:
+            click.echo(f"{key:16}{show(value)}")
