@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from weightpack.errors import ChecksumError, FormatError, OptionError, located
+from weightpack.errors import ChecksumError, FormatError, OptionError, PathNotFoundError, located
 from weightpack.format.manifest import MANIFEST, PACKED_SUFFIX
 from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
 from weightpack.io.files import LocalFile, RandomReader
@@ -19,7 +19,7 @@ from weightpack.models.delete import delete_source as remove_source
 from weightpack.models.delete import refuse_undeletable
 from weightpack.models.directory import has_manifest, model_files
 from weightpack.models.in_place import pack_in_place, unpack_in_place
-from weightpack.models.jobs import FileProgress, Job, JobResult, open_packed, pack_one, unpack_one
+from weightpack.models.jobs import FileProgress, FileResult, Job, JobResult, open_packed, pack_one, unpack_one
 from weightpack.models.look import estimate_directory, inspect_directory
 from weightpack.models.overlap import refuse_target
 from weightpack.models.pack import pack_directory
@@ -31,6 +31,7 @@ from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.bases import Base, lineage, weights_below
 from weightpack.reading.inspect import FileReport, inspect_file
 from weightpack.reading.packed_file import PackedFile, is_packed, read_header
+from weightpack.reading.unpack import stream_source
 from weightpack.reading.verify import VerifyResult, verify_file
 from weightpack.writing.estimate import EstimateReport, estimate_file
 
@@ -102,22 +103,21 @@ def pack(
     job = Job(thread_count(threads), overwrite, progress, options or load_profile(), verify, hf_flag, base=_base(base, path, token, cache_dir))
     if not path.exists():
         if not is_repo_id(os.fspath(src)):
-            raise OptionError("no such file or directory", path=os.fspath(src))
+            raise PathNotFoundError("no such file or directory", path=os.fspath(src))
         if in_place or delete_source:
             raise OptionError("only files and directories of this machine are packed in place or deleted", path=os.fspath(src))
         path = fetch_repo(os.fspath(src), revision=revision, token=token, cache_dir=cache_dir)
-        dst = Path(dst) if dst is not None else Path(f"{os.fspath(src).rsplit('/')[-1]}-wp")
+        dst = packed_path(src) if dst is None else dst
     if in_place:
         _refuse_target(dst, delete_source)
         return pack_in_place(path, job)
     if delete_source:
         refuse_undeletable(path, job)
+    target = _named(dst) if dst is not None else packed_path(path)
     if path.is_dir():
-        target = Path(dst) if dst is not None else path.resolve().with_name(f"{path.resolve().name}-wp")
         result = pack_directory(path, target, job)
     else:
-        target = Path(dst) if dst is not None else path.with_name(f"{path.name.removesuffix('.safetensors')}{PACKED_SUFFIX}")
-        target = target / path.name if target.is_dir() else target
+        target = packed_path(path, target) if target.is_dir() else target
         refuse_target(path, target, job)
         result = JobResult(str(target), (pack_one(path, target, job),))
     if delete_source:
@@ -155,27 +155,87 @@ def unpack(
     path = Path(src)
     job = Job(thread_count(threads), overwrite, progress, verify=verify, limits=limits, base=_found_base(base))
     if not path.exists():
-        raise OptionError("no such file or directory", path=os.fspath(src))
+        raise PathNotFoundError("no such file or directory", path=os.fspath(src))
     if in_place:
         _refuse_target(dst, delete_source)
         return unpack_in_place(path, job)
     if delete_source:
         refuse_undeletable(path, job)
+    target = _named(dst) if dst is not None else unpacked_path(path, limits=limits)
     if path.is_dir():
-        name = path.resolve().name
-        target = Path(dst) if dst is not None else path.resolve().with_name(name.removesuffix("-wp") if name.endswith("-wp") else f"{name}-unpacked")
         result = unpack_directory(path, target, job)
     else:
-        if dst is None and not path.name.endswith(PACKED_SUFFIX):
-            raise OptionError(f"name the target with -o (dst=): only for files named *{PACKED_SUFFIX} it follows from the name", path=str(path))
-        name = f"{path.name.removesuffix(PACKED_SUFFIX)}{'.safetensors' if source_format(path, limits) == 'safetensors' else ''}"
-        target = Path(dst) if dst is not None else path.with_name(name)
-        target = target / name if target.is_dir() else target
+        target = unpacked_path(path, target, limits=limits) if target.is_dir() else target
         refuse_target(path, target, job)
         result = JobResult(str(target), (unpack_one(path, target, job, prove=delete_source),))
     if delete_source:
         remove_source(path, result, packed=False)
     return result
+
+
+def packed_path(src: PathLike, folder: Path | None = None) -> Path:
+    """Return where `pack` puts a source that is to have no other target: beside it, and a repo here.
+
+    In a `folder` it keeps its name, as files of packed directories do; but one that is no .safetensors gets `.wp.safetensors` at its end, as beside the source.
+    """
+    path = Path(src)
+    if path.is_dir():
+        name = path.resolve().name
+        return folder / name if folder is not None else path.resolve().with_name(f"{name}-wp")
+    if not path.exists():
+        name = os.fspath(src).rsplit("/")[-1]
+        return folder / name if folder is not None else Path(f"{name}-wp")
+    if folder is not None and path.suffix == ".safetensors":
+        return folder / path.name
+    return (path.parent if folder is None else folder) / f"{path.name.removesuffix('.safetensors')}{PACKED_SUFFIX}"
+
+
+def unpacked_path(src: PathLike, folder: Path | None = None, *, limits: Limits = DEFAULT_LIMITS) -> Path:
+    """Return where `unpack` puts the source of a file or directory that is to have no other target: beside it, or in a `folder`.
+
+    Raises
+    ------
+    PathNotFoundError
+        There is no such source.
+    OptionError
+        Its name says nothing: beside it, the target would have the same.
+    """
+    path = Path(src)
+    if not path.exists():
+        raise PathNotFoundError("no such file or directory", path=os.fspath(src))
+    if path.is_dir():
+        name = path.resolve().name
+        if folder is not None:
+            return folder / name.removesuffix("-wp")
+        return path.resolve().with_name(name.removesuffix("-wp") if name.endswith("-wp") else f"{name}-unpacked")
+    if not path.name.endswith(PACKED_SUFFIX):
+        if folder is None:
+            raise OptionError(f"name the target with -o (dst=): only for files named *{PACKED_SUFFIX} it follows from the name", path=str(path))
+        return folder / path.name
+    name = f"{path.name.removesuffix(PACKED_SUFFIX)}{'.safetensors' if source_format(path, limits) == 'safetensors' else ''}"
+    return (path.parent if folder is None else folder) / name
+
+
+def unpack_stream(
+    src: PathLike, write: Callable[[memoryview], object], *, base: PathLike | None = None, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+    progress: FileProgress | None = None,
+) -> FileResult:  # fmt: skip
+    """Restore the source of a packed file in its order, piece by piece, into a function that writes: for what can't be written at any offset, such as a pipe.
+
+    Raises
+    ------
+    FormatError, LimitError, BaseNotFoundError, WrongBaseError
+        As `unpack`; what was written by then is not the whole source.
+    """
+    path = Path(src)
+    if not path.exists():
+        raise PathNotFoundError("no such file or directory", path=os.fspath(src))
+    if path.is_dir():
+        raise OptionError("a directory is no stream of bytes: unpack it to a directory", path=os.fspath(src))
+    job = Job(threads=thread_count(threads), progress=progress)
+    with open_packed(path, limits, _found_base(base)) as packed:
+        stream_source(packed, write, threads=job.threads, progress=job.bind(path))
+        return FileResult(str(path), "", packed.index.source_bytes, packed.file.size, packed.index.source_sha256)
 
 
 def _base(base: PathLike | None, src: Path, token: str | None, cache_dir: str | None) -> Base | None:
@@ -195,7 +255,7 @@ def _fetched(repo: str, token: str | None = None, cache_dir: str | None = None) 
     """Return the folder of a base that is a repo, `name[@revision]`."""
     repo_id, _, revision = repo.partition("@")
     if not is_repo_id(repo_id):
-        raise OptionError("the base is no file or directory", path=repo)
+        raise PathNotFoundError("the base is no file or directory", path=repo)
     return fetch_repo(repo_id, revision=revision or None, token=token, cache_dir=cache_dir)
 
 
@@ -270,7 +330,7 @@ def verify(
     else:
         if not path.exists():
             if not is_repo_id(text):
-                raise OptionError("no such file or directory", path=text)
+                raise PathNotFoundError("no such file or directory", path=text)
             path = fetch_packed(text, revision=revision, token=token)
         job = Job(thread_count(threads), progress=progress, limits=limits, base=_found_base(base))
         original = None if against is None or published is not None else Path(against)
@@ -309,7 +369,7 @@ def _published_sha256(repo: str, token: str | None) -> dict[str, str | None]:
     """Return path -> SHA-256 of a repo's weights, as the Hub publishes them."""
     repo_id, _, revision = repo.partition("@")
     if not is_repo_id(repo_id):
-        raise OptionError("no such file or directory", path=repo)
+        raise PathNotFoundError("no such file or directory", path=repo)
     return {file.path: file.sha256 for file in published_weights(repo_id, revision=revision or None, token=token)}
 
 
@@ -399,7 +459,7 @@ def open_weights(src: PathLike, *, revision: str | None = None, token: str | Non
         elif is_repo_id(text):
             urls = [file.url for file in published_weights(text, revision=revision, token=token)]
         else:
-            raise OptionError("no such file or directory", path=text)
+            raise PathNotFoundError("no such file or directory", path=text)
         yield [stack.enter_context(closing(RemoteFile(url, token=token))) for url in urls]
 
 
@@ -409,3 +469,9 @@ def _weights(folder: Path) -> list[Path]:
         return [folder / name for name in stand(folder).packed.values()]
     files = model_files(folder)
     return [folder / name for name in files.weights or files.other_weights]
+
+
+def _named(dst: PathLike) -> Path:
+    """Return a target whose last part is its name, which `.` and `..` are not."""
+    path = Path(dst)
+    return path.resolve() if path.name in ("", "..") else path

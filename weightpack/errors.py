@@ -13,6 +13,7 @@
     │   └── UnsupportedError           newer than this library: upgrade
     ├── LimitError (ValueError)        larger than `Limits` allows: raise the limit if you trust the file
     ├── OptionError (ValueError)       an argument is wrong
+    │   └── PathNotFoundError (FileNotFoundError)  there is no file, directory or repo of that name
     ├── BaseNotFoundError (LookupError)  the file is a difference from a base that is not here: name it
     ├── WrongBaseError (ValueError)    the base that was named is not the one that the file needs
     ├── TensorNotFoundError (KeyError)
@@ -24,11 +25,13 @@ Errors of the operating system pass through as OSError.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from types import TracebackType
 
 __all__ = [
     "WeightpackError", "FormatError", "NotPackedError", "TruncatedError", "CorruptionError", "ChecksumError", "UnsupportedError", "LimitError", "OptionError",
+    "PathNotFoundError",
     "BaseNotFoundError", "WrongBaseError", "TensorNotFoundError", "LosslessError", "MissingExtraError",
 ]  # fmt: skip
 
@@ -88,6 +91,19 @@ class LimitError(WeightpackError, ValueError):
 
 class OptionError(WeightpackError, ValueError):
     """An argument is wrong."""
+
+
+class PathNotFoundError(OptionError, FileNotFoundError):
+    """There is no file, directory or repo of the name that was given: the same through every function, and what Python's own `open` raises."""
+
+    def __init__(self, reason: str, *, path: str | None = None, tensor: str | None = None, chunk: int | None = None) -> None:
+        super().__init__(reason, path=path, tensor=tensor, chunk=chunk)
+        self.errno, self.strerror = errno.ENOENT, reason
+
+    @property
+    def filename(self) -> str | None:
+        """The path, as other errors of the operating system have it."""
+        return self.path
 
 
 class BaseNotFoundError(WeightpackError, LookupError):

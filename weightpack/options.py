@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightpack.errors import OptionError
+from weightpack.errors import OptionError, PathNotFoundError
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS
 from weightpack.format.layouts import Layout, layout_of
 
@@ -115,12 +115,23 @@ def profiles() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
-@cache
-def _load(path: Path) -> dict[str, Any]:
+def profile_descriptions() -> dict[str, str]:
+    """Return what each profile that comes with the package costs and buys, the default first."""
+    return {name: str(_table(_folder() / f"{name}.toml").get("description", "")) for name in sorted(profiles(), key=lambda name: name != DEFAULT_PROFILE)}
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: not TOML: {error}") from None
+    except FileNotFoundError:
+        raise PathNotFoundError("no such profile", path=str(path)) from None
+
+
+@cache
+def _load(path: Path) -> dict[str, Any]:
+    table = _table(path)
     table.pop("description", None)
     unknown = set(table) - {field.name for field in fields(PackOptions)}
     if unknown:

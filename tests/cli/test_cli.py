@@ -15,24 +15,9 @@ import time
 import hub_double
 import pytest
 import samples
+from command import refused, run
 
 import weightpack
-
-
-def run(*arguments, cwd, env=None, preexec_fn=None):
-    return subprocess.run(
-        [sys.executable, "-m", "weightpack", *map(str, arguments)], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True,
-        preexec_fn=preexec_fn, timeout=300,
-    )  # fmt: skip
-
-
-def refused(result, code, *words):
-    """Assert the exit code, one line on stderr with these words, and no traceback."""
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert str(word) in result.stderr, result.stderr
-    return True
 
 
 @pytest.fixture

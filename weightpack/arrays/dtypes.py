@@ -13,7 +13,7 @@ from weightpack.errors import LimitError, MissingExtraError, OptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_NUMPY = {
+NUMPY_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16", "I32": "int32", "U32": "uint32",
     "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64",
 }  # fmt: skip
@@ -21,7 +21,7 @@ _ML_DTYPES = {
     "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
-_NAMES = {numpy: name for name, numpy in (_NUMPY | _ML_DTYPES).items()}
+_NAMES = {numpy: name for name, numpy in (NUMPY_NAMES | _ML_DTYPES).items()}
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
@@ -34,8 +34,8 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     OptionError
         numpy has none: read the tensor with `weightpack.torch`.
     """
-    if dtype in _NUMPY:
-        return np.dtype(_NUMPY[dtype]).newbyteorder("<")
+    if dtype in NUMPY_NAMES:
+        return np.dtype(NUMPY_NAMES[dtype]).newbyteorder("<")
     if dtype in _ML_DTYPES:
         try:
             import ml_dtypes

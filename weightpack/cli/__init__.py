@@ -1,50 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `weightpack`. The only room that prints.
 
-Exit codes: 0 done, 1 the data is bad, 2 the call is bad, 3 input or output failed.
+Exit codes: 0 done; 1 the data is bad, or `diff` found a difference; 2 the call is bad; 3 input or output failed, or memory or threads ran out. 130 and 141 as
+shells have them: interrupted, and whoever read the output left. 70 is a bug.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+import traceback
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from weightpack._version import __version__
-from weightpack.cli import files, hub, machine, runs
+from weightpack.cli import files, hub, machine, runs, tensors
 from weightpack.cli.failures import ExitCode, explain
+from weightpack.cli.output import ReaderLeft, abandon, complain, finish, say, tolerate_any_encoding
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Program(click.Group):
+    """Pipes that broke: click takes each for standard output, and ends with exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise OSError(f"a connection broke: {error}") from error
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="weightpack")
 def cli() -> None:
     """Make model checkpoints smaller without changing a bit, and restore them byte for byte."""
 
 
 for command in (
-    files.pack, files.unpack, files.verify, files.inspect, files.estimate, hub.push, hub.pull, runs.series, machine.bench, machine.doctor,
+    files.pack, files.unpack, files.verify, files.inspect, files.estimate, tensors.cat, tensors.diff, hub.push, hub.pull, runs.series, machine.bench,
+    machine.doctor,
 ):  # fmt: skip
     cli.add_command(command)
 
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; every failure is one line on stderr and an exit code."""
-    warnings.showwarning = lambda message, *_: click.echo(f"weightpack: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+    tolerate_any_encoding()
     try:
-        sys.exit(cli.main(args, prog_name="weightpack", standalone_mode=False) or 0)
+        code = cli.main(args, prog_name="weightpack", standalone_mode=False)
+        finish()
+        sys.exit(code or ExitCode.DONE)
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.", err=True)
+        complain(error.format_message())
         sys.exit(ExitCode.BAD_CALL)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say nothing more
-        sys.exit(ExitCode.IO)
-    except BaseException as error:
+    except ReaderLeft:
+        abandon()
+        sys.exit(ExitCode.READER_LEFT)
+    except Exception as error:
         explained = explain(error)
         if explained is None:
-            raise
-        code, line = explained
-        click.echo(f"weightpack: {line}", err=True)
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                say(line, err=True)
+            explained = ExitCode.BUG, "this is a bug: please report it with the lines above"
+        code, reason = explained
+        complain(reason)
         sys.exit(code)
+    except KeyboardInterrupt:  # outside of what click watches over
+        sys.exit(ExitCode.INTERRUPTED)

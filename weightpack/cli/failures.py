@@ -20,9 +20,12 @@ class ExitCode(IntEnum):
 
     DONE = 0
     BAD_DATA = 1
+    DIFFERENT = 1  # of `diff`
     BAD_CALL = 2
-    IO = 3
+    IO = 3  # or memory, or threads
+    BUG = 70  # EX_SOFTWARE
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    READER_LEFT = 141  # 128 + SIGPIPE
 
 
 _BAD_CALLS = (errors.OptionError, errors.TensorNotFoundError, errors.MissingExtraError, errors.BaseNotFoundError, errors.WrongBaseError)
@@ -53,4 +56,10 @@ def explain(error: BaseException) -> tuple[ExitCode, str] | None:
         return ExitCode.BAD_DATA, str(error)
     if isinstance(error, OSError):
         return ExitCode.IO, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if isinstance(error, MemoryError):
+        return ExitCode.IO, f"there is not enough memory{f': {error}' if str(error) else ''}"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return ExitCode.IO, "the system lets no more threads start: ask for fewer with --threads"
+    if isinstance(error, UnicodeError):
+        return ExitCode.IO, f"a text can't be written here: {error}"
     return None

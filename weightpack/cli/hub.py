@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 
@@ -12,6 +11,7 @@ import click
 from weightpack._humane import human_bytes, percent
 from weightpack.cli.failures import GOES_ON, after_interrupt
 from weightpack.cli.options import (
+    PATH,
     codec_option,
     force_option,
     hf_flag_option,
@@ -23,6 +23,7 @@ from weightpack.cli.options import (
     threads_option,
     token_option,
 )
+from weightpack.cli.output import say, say_json
 from weightpack.cli.progress import Bar
 
 
@@ -33,7 +34,7 @@ def _quiet_hub(quiet: bool) -> None:
 
 
 @click.command()
-@click.argument("src")
+@click.argument("src", type=PATH)
 @click.argument("repo")
 @click.option("--base-model", help="The original's repo id, for the model card. [default: SRC if that is a repo]")
 @click.option("--private/--public", default=None, help="Of a repo that is made. [default: as the Hub has it]")
@@ -62,15 +63,15 @@ def push(
             revision=revision, create_pr=create_pr, commit_message=commit_message, token=token, progress=progress,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(asdict(result)))
-        return
-    saved, share = human_bytes(result.source_bytes - result.packed_bytes), percent(result.packed_bytes, result.source_bytes)
-    click.echo(f"{result.url}: {human_bytes(result.source_bytes)} -> {human_bytes(result.packed_bytes)} ({share} of original), {saved} saved")
+        say_json(asdict(result))
+    elif not quiet:
+        saved, share = human_bytes(result.source_bytes - result.packed_bytes), percent(result.packed_bytes, result.source_bytes)
+        say(f"{result.url}: {human_bytes(result.source_bytes)} -> {human_bytes(result.packed_bytes)} ({share} of original), {saved} saved")
 
 
 @click.command()
 @click.argument("repo")
-@click.argument("target", required=False)
+@click.argument("target", required=False, type=PATH)
 @click.option("--unpack", is_flag=True, help="Restore the original files.")
 @click.option("--include", multiple=True, help="Only files that match this pattern (repeatable).")
 @revision_option
@@ -90,4 +91,5 @@ def pull(
         folder = hub.pull(
             repo, target, unpack=unpack, include=include, revision=revision, token=token, threads=threads, overwrite=force, progress=progress
         )  # fmt: skip
-    click.echo(f"{folder}")
+    if not quiet:
+        say(f"{folder}")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -14,13 +13,14 @@ from typing import Any
 
 import click
 
-from weightpack._humane import human_bytes, percent, table
+from weightpack._humane import human_bytes, percent
 from weightpack._version import __version__
-from weightpack.cli.options import json_option, profile_option, threads_option
+from weightpack.cli.options import PATH, json_option, profile_option, threads_option
+from weightpack.cli.output import say, say_json, say_table
 
 
 @click.command()
-@click.argument("src", required=False)
+@click.argument("src", required=False, type=PATH)
 @click.option("--megabytes", default=128, show_default=True, type=click.IntRange(min=1), help="Measure up to this much of each dtype.")
 @click.option("--folder", type=click.Path(exists=True, file_okay=False), help="Where files are written; its disk is what is measured. [default: temporary]")
 @profile_option
@@ -38,15 +38,15 @@ def bench(src: str | None, megabytes: int, folder: str | None, profile: str, thr
 
     def step(what: str) -> None:
         if sys.stderr.isatty():
-            click.echo(f"measuring {what} ...", err=True)
+            say(f"measuring {what} ...", err=True)
 
     report = measure.bench(
         src, max_bytes=megabytes * 1_000_000, threads=threads, profile=profile, folder=Path(folder) if folder else None, step=step
     )
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        say_json(asdict(report))
         return
-    click.echo(report.source)
+    say(report.source)
     for m in report.memory:
 
         def rate(seconds: float, m: measure.MemoryReport = m) -> list[str]:
@@ -56,19 +56,23 @@ def bench(src: str | None, megabytes: int, folder: str | None, profile: str, thr
         rows += [
             [s.isa, s.codec, str(s.threads), percent(s.packed_bytes, m.source_bytes), *rate(s.encode_seconds), *rate(s.decode_seconds)] for s in m.speeds
         ]
-        click.echo(f"\n{m.dtype}, {human_bytes(m.source_bytes)} in memory; memcpy {rate(m.memcpy_seconds)[0]} GB/s\n{table(rows, right='llrrrrrr')}")
+        say()
+        say(f"{m.dtype}, {human_bytes(m.source_bytes)} in memory; memcpy {rate(m.memcpy_seconds)[0]} GB/s")
+        say_table(rows, right="llrrrrrr")
     rows = [["threads", "of original", "copy GB/s", "pack GB/s", "unpack GB/s", "unpack / copy"]]
     for f in report.files:
         rates = [f"{f.source_bytes / seconds / 1e9:.2f}" for seconds in (f.copy_seconds, f.pack_seconds, f.unpack_seconds)]
         rows.append([str(f.threads), percent(f.packed_bytes, f.source_bytes), *rates, f"{f.copy_seconds / f.unpack_seconds:.2f}"])
     f = report.files[0]
-    click.echo(f"\na file of {human_bytes(f.source_bytes)} in {f.folder}; packing includes SHA-256 and verification\n{table(rows, right='rrrrrr')}")
+    say()
+    say(f"a file of {human_bytes(f.source_bytes)} in {f.folder}; packing includes SHA-256 and verification")
+    say_table(rows, right="rrrrrr")
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show versions, the CPU's kernels, and what is installed."""
+    """Show versions, the CPU's kernels, what is installed, and what each profile costs and buys."""
     from importlib import metadata
 
     from weightpack import kernels, options
@@ -93,18 +97,21 @@ def doctor(as_json: bool) -> None:
         "isas_available": available,
         "native": len(available) > 1,
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "profiles": options.profiles(),
+        "profiles": options.profile_descriptions(),
         "packages": {name: version(name) for name in ("numpy", "zstandard", "dahuffman", "huggingface_hub", "safetensors", "torch")},
     }
     if as_json:
-        click.echo(json.dumps(state))
+        say_json(state)
         return
     show: Callable[[Any], str] = lambda v: ", ".join(v) if isinstance(v, list) else str(v)  # noqa: E731
     for key, value in state.items():
         if key == "packages":
             for name, installed in value.items():
-                click.echo(f"{name:16}{installed or 'not installed'}")
+                say(f"{name:20}{installed or 'not installed'}")
+        elif key == "profiles":
+            for name, description in value.items():
+                say(f"{f'profile {name}':20}{description}")
         elif key == "native":
-            click.echo(f"{'native core':16}{'built' if value else 'not built: numpy is used, slowly. Install a C compiler and reinstall'}")
+            say(f"{'native core':20}{'built' if value else 'not built: numpy is used, slowly. Install a C compiler and reinstall'}")
         else:
-            click.echo(f"{key:16}{show(value)}")
+            say(f"{key:20}{show(value)}")

@@ -3,24 +3,46 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import click
-
 from weightpack._humane import human_bytes, percent
+from weightpack.cli.output import say
 
 if TYPE_CHECKING:
     from weightpack.models.jobs import JobResult
 
 
-def report_job(job: JobResult, seconds: float, as_json: bool, *, packing: bool) -> None:
-    """Print a job, as JSON or for people."""
-    if as_json:
-        click.echo(json.dumps({**asdict(job), "source_bytes": job.source_bytes, "packed_bytes": job.packed_bytes, "seconds": round(seconds, 3)}))
-        return
-    before, after = (job.source_bytes, job.packed_bytes) if packing else (job.packed_bytes, job.source_bytes)
-    rate = human_bytes(job.source_bytes / seconds) if seconds else "-"
-    share = f" ({percent(job.packed_bytes, job.source_bytes)} of original)" if packing else ""
-    click.echo(f"{job.target}: {human_bytes(before)} -> {human_bytes(after)}{share}, {seconds:.2f} s, {rate}/s")
+@dataclass(frozen=True, slots=True)
+class TimedJob:
+    """A job and the seconds that it took."""
+
+    job: JobResult
+    seconds: float
+
+    def as_json(self) -> dict[str, object]:
+        """Return what --json prints."""
+        job = self.job
+        return {**asdict(job), "source_bytes": job.source_bytes, "packed_bytes": job.packed_bytes, "seconds": round(self.seconds, 3)}
+
+
+def _sizes(source_bytes: int, packed_bytes: int, packing: bool) -> str:
+    if packing:
+        return f"{human_bytes(source_bytes)} -> {human_bytes(packed_bytes)} ({percent(packed_bytes, source_bytes)} of original)"
+    return f"{human_bytes(packed_bytes)} -> {human_bytes(source_bytes)}"
+
+
+def report_job(done: TimedJob, *, packing: bool, verbose: bool = False) -> None:
+    """Print a job for people: a line, and with `verbose` one for each file."""
+    job = done.job
+    rate = human_bytes(job.source_bytes / done.seconds) if done.seconds else "-"
+    say(f"{job.target}: {_sizes(job.source_bytes, job.packed_bytes, packing)}, {done.seconds:.2f} s, {rate}/s")
+    for file in job.files if verbose else ():
+        say(f"  {file.source} -> {file.target}: {_sizes(file.source_bytes, file.packed_bytes, packing)}, SHA-256 of the original {file.source_sha256}")
+
+
+def report_total(tally: str, jobs: Sequence[TimedJob], *, packing: bool) -> None:
+    """Print what several jobs did together."""
+    source_bytes, packed_bytes = sum(done.job.source_bytes for done in jobs), sum(done.job.packed_bytes for done in jobs)
+    say(f"{tally}, {_sizes(source_bytes, packed_bytes, packing)}")

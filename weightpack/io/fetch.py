@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpack.errors import OptionError
+from weightpack.errors import OptionError, PathNotFoundError
 
-_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # no part is hidden, or `.`, `..` or an option
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy", ".")
 # The same weights in other formats: hundreds of megabytes that packing would only copy.
 _OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ckpt",
@@ -21,8 +22,8 @@ _OTHER_WEIGHTS = [
 
 
 def is_repo_id(text: str) -> bool:
-    """Could this be a repo id (`name` or `owner/name`)?"""
-    return _REPO_ID.fullmatch(text) is not None and not text.endswith((".safetensors", "."))
+    """Could this be a repo id (`name` or `owner/name`)? A name alone that ends as files of weights do is none, nor is any path that shows that it is one."""
+    return _REPO_ID.fullmatch(text) is not None and not text.endswith((".safetensors", ".") if "/" in text else _FILE_SUFFIXES)
 
 
 @contextmanager
@@ -47,7 +48,9 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except RepositoryNotFoundError:
-        raise OptionError(f"no file or directory of that name, and no repo {repo_id!r} on the Hub (or it is private: log in with `hf auth login`)") from None
+        raise PathNotFoundError(
+            "no such file or directory here, and no repo of that name on the Hub (or it is private: log in with `hf auth login`)", path=repo_id
+        ) from None
     except RevisionNotFoundError:
         raise OptionError(f"the repo {repo_id!r} has no revision {revision!r}") from None
     except HFValidationError as error:

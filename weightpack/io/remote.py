@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from weightpack.errors import MissingExtraError, OptionError, TruncatedError, WeightpackError
+from weightpack.errors import MissingExtraError, OptionError, PathNotFoundError, TruncatedError, WeightpackError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _BLOCK_BYTES = 1 << 16  # small reads (headers, record tables) fetch a block: a request costs more than its bytes
@@ -35,7 +35,7 @@ class RemoteFile:
     Raises
     ------
     OptionError
-        There is no such file, or it may not be read.
+        There is no such file (a PathNotFoundError), or it may not be read.
     MissingExtraError
         fsspec needs another package for this kind of URL.
     OSError
@@ -115,8 +115,8 @@ class RemoteFile:
             raise MissingExtraError(f"{self.name}: {error}") from None
         except (FileNotFoundError, NotADirectoryError) as error:
             self._raise_other_cause(error)
-            raise OptionError("no such file (or it is private: log in with `hf auth login`)" if self.name.startswith("hf://") else "no such file",
-                              path=self.name) from None  # fmt: skip
+            reason = "no such file (or it is private: log in with `hf auth login`)" if self.name.startswith("hf://") else "no such file"
+            raise PathNotFoundError(reason, path=self.name) from None
         except PermissionError as error:
             raise OptionError(f"this may not be read: {error}", path=self.name) from None
         except (ValueError, NotImplementedError) as error:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, WrongBaseError
+from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, PathNotFoundError, WrongBaseError
 from weightpack.format.index import BaseFile, BaseReference, Index
 from weightpack.io.files import LocalFile, RandomReader
 from weightpack.options import DEFAULT_LIMITS, Limits
@@ -215,5 +215,5 @@ def weights_below(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise OptionError("no such file or directory", path=os.fspath(path))
+        raise PathNotFoundError("no such file or directory", path=os.fspath(path))
     return sorted(each for each in path.rglob("*") if each.name.endswith(SUFFIXES) and each.is_file())

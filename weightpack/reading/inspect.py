@@ -7,8 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
+from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError, located
 from weightpack.format.constants import CODEC_NAMES, MAX_STREAMS, Codec, Mode
-from weightpack.format.layouts import DTYPE_BITS
+from weightpack.format.layouts import DTYPE_BITS, Layout
 from weightpack.format.record import CHUNK_HEAD_BYTES, parse_chunk
 from weightpack.io.files import RandomReader, read_at
 from weightpack.reading.packed_file import PackedFile, StoredTensor
@@ -112,24 +115,36 @@ def inspect_planes(packed: PackedFile) -> list[PlanesReport]:
 
 
 def _record_planes(packed: PackedFile, stored: StoredTensor) -> dict[str, int]:
-    head = packed.record_head(stored)
-    names, planes = head.layout.stream_names, Counter[str]()
-    for begin, end in pairwise(head.offsets.tolist()):
-        chunk = read_at(packed.file, stored.begin + begin, min(end - begin, CHUNK_HEAD_BYTES + 4 * MAX_STREAMS))
-        mode, n_streams = chunk[0], min(chunk[1], MAX_STREAMS)
-        for i in range(n_streams):
-            at = CHUNK_HEAD_BYTES + 4 * i
-            name = _stream_name(mode, i, names)
-            planes[name] += int.from_bytes(chunk[at + 1 : at + 4], "little")
+    head, planes = packed.record_head(stored), Counter[str]()
+    for number, (begin, end) in enumerate(pairwise(head.offsets.tolist())):
+        with located(path=packed.file.name, tensor=stored.tensor.name, chunk=number):
+            first = read_at(packed.file, stored.begin + begin, min(end - begin, CHUNK_HEAD_BYTES + 4 * MAX_STREAMS))
+            sizes = _stream_sizes(first, head.layout)
+            if sum(n_bytes for _, n_bytes in sizes) > end - begin:
+                raise TruncatedError("a stream ends after its chunk")
+        for name, n_bytes in sizes:
+            planes[name] += n_bytes
     planes["tables"] = stored.packed_bytes - planes.total()
     return dict(planes)
 
 
-def _stream_name(mode: int, i: int, names: tuple[str, ...]) -> str:
-    if mode == Mode.SPLIT:
-        return names[i]
-    if mode == Mode.DIFFERENCE:
-        return _DIFFERENCE_PLANES[i]
-    if mode == Mode.SCALED:
-        return ("scales", "signs", *_DIFFERENCE_PLANES)[i]
-    return "whole chunks" if mode == Mode.WHOLE else f"field {i}"
+def _stream_sizes(first: bytearray, layout: Layout) -> list[tuple[str, int]]:
+    """Return (name, bytes) of each stream of a chunk, from its first bytes: header and stream table."""
+    if len(first) < CHUNK_HEAD_BYTES or len(first) < CHUNK_HEAD_BYTES + 4 * first[1]:
+        raise TruncatedError("the chunk ends inside its stream table")
+    mode, n_streams = first[:2]
+    if mode == Mode.FIELDS:
+        names: tuple[str, ...] = tuple(f"field {i}" for i in range(n_streams))
+    elif mode in _STREAM_NAMES:
+        names = _STREAM_NAMES[Mode(mode)]
+    elif mode == Mode.SPLIT:
+        names = layout.stream_names
+    else:
+        raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
+    if len(names) != n_streams:
+        raise CorruptionError(f"the chunk has {n_streams} streams, its mode has {len(names)}")
+    table = np.frombuffer(first, "<u4", n_streams, CHUNK_HEAD_BYTES) >> 8
+    return list(zip(names, table.tolist(), strict=True))
+
+
+_STREAM_NAMES = {Mode.WHOLE: ("whole chunks",), Mode.DIFFERENCE: _DIFFERENCE_PLANES, Mode.SCALED: ("scales", "signs", *_DIFFERENCE_PLANES)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
-from weightpack.errors import OptionError, TensorNotFoundError, located
+from weightpack.errors import OptionError, PathNotFoundError, TensorNotFoundError, located
 from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile, RandomReader
 from weightpack.io.parallel import ordered_map, thread_count
@@ -224,6 +224,8 @@ def safe_open(
 
     Raises
     ------
+    PathNotFoundError
+        There is no such file. It is a FileNotFoundError, too.
     FormatError, LimitError
         The file is damaged, or claims too much.
     BaseNotFoundError, WrongBaseError
@@ -243,7 +245,10 @@ def safe_open(
 def _opened(
     filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits, base: str | os.PathLike[str] | None = None
 ) -> SafeOpen:
-    file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
+    try:
+        file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
+    except FileNotFoundError:
+        raise PathNotFoundError("no such file", path=os.fspath(filename)) from None
     try:
         return SafeOpen(file, framework, threads=threads, limits=limits, base=base)
     except BaseException:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable
 
+from weightpack.errors import ChecksumError
 from weightpack.io.atomic import AtomicFile
 from weightpack.io.progress import Meter, Progress
 from weightpack.reading.packed_file import PackedFile
@@ -20,6 +23,24 @@ def unpack_file(packed: PackedFile, target: AtomicFile, *, threads: int = 1, pro
     for piece in restored_pieces(packed, threads, lambda offset, data: target.write_at(offset, memoryview(data))):
         meter.add(piece.n_bytes)
     return total
+
+
+def stream_source(packed: PackedFile, write: Callable[[memoryview], object], *, threads: int = 1, progress: Progress | None = None) -> None:
+    """Restore the source in its order, piece by piece, into `write`.
+
+    Raises
+    ------
+    FormatError
+        The packed file is damaged. Each chunk is checked before it is written, but earlier ones have been written then.
+    """
+    index, digest, meter = packed.index, hashlib.sha256(), Meter(progress, packed.index.source_bytes)
+    packed.check_records()
+    for piece in restored_pieces(packed, threads, lambda _, data: data, keep=True):
+        digest.update(piece.result)
+        write(memoryview(piece.result))
+        meter.add(piece.n_bytes)
+    if digest.hexdigest() != index.source_sha256:
+        raise ChecksumError(f"what was written has SHA-256 {digest.hexdigest()}, the index says {index.source_sha256}", path=packed.file.name)
 
 
 def _allocate(fd: int, n_bytes: int) -> None:

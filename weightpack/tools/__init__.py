@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements and pictures."""
+"""What looks at weights from outside: measurements, pictures, comparisons, single tensors."""

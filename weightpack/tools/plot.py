@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from weightpack import api
+from weightpack._humane import printable
 from weightpack.errors import MissingExtraError, OptionError
 from weightpack.format.layouts import DTYPE_BITS
-from weightpack.io.files import LocalFile
+from weightpack.io.files import RandomReader
 from weightpack.reading.inspect import PlanesReport, inspect_planes
 from weightpack.reading.packed_file import PackedFile
 
@@ -16,26 +17,51 @@ _MOST_TENSORS = 40
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def plot_planes(src: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def plot_planes(src: api.PathLike, target: api.PathLike, *, revision: str | None = None, token: str | None = None) -> list[Path]:
     """Draw bits per element by tensor and plane, of a packed file's largest tensors, into a picture (.png, .svg or .pdf).
+
+    Parameters
+    ----------
+    src
+        A file, a directory, a URL or a repo id.
+    target
+        Of a directory or repo with several files, each gets a picture with its name in it: `planes-model-00001-of-00002.png` for `planes.png`.
+
+    Returns
+    -------
+    list of Path
+        The pictures.
 
     Raises
     ------
     MissingExtraError
         matplotlib is not installed.
     OptionError
-        The target is of another kind, or the file has no tensors.
+        The target is of another kind, or a file has no tensors.
+    FormatError
+        A file is not packed, or damaged.
     """
-    if Path(target).suffix not in _SUFFIXES:
-        raise OptionError(f"a picture is one of {', '.join(_SUFFIXES)}", path=os.fspath(target))
+    goal = Path(target)
+    if goal.suffix not in _SUFFIXES:
+        raise OptionError(f"a picture is one of {', '.join(_SUFFIXES)}", path=str(goal))
+    with api.open_weights(src, revision=revision, token=token) as files:
+        stems = [Path(file.name).stem for file in files]
+        pictures = [goal] if len(files) == 1 else [goal.with_name(f"{goal.stem}-{stem}{goal.suffix}") for stem in stems]
+        if len(set(pictures)) < len(pictures):
+            raise OptionError("files in several folders have one name: name a folder, or a file", path=str(src))
+        for file, picture in zip(files, pictures, strict=True):
+            _plot_file(file, picture)
+    return pictures
+
+
+def _plot_file(file: RandomReader, target: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("a picture needs matplotlib: pip install 'weightpack[plot]'") from None
-    with LocalFile(src) as file:
-        reports = inspect_planes(PackedFile(file))
+    reports = inspect_planes(PackedFile(file))
     if not reports:
-        raise OptionError("the file has no tensors", path=os.fspath(src))
+        raise OptionError("the file has no tensors", path=file.name)
     shown = reports[:_MOST_TENSORS]
     names = sorted({name for report in shown for name in report.planes}, key=lambda name: -sum(report.planes.get(name, 0) for report in shown))
     figure = Figure(figsize=(11, 1.6 + 0.26 * len(shown)), layout="constrained")
@@ -49,10 +75,10 @@ def plot_planes(src: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     for row, report in enumerate(shown):  # what it was
         full = DTYPE_BITS.get(report.dtype, 8)
         axis.plot([full, full], [row - 0.4, row + 0.4], color="black", linewidth=1.2)
-    axis.set_yticks(range(len(shown)), labels, fontsize=8)
+    axis.set_yticks(range(len(shown)), [printable(label) for label in labels], fontsize=8, parse_math=False)  # a name is no formula
     axis.invert_yaxis()
     axis.set_xlabel("bits an element in the packed file; a black line: in the original")
-    axis.set_title(_title(os.fspath(src), reports, len(shown)), fontsize=10)
+    axis.set_title(printable(_title(file.name, reports, len(shown))), fontsize=10, parse_math=False)
     axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.6 / figure.get_figheight()), ncols=4, fontsize=8, frameon=False)
     figure.savefig(target, dpi=110)
 
