@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
 README = Path(__file__).resolve().parents[1] / "README.md"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+MEASURED_PROFILES = ("fast", "dense")
 BEGIN, END = "<!-- figures: written by benchmarks/report.py from benchmarks/results/suite.json -->", "<!-- end of figures -->"
 
 FAIRNESS = """
@@ -123,6 +126,22 @@ def readme_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def profile_figures(result: dict, profile: str) -> str:
+    """Return what a profile costs and buys, for its description."""
+    rows = result["corpora"]["MiniLM bf16"]["results"]["1"]
+    named = "weightpack" if profile == "fast" else f"weightpack {profile}"
+    isa = next(isa for isa in ("avx512", "avx2", "neon", "scalar") if "road" in rows.get(f"{named} {isa}", {}))
+    r = rows[f"{named} {isa}"]
+    encoded, decoded = (r["source_bytes"] / 1e9 / r[f"{way}_seconds"] for way in ("encode", "decode"))
+    share = 100 * r["packed_bytes"] / r["source_bytes"]
+    return f"MiniLM in bf16: {share:.2f} % of its size, in memory packed at {encoded:.1f} and unpacked at {decoded:.1f} GB/s a core ({isa})."
+
+
+def in_description(text: str, figures: str) -> str:
+    """Return a profile's file with these figures at the end of its description."""
+    return re.sub(r'^(description = ".*?)( MiniLM in bf16: [^"]*)?"$', lambda m: f'{m[1]} {figures}"', text, flags=re.M)
+
+
 def in_readme(text: str, table: str) -> str:
     """Return the README with the table between its marks."""
     before, rest = text.split(BEGIN)
@@ -182,13 +201,16 @@ def _panel(axis, name: str, rows: dict) -> None:
 
 
 def write(result: dict, folder: Path = RESULTS, *, readme: bool = True) -> None:
-    """Write suite.json, suite.md, the plots and the README's table."""
+    """Write suite.json, suite.md, the plots, the README's table and the figures in the profiles' descriptions."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "suite.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "suite.md").write_text(page(result))
     plots(result, folder)
     if readme:
         README.write_text(in_readme(README.read_text(), readme_table(result)))
+        for profile in MEASURED_PROFILES:
+            path = CONFIGS / f"{profile}.toml"
+            path.write_text(in_description(path.read_text(), profile_figures(result, profile)))
 
 
 if __name__ == "__main__":

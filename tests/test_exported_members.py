@@ -23,7 +23,7 @@ SURFACE = {
     "weightpack.dcp": ["WeightpackExtension", "reader", "registry", "writer"],
     "weightpack.errors": [
         "BaseNotFoundError", "ChecksumError", "CorruptionError", "FormatError", "LimitError", "LosslessError", "MissingExtraError", "NotPackedError",
-        "OptionError", "TensorNotFoundError", "TruncatedError", "UnsupportedError", "WeightpackError", "WrongBaseError",
+        "OptionError", "PathNotFoundError", "TensorNotFoundError", "TruncatedError", "UnsupportedError", "WeightpackError", "WrongBaseError",
     ],
     "weightpack.hub": ["PushResult", "pull", "push"],
     "weightpack.kernels": [
@@ -31,7 +31,7 @@ SURFACE = {
         "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
     ],
     "weightpack.numpy": ["load", "load_file", "safe_open", "save", "save_file"],
-    "weightpack.options": ["Limits", "PackOptions", "load_profile", "profiles"],
+    "weightpack.options": ["Limits", "PackOptions", "load_profile", "profile_descriptions", "profiles"],
     "weightpack.series": [
         "ANCHOR_EVERY", "Checkpoint", "STORE", "Series", "SeriesFile", "checkpoint", "checkpoint_problem", "collect", "has_sharded_state", "last_checkpoint",
         "pack_checkpoint", "pack_run", "plain_files", "restore", "series", "unshare", "verify",

@@ -31,6 +31,22 @@ def test_results_page_is_that_of_the_committed_figures():
     assert (ROOT / "benchmarks" / "results" / "suite.md").read_text() == report.page(report.load()), "run benchmarks/report.py"
 
 
+def test_profiles_say_the_committed_figures():
+    """Of those that the suite measures, `doctor` and `--help` say what they cost and buy; of the others, no figure at all."""
+    from weightpack.options import profile_descriptions
+
+    report = _report()
+    descriptions = profile_descriptions()
+    assert next(iter(descriptions)) == "fast"
+    for name, description in descriptions.items():
+        if name in report.MEASURED_PROFILES:
+            assert description.endswith(report.profile_figures(report.load(), name)), "run benchmarks/report.py"
+            description = description.removesuffix(report.profile_figures(report.load(), name))
+            path = report.CONFIGS / f"{name}.toml"
+            assert report.in_description(path.read_text(), report.profile_figures(report.load(), name)) == path.read_text()
+        assert not re.search(r"\d", description), description
+
+
 def _deltas(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("deltas")

@@ -14,7 +14,7 @@ from weightpack.errors import OptionError, PathNotFoundError
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS
 from weightpack.format.layouts import Layout, layout_of
 
-__all__ = ["Limits", "PackOptions", "load_profile", "profiles"]
+__all__ = ["Limits", "PackOptions", "load_profile", "profile_descriptions", "profiles"]
 
 CODEC_CHOICES = ("rans", "huffman", "zstd")
 DEFAULT_PROFILE = "fast"

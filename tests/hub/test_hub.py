@@ -233,6 +233,22 @@ def test_what_is_not_there(client, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_pull_into_a_folder_that_is_there_without_a_network(client, tmp_path):
+    """Such a folder passes for the repo with the stock client; nothing was fetched, so this fails."""
+    source = sharded(tmp_path / "tiny")
+    client.hub.add("org/tiny", source)
+    client.ok("pull", "org/tiny", "here")
+    assert same_folder(source, tmp_path / "here")
+    client.ok("pull", "org/tiny", "here")
+    for env in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        done = subprocess.run(client.command("pull", "org/tiny", "here"), cwd=tmp_path, env={**client.env, **env}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 3, done.stderr
+        assert done.stdout == ""
+        assert len([line for line in done.stderr.splitlines() if line.startswith("weightpack: ")]) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "no revision" in client("pull", "org/tiny", "here", "--revision", "v9").stderr
+
+
 # ---- remote reading
 
 

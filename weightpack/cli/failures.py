@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -28,6 +29,7 @@ class ExitCode(IntEnum):
     READER_LEFT = 141  # 128 + SIGPIPE
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BAD_CALLS = (errors.OptionError, errors.TensorNotFoundError, errors.MissingExtraError, errors.BaseNotFoundError, errors.WrongBaseError)
 
 
@@ -55,8 +57,9 @@ def explain(error: BaseException) -> tuple[ExitCode, str] | None:
     if isinstance(error, errors.WeightpackError):
         return ExitCode.BAD_DATA, str(error)
     if isinstance(error, OSError):
-        return ExitCode.IO, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-    if isinstance(error, MemoryError):
+        name = error.filename2 if error.errno in _FULL and error.filename2 else error.filename  # of a copy, the target
+        return ExitCode.IO, f"{name}: {error.strerror}" if name and error.strerror else str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in str(error)):
         return ExitCode.IO, f"there is not enough memory{f': {error}' if str(error) else ''}"
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return ExitCode.IO, "the system lets no more threads start: ask for fewer with --threads"

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from weightpack._humane import printable
+
 if TYPE_CHECKING:
     from weightpack.models.jobs import FileProgress
 
@@ -32,7 +34,6 @@ class Bar:
 
             self.__exit__()
             self._path = path
-            self._bar = tqdm(
-                total=total, unit="B", unit_scale=True, desc=f"{self._verb} {os.path.basename(path)}", delay=1, leave=False, disable=None, file=sys.stderr
-            )
+            described = printable(f"{self._verb} {os.path.basename(path)}")
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=described, delay=1, leave=False, disable=None, file=sys.stderr)
         self._bar.update(done - self._bar.n)

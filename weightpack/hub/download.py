@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from weightpack import api
 from weightpack.errors import OptionError
 from weightpack.format.manifest import MANIFEST
-from weightpack.io.fetch import fetch_repo, is_repo_id
+from weightpack.io.fetch import commit_of, fetch_repo, is_repo_id
 from weightpack.models.directory import has_manifest
 
 if TYPE_CHECKING:
@@ -34,13 +34,23 @@ def pull(
     -------
     Path
         The target.
+
+    Raises
+    ------
+    PathNotFoundError
+        The Hub has no such repo, or it may not be read with this token.
+    OptionError
+        It has no such revision; the target exists; the repo is not packed and is to be unpacked.
+    OSError
+        The Hub can't be reached.
     """
     if not is_repo_id(repo_id):
         raise OptionError(f"not a repo id: {repo_id!r}; it is `owner/name`")
     name = repo_id.rsplit("/")[-1]
     if not unpack:
         folder = Path(target) if target is not None else Path(name)
-        return fetch_repo(repo_id, revision=revision, token=token, target=folder, include=include)
+        commit = commit_of(repo_id, revision=revision, token=token)  # asked first: where the Hub can't be reached, a folder that is there passes for the repo
+        return fetch_repo(repo_id, revision=commit, token=token, target=folder, include=include)
     folder = Path(target) if target is not None else Path(name.removesuffix("-wp"))
     if folder.exists() and not overwrite:
         raise OptionError("the target exists: use --force (overwrite=True) to replace it", path=str(folder))

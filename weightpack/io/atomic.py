@@ -140,6 +140,8 @@ class AtomicFile:
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._clean_up()
+        if isinstance(exc, OSError) and exc.errno is not None and exc.filename is None and not isinstance(exc, ConnectionError):
+            exc.filename = str(self.target)  # calls on descriptors name no file
 
     def _clean_up(self) -> None:
         self._close()

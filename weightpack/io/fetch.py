@@ -76,10 +76,10 @@ def _plain(error: BaseException, repo_id: str) -> Exception | None:
             status = cause.response.status_code if cause.response is not None else 0
             if status in _REASONS:
                 return OptionError(f"the Hub refuses {repo_id!r}: {_REASONS[status]}")
-            return OSError(f"the Hub has trouble with {repo_id!r}: {_first_line(cause)}; run it again, what was uploaded stays there")
+            return OSError(f"the Hub has trouble with {repo_id!r}: {_first_line(cause)}; run it again")
         if type(cause).__module__.split(".")[0] in _HTTP_LIBRARIES:
             what = f"{type(cause).__name__}: {_first_line(cause)}"
-            return OSError(f"the connection to the Hub failed ({what}); run it again, what was uploaded stays there")
+            return OSError(f"the connection to the Hub failed ({what}); run it again")
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -96,6 +96,14 @@ _REASONS = {
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def commit_of(repo_id: str, *, revision: str | None = None, token: str | None = None) -> str:
+    """Return the commit that a repo's revision is, as the Hub says now. See `hub_errors` for what it raises."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo_id, revision):
+        return str(HfApi(token=token).model_info(repo_id, revision=revision).sha)
 
 
 def fetch_repo(

@@ -98,7 +98,11 @@ class LocalFile:
             raise OptionError("the file is closed", path=self.name)
         done = 0
         while done < len(buffer):
-            n = self._pread(offset + done, buffer[done:])
+            try:
+                n = self._pread(offset + done, buffer[done:])
+            except OSError as error:
+                error.filename = self.name  # calls on descriptors name no file
+                raise
             if n == 0:
                 raise TruncatedError(f"the file ends at byte {offset + done}, expected {offset + len(buffer)}", path=self.name)
             done += n
