@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from weightpack.errors import ChecksumError, FormatError, OptionError, PathNotFoundError, located
+from weightpack.errors import ChecksumError, OptionError, PathNotFoundError, located
 from weightpack.format.manifest import MANIFEST, PACKED_SUFFIX
 from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
 from weightpack.io.files import LocalFile, RandomReader
@@ -30,9 +30,10 @@ from weightpack.models.verify import verify_directory
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.bases import Base, lineage, weights_below
 from weightpack.reading.inspect import FileReport, inspect_file
-from weightpack.reading.packed_file import PackedFile, is_packed, read_header
+from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.unpack import stream_source
 from weightpack.reading.verify import VerifyResult, verify_file
+from weightpack.sources.safetensors import is_packed_file
 from weightpack.writing.estimate import EstimateReport, estimate_file
 
 PathLike = str | os.PathLike[str]
@@ -433,9 +434,8 @@ def estimate(
     with open_weights(src, revision=revision, token=token) as files:
         for file in files:
             with located(path=file.name):
-                with suppress(FormatError):  # of another kind, then
-                    if is_packed(read_header(file)):
-                        raise OptionError("the file is packed already")
+                if is_packed_file(file):
+                    raise OptionError("the file is packed already")
                 samples = {} if isinstance(file, LocalFile) else {"sample_chunks": 1, "budget_bytes": _REMOTE_SAMPLE_BYTES}
                 reports.append(estimate_file(file, options or load_profile(), **samples))
     return Reports(reports, _total(reports))

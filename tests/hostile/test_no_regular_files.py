@@ -15,8 +15,8 @@ import samples
 
 import weightpack
 from weightpack.errors import BaseNotFoundError, OptionError
-from weightpack.integrations.swap import is_packed_file
 from weightpack.io.files import LocalFile
+from weightpack.sources.safetensors import looks_packed
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
 
@@ -41,7 +41,7 @@ def test_only_regular_files_are_opened(odd_path):
     with pytest.raises(OptionError, match="to a file first") as caught:
         LocalFile(odd_path)
     assert caught.value.path == str(odd_path)
-    assert not is_packed_file(odd_path)
+    assert not looks_packed(odd_path)
 
 
 def test_a_folder_is_no_file(tmp_path):

@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from weightpack.errors import MissingExtraError, OptionError
-from weightpack.format.constants import INDEX_KEY, MAX_HEADER_BYTES
-from weightpack.io.files import LocalFile, MemoryFile, RandomReader, read_at
+from weightpack.io.files import MemoryFile
 from weightpack.io.remote import is_url
 from weightpack.reading.tensors import SafeOpen, safe_open
+from weightpack.sources.safetensors import looks_packed
 
 # Names are rebound in the modules of these packages alone.
 _PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "peft", "safetensors", "sentence_transformers", "sglang", "torch", "transformers", "vllm"}
@@ -32,7 +32,7 @@ class packed_aware_safe_open:
         stock = _stock.get("safe_open") or _safetensors().safe_open
         if isinstance(filename, str) and is_url(filename):
             return safe_open(filename, framework, device)
-        if not is_packed_file(filename):
+        if not looks_packed(filename):
             return stock(filename, framework, device=device, **kwargs)
         if framework not in ("pt", "torch", "pytorch", "np", "numpy"):
             raise OptionError(f"packed tensors can't be given as {framework!r}, only as torch or numpy: `weightpack unpack` restores the plain file",
@@ -42,27 +42,13 @@ class packed_aware_safe_open:
 
 def packed_aware_load(data: bytes) -> dict[str, Any]:
     """`safetensors.torch.load` that also takes the bytes of a packed file."""
-    if not _mentions_index(MemoryFile([data])):
+    if not looks_packed(MemoryFile([data])):
         result: dict[str, Any] = _stock["load"](data)
         return result
     from weightpack.arrays.memory import TorchFramework
 
     with SafeOpen(MemoryFile([data]), TorchFramework()) as opened:
         return opened.get_tensors(opened.offset_keys())
-
-
-def is_packed_file(path: str | os.PathLike[str]) -> bool:
-    """Does a file look like a packed one? Only its header is read; whether it is sound is for the reader to say."""
-    try:
-        with LocalFile(path) as file:
-            return _mentions_index(file)
-    except (OSError, OptionError):
-        return False  # the stock object says what is wrong, in its own words
-
-
-def _mentions_index(file: RandomReader) -> bool:
-    n = int.from_bytes(read_at(file, 0, min(8, file.size)), "little")
-    return file.size > 8 and n <= min(file.size - 8, MAX_HEADER_BYTES) and f'"{INDEX_KEY}"'.encode() in read_at(file, 8, n)
 
 
 def enable() -> None:

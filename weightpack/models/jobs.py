@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weightpack.errors import ChecksumError, CorruptionError, OptionError, located
+from weightpack.errors import ChecksumError, CorruptionError, OptionError
 from weightpack.io.atomic import AtomicFile
 from weightpack.io.files import LocalFile, sha256_of
 from weightpack.io.progress import Progress
 from weightpack.models.directory import Note
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.bases import Base, open_with_bases
-from weightpack.reading.packed_file import PackedFile, is_packed, read_header
+from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.restored import close_packed
 from weightpack.reading.unpack import unpack_file
 from weightpack.writing.packer import PackResult, pack_file
@@ -146,12 +146,6 @@ def refuse_other(packed: PackedFile, sha256: str | None) -> None:
         raise CorruptionError(
             f"is the packed form of a file of SHA-256 {packed.index.source_sha256}, the manifest names one of {sha256} here", path=packed.file.name
         )
-
-
-def is_packed_weight(path: Path) -> bool:
-    """Is a safetensors file packed?"""
-    with located(path=str(path)), LocalFile(path) as file:
-        return is_packed(read_header(file))
 
 
 def described_packed(path: Path, target: Path, limits: Limits) -> FileResult:

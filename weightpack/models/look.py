@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from weightpack.errors import NotPackedError, located
 from weightpack.io.files import LocalFile
 from weightpack.models.directory import has_manifest, model_files
-from weightpack.models.jobs import Job, is_packed_weight
+from weightpack.models.jobs import Job
 from weightpack.models.plan import plan_packing, refuse_packed
 from weightpack.models.report import Reports, Total
 from weightpack.models.standing import refuse_missing, stand
@@ -17,6 +17,7 @@ from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions
 from weightpack.reading.bases import lineage
 from weightpack.reading.inspect import FileReport, inspect_file, inspect_plain
 from weightpack.reading.packed_file import PackedFile
+from weightpack.sources.safetensors import is_packed_file
 from weightpack.writing.estimate import EstimateReport, estimate_file
 
 
@@ -44,7 +45,7 @@ def inspect_directory(folder: Path, limits: Limits = DEFAULT_LIMITS, *, codecs: 
 
 def _inspect_without_manifest(folder: Path, limits: Limits, codecs: bool) -> Reports[FileReport]:
     files = model_files(folder)
-    packed = {path for path in files.weights if is_packed_weight(folder / path)}
+    packed = {path for path in files.weights if is_packed_file(folder / path)}
     if not packed:
         raise NotPackedError("not a packed directory: neither a manifest nor a packed file is in it", path=str(folder))
     reports = [_inspect(folder / path, limits, codecs, path in packed) for path in files.weights]

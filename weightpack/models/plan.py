@@ -11,10 +11,11 @@ from weightpack.errors import OptionError, located
 from weightpack.format.manifest import MANIFEST, MAX_PART_BYTES, PACKED_SUFFIX, name_problem
 from weightpack.io.files import LocalFile, read_at
 from weightpack.models.directory import ModelFiles, Note, has_manifest, model_files, packed_config
-from weightpack.models.jobs import Job, is_packed_weight
+from weightpack.models.jobs import Job
 from weightpack.models.standing import stand
 from weightpack.options import PackOptions
 from weightpack.sources import segment
+from weightpack.sources.safetensors import is_packed_file
 from weightpack.writing.estimate import estimate_file
 
 CONFIG = PurePosixPath("config.json")
@@ -78,7 +79,7 @@ def plan_packing(folder: Path, job: Job, *, in_place: bool = False) -> Plan:
     for path in files.weights:
         if in_place and path in files.linked and not (folder / path).is_symlink():
             kept.append(Note(str(path), REACHED_BY_LINK))
-        elif is_packed_weight(folder / path):
+        elif is_packed_file(folder / path):
             kept.append(Note(str(path), "it is packed already"))
         else:
             check_plain(folder / path, in_place=in_place)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from weightpack.errors import FormatError, TruncatedError
 from weightpack.format.manifest import MANIFEST, Manifest
 from weightpack.models.directory import ModelFiles, list_files, read_manifest
-from weightpack.models.jobs import is_packed_weight
+from weightpack.sources.safetensors import is_packed_file
 
 _HUB_FILES = {".gitattributes"}  # which the Hub puts into every repo
 
@@ -107,7 +107,7 @@ def stand(folder: Path) -> Standing:
 def _is_packed(path: Path) -> bool:
     """Is a file packed? One that is damaged is taken for packed: whoever reads it says what it is."""
     try:
-        return is_packed_weight(path)
+        return is_packed_file(path)
     except FormatError:
         return True
 

@@ -13,7 +13,7 @@ from weightpack.format.index import BaseRange
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader
 from weightpack.reading.convert import convert, converts
-from weightpack.sources import Tensor
+from weightpack.sources.model import Tensor
 
 if TYPE_CHECKING:
 

@@ -18,9 +18,11 @@ from weightpack.format.index import BaseFile, BaseReference, Index
 from weightpack.io.files import LocalFile, RandomReader
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.base_search import FETCH_VARIABLE, SEARCH_VARIABLE, SUFFIXES, candidates, known_sha256
-from weightpack.reading.packed_file import PackedFile, described, is_packed, read_header
+from weightpack.reading.packed_file import PackedFile, described
 from weightpack.reading.restored import RestoredFile, depth_of
-from weightpack.sources import Segments, segment
+from weightpack.sources import segment
+from weightpack.sources.model import Segments
+from weightpack.sources.safetensors import is_packed_file
 
 Known = dict[tuple[str, int], RandomReader]
 """Open bases by SHA-256 and length."""
@@ -71,7 +73,7 @@ class Base:
 
 
 def _open_base(file: LocalFile, path: Path, limits: Limits) -> OpenBase:
-    if not _is_packed_file(file, limits):
+    if not is_packed_file(file, limits.max_json_memory):
         return OpenBase(BaseFile(path.name, file.size, known_sha256(path)), file, segment(file), 0)
     packed = open_with_bases(file, limits)
     index = packed.index
@@ -79,13 +81,6 @@ def _open_base(file: LocalFile, path: Path, limits: Limits) -> OpenBase:
     segments = Segments(index.source_format, tensors, tuple((gap.offset, gap.n_bytes) for gap in index.gaps), packed.metadata)
     depth = index.base.depth if index.base else 0
     return OpenBase(BaseFile(path.name, index.source_bytes, index.source_sha256), RestoredFile(packed), segments, depth)
-
-
-def _is_packed_file(file: RandomReader, limits: Limits) -> bool:
-    try:
-        return is_packed(read_header(file, limits))
-    except FormatError:
-        return False
 
 
 # ---- a packed file that needs others

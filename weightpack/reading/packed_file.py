@@ -15,15 +15,15 @@ from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYT
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
 from weightpack.format.record import RecordHead, parse_record_head, table_bytes
-from weightpack.format.safetensors import Entry, Header, check_tiles, header_bytes, parse_header
+from weightpack.format.safetensors import Entry, Header, check_tiles, parse_header
 from weightpack.io.files import RandomReader, pieces, read_at
 from weightpack.io.parallel import Scratch
 from weightpack.kernels import chunk_crc, crc32c_of
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.base_range import base_elems, check_range
 from weightpack.reading.chunks import decode_chunks
-from weightpack.sources import Segments, Tensor, tiled
-from weightpack.sources.safetensors import segments_of
+from weightpack.sources.model import Segments, Tensor, tiled
+from weightpack.sources.safetensors import is_packed, read_header, segments_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,17 +77,6 @@ class StoredTensor:
         return self.end - self.begin
 
 
-def is_packed(header: Header) -> bool:
-    """Does a safetensors header carry a weightpack index?"""
-    return header.metadata is not None and INDEX_KEY in header.metadata
-
-
-def read_header(file: RandomReader, limits: Limits = DEFAULT_LIMITS) -> Header:
-    """Read and check the safetensors header of a file, packed or plain."""
-    n = header_bytes(bytes(read_at(file, 0, min(8, file.size))), file.size)
-    return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n, max_memory=limits.max_json_memory)
-
-
 class PackedFile:
     """An open packed file. Safe to use from many threads.
 
@@ -120,7 +109,7 @@ class PackedFile:
 
     def _open(self, limits: Limits) -> None:
         file = self.file
-        header = read_header(file, limits)
+        header = read_header(file, limits.max_json_memory)
         if header.metadata is None or not is_packed(header):
             raise NotPackedError("not a packed file: it has no weightpack index")
         check_tiles(header, file.size - header.data_begin)

@@ -18,10 +18,10 @@ from weightpack.io.parallel import ordered_map, thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.bases import open_with_bases, weights_below
-from weightpack.reading.packed_file import Piece, StoredTensor, is_packed, read_header
+from weightpack.reading.packed_file import Piece, StoredTensor
 from weightpack.reading.restored import close_packed
-from weightpack.sources import Tensor
-from weightpack.sources.safetensors import segments_of
+from weightpack.sources.model import Tensor
+from weightpack.sources.safetensors import is_packed, read_header, segments_of
 
 if TYPE_CHECKING:
 
@@ -35,7 +35,7 @@ class TensorReader:
     def __init__(self, file: RandomReader, limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None) -> None:
         self.file = file
         with located(path=file.name):
-            header = read_header(file, limits)
+            header = read_header(file, limits.max_json_memory)
             found = None if base is None else weights_below(Path(base))
             self._packed = open_with_bases(file, limits, base=found) if is_packed(header) else None
             if self._packed:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from weightpack.errors import LimitError
 from weightpack.format.constants import MAX_HEADER_BYTES
-from weightpack.integrations.swap import is_packed_file
 from weightpack.io.files import LocalFile, read_at
 from weightpack.io.working_names import is_working_name
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.packed_file import PackedFile
+from weightpack.sources.safetensors import looks_packed
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 # What is worth packing, at the top of a checkpoint. Schedulers, random states and arguments have some kilobytes.
@@ -61,7 +61,7 @@ def packable(path: Path) -> list[str]:
 
 def packed_names(path: Path) -> list[str]:
     """Return the names of a checkpoint's files that are packed, sorted."""
-    return [name for name in packable(path) if is_packed_file(path / name)]
+    return [name for name in packable(path) if looks_packed(path / name)]
 
 
 def has_sharded_state(path: Path) -> bool:
@@ -78,7 +78,7 @@ def described(path: Path, limits: Limits = DEFAULT_LIMITS) -> SeriesFile:
         It is packed, and damaged or beyond the limits.
     """
     n_bytes = path.stat().st_size
-    if not is_packed_file(path):
+    if not looks_packed(path):
         return SeriesFile(path.name, False, n_bytes, n_bytes)
     with LocalFile(path) as file:
         index = PackedFile(file, limits).index

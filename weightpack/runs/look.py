@@ -18,9 +18,9 @@ from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile
 from weightpack.models.directory import check_shards, list_files
 from weightpack.options import DEFAULT_LIMITS, Limits
-from weightpack.reading.packed_file import read_header
 from weightpack.runs.files import SeriesFile, described, has_sharded_state, packable, small_file, step_of, steps
 from weightpack.runs.store import stored_files, stored_steps
+from weightpack.sources.safetensors import read_header
 
 _STATE, _SENTINEL = "trainer_state.json", "checkpoint-is-incomplete.txt"  # written last; there while transformers answers SIGTERM with a checkpoint
 

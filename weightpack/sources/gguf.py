@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from weightpack.errors import CorruptionError
 from weightpack.io.files import RandomReader
-from weightpack.sources import Segments, Tensor, tiled
 from weightpack.sources.cursor import Cursor
+from weightpack.sources.model import Segments, Tensor, tiled
 
 _PLAIN = {0: ("F32", 4), 1: ("F16", 2), 24: ("I8", 1), 25: ("I16", 2), 26: ("I32", 4), 27: ("I64", 8), 28: ("F64", 8), 30: ("BF16", 2)}
 # type -> elements of a block, and the widths of its fields in bytes: those of a scale are its low and its high byte

@@ -7,7 +7,7 @@ import ast
 
 from weightpack.errors import CorruptionError
 from weightpack.io.files import RandomReader, read_at
-from weightpack.sources import Segments, Tensor, tiled
+from weightpack.sources.model import Segments, Tensor, tiled
 
 _MOST_HEADER = 1 << 16
 _DTYPES = {

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from weightpack.errors import CorruptionError
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader
-from weightpack.sources import Segments, Tensor, tiled
 from weightpack.sources.cursor import Cursor
+from weightpack.sources.model import Segments, Tensor, tiled
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # message -> field -> the message that it holds

@@ -15,10 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader, read_at
+from weightpack.sources.model import Segments, Tensor, tiled
 
-__all__ = ["sniff"]
-
+_MOST_GAP = 1 << 12  # of other formats than safetensors: gaps are held in memory, and in the index as text
 _LEAST_PIECE = 1 << 16
 _MOST_PIECES = 4096
 _SAMPLE = 1 << 14
@@ -26,6 +27,23 @@ _UNIT = 64  # of information: a bit has so many
 _SURE = _UNIT // 8  # for each byte, that floats must save more than bytes do: bytes may find repetition too
 _ELEM_BYTES = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}
 _EXPONENT = {"F16": (10, 31), "BF16": (7, 255), "F32": (23, 255)}  # shift and mask
+
+
+def with_small_gaps(source: RandomReader, segments: Segments) -> Segments:
+    """Make tensors out of large gaps: a gap is held in memory and in the index, a tensor streams through in chunks."""
+    names = {tensor.name for tensor in segments.tensors}
+    large = []
+    for gap, length in segments.gaps:
+        if length <= _MOST_GAP and segments.source_format != "bytes":
+            continue
+        for dtype, offset, n_bytes in sniff(source, gap, length):
+            name = f"bytes at {offset}"
+            while name in names:
+                name += "'"
+            large.append(Tensor(name, dtype, (n_bytes * 8 // DTYPE_BITS[dtype],), offset, n_bytes))
+    end = max((offset + n_bytes for offset, n_bytes in segments.gaps), default=0)
+    file_bytes = max([end, *(tensor.offset + tensor.n_bytes for tensor in segments.tensors)])
+    return tiled(segments.source_format, (*segments.tensors, *large), file_bytes, segments.metadata)
 
 
 def sniff(source: RandomReader, offset: int, n_bytes: int) -> Iterator[tuple[str, int, int]]:

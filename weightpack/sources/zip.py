@@ -15,7 +15,7 @@ from math import prod
 from weightpack.errors import CorruptionError, FormatError
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader, read_at
-from weightpack.sources import Segments, Tensor, tiled
+from weightpack.sources.model import Segments, Tensor, tiled
 from weightpack.sources.npy import array_in
 
 _MOST_PICKLE = 100_000_000

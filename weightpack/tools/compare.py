@@ -19,7 +19,7 @@ from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import LocalFile, RandomReader, equal_bytes
 from weightpack.io.parallel import thread_count
 from weightpack.reading.tensors import TensorReader
-from weightpack.sources import Tensor
+from weightpack.sources.model import Tensor
 from weightpack.tools.extract import tensor_windows
 
 if TYPE_CHECKING:

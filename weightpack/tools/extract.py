@@ -13,9 +13,10 @@ from weightpack.arrays.dtypes import NUMPY_NAMES, numpy_dtype
 from weightpack.errors import OptionError, TensorNotFoundError, located
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader
-from weightpack.reading.packed_file import PackedFile, is_packed, read_header
+from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.tensors import TensorReader
-from weightpack.sources import Tensor
+from weightpack.sources.model import Tensor
+from weightpack.sources.safetensors import is_packed, read_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,8 @@ from weightpack.format.layouts import layout_of
 from weightpack.format.record import table_end
 from weightpack.io.files import RandomReader, read_at
 from weightpack.options import PackOptions
-from weightpack.sources import Tensor, segment
+from weightpack.sources import segment
+from weightpack.sources.model import Tensor
 from weightpack.writing.chunks import Chunking, encode_runs
 
 

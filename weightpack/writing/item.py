@@ -21,7 +21,8 @@ from weightpack.kernels import crc32c_of
 from weightpack.options import PackOptions
 from weightpack.reading.item import covered_bytes, decode_rest
 from weightpack.reading.record import decode_record
-from weightpack.sources import Tensor, segment
+from weightpack.sources import segment
+from weightpack.sources.model import Tensor
 from weightpack.writing.record import encode_record
 
 _LEAST_PART = 512  # smaller storages are compressed with the rest: a record of so few elements gains nothing, or less than a table entry costs

@@ -13,7 +13,7 @@ from weightpack.format.index import BaseRange
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader, pieces, read_at
 from weightpack.reading.convert import converts
-from weightpack.sources import Segments, Tensor
+from weightpack.sources.model import Segments, Tensor
 
 if TYPE_CHECKING:
     from weightpack.reading.bases import OpenBase

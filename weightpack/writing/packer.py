@@ -35,7 +35,8 @@ from weightpack.reading.base_range import base_elems
 from weightpack.reading.bases import OpenBase
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
-from weightpack.sources import Segments, Tensor, segment
+from weightpack.sources import segment
+from weightpack.sources.model import Segments, Tensor
 from weightpack.writing.chunks import Chunking, encode_runs
 from weightpack.writing.match import match_tensors
 from weightpack.writing.plain import EncodedChunk
