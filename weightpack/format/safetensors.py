@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,6 +15,10 @@ from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
 
 # numpy and torch count dimensions in a byte or less; more is nobody's tensor.
 MAX_DIMS = 64
+
+_ASTRAL = re.compile(rb"[\xf0-\xff]")  # the first byte of four, of a character beyond 0xFFFF
+_ASTRAL_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,23 @@ def _no_constant(text: str) -> NoReturn:
     raise CorruptionError(f"not JSON: {text}")
 
 
+def _text_memory(text: bytes) -> int:
+    """Estimate what JSON's text takes while it is parsed, beside its objects: decoded, and in strings. Strings with escapes are built from pieces.
+
+    A character of Python's strings has as many bytes as the widest of the string needs: one that is astral makes each take four, and a pair of escapes can
+    name it.
+    """
+    escaped = 2 if b"\\" in text else 1
+    if text.isascii():
+        return len(text) * (1 + escaped * (4 if _ASTRAL_ESCAPE.search(text) else 2 if b"\\u" in text else 1))
+    return len(text) * max(9, 4 * (1 + escaped) if _ASTRAL.search(text) or _ASTRAL_ESCAPE.search(text) else 0)
+
+
+def _lone_surrogate(text: bytes) -> bool:
+    """Does JSON's text name half a surrogate pair? It would be a str to Python, but have no UTF-8."""
+    return any(match[1] for match in _ESCAPE.finditer(text)) if _ASTRAL_ESCAPE.search(text) else False
+
+
 def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
     """Parse JSON from an untrusted file: duplicate keys, NaN, bad UTF-8 and deep nesting are corruption (FORMAT 1.9).
 
@@ -70,19 +92,19 @@ def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
     LimitError
         It would take more than `max_memory`.
     """
-    memory = len(text) * (2 if text.isascii() else 9)
+    memory = _text_memory(text)
     memory += sum(n_bytes * text.count(sign) for sign, n_bytes in ((b"{", 72), (b"[", 64), (b",", 48), (b":", 120)))
     if memory > max_memory:
         raise LimitError(f"the header may take {memory} bytes of memory, the limit is {max_memory}: raise Limits.max_json_memory if you trust the file")
     try:
         root = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        if b"\\ud" in text.lower():  # half a surrogate pair is a str to Python, but has no UTF-8
-            json.dumps(root, ensure_ascii=False).encode("utf-8")
-        return root
     except CorruptionError:
         raise
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"not JSON: {error}") from None
+    if _lone_surrogate(text):
+        raise CorruptionError("not JSON: half a surrogate pair")
+    return root
 
 
 def is_count(value: object) -> bool:
