@@ -94,6 +94,77 @@ def test_dtype(tmp_path, wanted, enabled):
     assert tiny_models.same_state(cls.from_pretrained(tmp_path / "m", dtype=wanted), cls.from_pretrained(packed(tmp_path / "m"), dtype=wanted))
 
 
+def mixed(tensors):
+    """fp16, and LayerNorms in fp32, as AMP's O2 saves them: most bytes are fp16, but `embeddings.LayerNorm.bias` is the first by name."""
+    return {name: tensor if "LayerNorm" in name else tensor.half() for name, tensor in tensors.items()}
+
+
+def integers_first(tensors):
+    """The first tensor by name is of integers, the second bf16, the most fp32."""
+    first = {"a.ids": torch.arange(4000), "b.scale": torch.ones(300).bfloat16()}
+    return first | tensors
+
+
+def fp8_first(tensors):
+    """float8 is passed over where transformers looks for a dtype."""
+    return {"a.scaled": torch.randn(50, 60).to(torch.float8_e4m3fn)} | {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+def save_bert(folder, change, named, shards):
+    """Save a BERT with weights as `change` leaves them, in one file or in two; its config.json has the key `named` with a dtype, or none."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    model = transformers.BertModel(config)
+    model.save_pretrained(folder)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors = change({name: tensor + torch.randn_like(tensor) * 1e-3 for name, tensor in tensors.items()})
+    if shards:
+        (folder / "model.safetensors").unlink()
+        parts = {"model-00001-of-00002.safetensors": sorted(tensors)[20:], "model-00002-of-00002.safetensors": sorted(tensors)[:20]}
+        for shard, names in parts.items():
+            safetensors.torch.save_file({name: tensors[name] for name in names}, folder / shard, {"format": "pt"})
+        index = {"metadata": {}, "weight_map": {name: shard for shard, names in parts.items() for name in names}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    saved = json.loads((folder / "config.json").read_text())
+    saved = {key: value for key, value in saved.items() if key not in ("dtype", "torch_dtype")} | ({named: "float16"} if named else {})
+    (folder / "config.json").write_text(json.dumps(saved))
+
+
+@pytest.mark.parametrize("flag", [False, True], ids=["as it is", "flagged"])
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("named", [None, "dtype", "torch_dtype"])
+@pytest.mark.parametrize("change", [mixed, integers_first, fp8_first], ids=lambda change: change.__name__)
+def test_the_dtype_is_what_the_plain_model_gets(tmp_path, change, named, shards, flag, enabled):
+    """Whatever transformers reads it from: the call, config.json, or the first float of the (first) file."""
+    import weightpack.transformers  # noqa: F401
+
+    save_bert(tmp_path / "m", change, named, shards)
+    folder = packed(tmp_path / "m", hf_flag=flag)
+    wishes = ({}, {"dtype": "auto"}, {"dtype": None}, {"torch_dtype": None}, {"torch_dtype": "auto"}, {"dtype": torch.float64})
+    calls = [(transformers.AutoModel, wish) for wish in wishes]
+    calls += [(cls, wish) for cls in (transformers.BertModel, transformers.AutoModelForMaskedLM) for wish in wishes[:2]]
+    dtypes = set()
+    for cls, wish in calls:
+        models = []
+        for path in (tmp_path / "m", folder):
+            torch.manual_seed(1)  # new heads are drawn
+            models.append(cls.from_pretrained(path, **wish))
+        plain, ours = models
+        assert ours.dtype == plain.dtype
+        assert ours.config.dtype == plain.config.dtype
+        assert tiny_models.same_state(plain, ours)
+        dtypes.add(plain.dtype)
+    assert len(dtypes) > 1
+
+
+def test_packing_leaves_config_json_alone(tmp_path):
+    save_bert(tmp_path / "m", mixed, None, False)
+    folder = Path(packed(tmp_path / "m"))
+    assert (folder / "config.json").read_bytes() == (tmp_path / "m" / "config.json").read_bytes()
+
+
 def test_device_maps(tmp_path, enabled):
     pytest.importorskip("accelerate", reason="scripts/test-ecosystem installs it")
     cls, inputs = tiny_models.make("llama", tmp_path / "m")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -31,13 +32,32 @@ def test_sharded_directory_round_trips(model, tmp_path):
     packed = tmp_path / "sharded-wp"
     assert job.target == str(packed)
     assert len(job.files) == 2
-    assert json.loads((packed / "config.json").read_text())["dtype"] == "float32"
+    assert (packed / "config.json").read_text() == '{"model_type": "bert"}'
     assert sorted(p.name for p in packed.glob("*.safetensors")) == sorted(set(weight_map.values()))
     weightpack.verify(packed, against=folder)
     back = tmp_path / "back"
     weightpack.unpack(packed, back)
     before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert {p.relative_to(back): p.read_bytes() for p in back.rglob("*") if p.is_file()} == before
+
+
+def test_directories_of_before_restore_the_config_that_they_changed(tmp_path):
+    """Until 0.1, packing added a dtype to a config.json that named none; the manifest holds the old one."""
+    source, packed = tmp_path / "m", tmp_path / "m-wp"
+    source.mkdir()
+    (source / "model.safetensors").write_bytes(samples.mixed_file())
+    (source / "config.json").write_text('{"model_type": "bert"}')
+    weightpack.pack(source)
+    manifest = json.loads((packed / "weightpack.json").read_text())
+    assert manifest["originals"] == {}
+    manifest["originals"]["config.json"] = base64.b64encode((source / "config.json").read_bytes()).decode()
+    (packed / "weightpack.json").write_text(json.dumps(manifest))
+    (packed / "config.json").write_text('{"model_type": "bert", "dtype": "float32"}')
+    weightpack.verify(packed, against=source)
+    weightpack.unpack(packed, tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    weightpack.unpack(packed, in_place=True)
+    assert (packed / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
 def test_missing_shard_is_named(tmp_path):

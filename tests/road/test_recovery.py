@@ -285,8 +285,8 @@ def test_in_place(tmp_path):
     (source / "model-00001-of-00003.safetensors").chmod(0o640)
     before = contents(source)
     assert run("pack", source, "--in-place").returncode == 0
-    assert json.loads((source / "config.json").read_text())["dtype"] == "bfloat16"
     after = contents(source)
+    assert after["config.json"] == before["config.json"]
     assert all(len(after[name]) < 0.7 * len(before[name]) for name in before if name.endswith(".safetensors"))
     assert (source / "model-00001-of-00003.safetensors").stat().st_mode & 0o777 == 0o640
     assert "packed already" in run("pack", source, "--in-place").stderr
@@ -321,6 +321,23 @@ def test_in_place_killed_and_run_again(tmp_path):
             assert run("unpack", source, "--in-place").returncode == 0
         assert contents(source) == before
         assert not hidden(source)
+
+
+def test_a_killed_job_in_place_flags_the_config_once(tmp_path):
+    source = model(tmp_path / "plain", shards=2, n=300_000)
+    before = contents(source)
+    if os.fork() == 0:
+        try:
+            weightpack.pack(source, in_place=True, hf_flag=True, progress=lambda *_: os._exit(1))  # the config is written, no weights are
+        finally:
+            os._exit(0)
+    os.wait()
+    assert contents(source)["config.json"] != before["config.json"]
+    assert contents(source)["model-00001-of-00002.safetensors"] == before["model-00001-of-00002.safetensors"]
+    weightpack.pack(source, in_place=True, hf_flag=True)
+    assert json.loads(contents(source)["config.json"])["quantization_config"] == {"quant_method": "weightpack", "inner": None}
+    weightpack.unpack(source, in_place=True)
+    assert contents(source) == before
 
 
 def test_delete_source(tmp_path):

@@ -17,12 +17,9 @@ from weightpack.errors import CorruptionError, FormatError, LimitError, OptionEr
 from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.manifest import MANIFEST, Manifest, parse_manifest
 from weightpack.format.safetensors import parse_json
-from weightpack.io.files import LocalFile
 from weightpack.io.working_names import is_working_name
-from weightpack.sources import segment
 
 MAX_ENTRIES = 1_000_000  # of a directory and all below it: links can make a few folders look like many
-_CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFETENSORS, _INDEX = ".safetensors", ".safetensors.index.json"
 # Names under which weights of other kinds are kept; what is in the file decides.
 _OTHER_WEIGHTS = re.compile(
@@ -293,11 +290,11 @@ def path_below(folder: Path, name: str) -> Path:
     return path
 
 
-def packed_config(files: ModelFiles, *, flag: bool = False) -> bytes | None:
-    """Return `config.json` as the packed directory needs it; None if it stays as it is.
+def packed_config(files: ModelFiles) -> bytes | None:
+    """Return `config.json` with the quantisation method "weightpack" around the model's own; None if there is none, or it says so already.
 
-    It gets the weights' dtype if it names none: loaders that find no dtype in the config look at the weights' headers, where packed tensors are U8. With
-    `flag` its quantisation method becomes "weightpack", around the model's own.
+    Nothing else of it is changed, and without `--hf-flag` not even this: what transformers reads out of the weights' headers, such as a dtype that
+    the config does not name, the packed-aware `safe_open` answers as the plain file would.
     """
     path = files.folder / "config.json"
     try:
@@ -306,21 +303,8 @@ def packed_config(files: ModelFiles, *, flag: bool = False) -> bytes | None:
         return None
     if not isinstance(config, dict) or not {"model_type", "architectures"} & config.keys():
         return None  # not transformers' own: diffusers and others take every key for an argument
-    old = dict(config)
-    dtype = None if "dtype" in config or "torch_dtype" in config else _commonest_dtype(files)
-    if dtype is not None:
-        config["dtype"] = dtype
-    if flag:
-        config["quantization_config"] = {"quant_method": "weightpack", "inner": config.get("quantization_config")}
-    return None if config == old else (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _commonest_dtype(files: ModelFiles) -> str | None:
-    n_bytes: dict[str, int] = {}
-    for weight in files.weights:
-        if len(weight.parts) == 1:
-            with LocalFile(files.folder / weight) as file:
-                for tensor in segment(file).tensors:
-                    if tensor.dtype in _CONFIG_DTYPES:
-                        n_bytes[tensor.dtype] = n_bytes.get(tensor.dtype, 0) + tensor.n_bytes
-    return _CONFIG_DTYPES[max(sorted(n_bytes), key=lambda dtype: n_bytes[dtype])] if n_bytes else None
+    inner = config.get("quantization_config")
+    if isinstance(inner, dict) and inner.get("quant_method") == "weightpack":
+        return None
+    config["quantization_config"] = {"quant_method": "weightpack", "inner": inner}
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -98,7 +98,7 @@ def _go_on(folder: Path, job: Job) -> _Start:
     if (original := standing.manifest.originals.get(str(CONFIG))) is not None and (folder / CONFIG).is_file():
         if CONFIG in standing.files.linked:
             raise OptionError(IS_LINK, path=str(folder / CONFIG))
-        if (folder / CONFIG).read_bytes() == original and (config := packed_config(standing.files, flag=job.hf_flag)) is not None:
+        if job.hf_flag and (folder / CONFIG).read_bytes() == original and (config := packed_config(standing.files)) is not None:
             files[str(CONFIG)] = changed_entry(folder / CONFIG, config)
     folders = tuple(map(str, standing.files.empty_folders))
     manifest = Manifest(files, folders, standing.manifest.added, in_place="pack")

@@ -102,7 +102,7 @@ def plan_packing(folder: Path, job: Job, *, in_place: bool = False) -> Plan:
             packed[path] = name
     if not packed:
         raise OptionError(_nothing(kept), path=str(folder))
-    config = packed_config(files, flag=job.hf_flag)
+    config = packed_config(files) if job.hf_flag else None
     if in_place and config is not None and CONFIG in files.linked:
         raise OptionError(IS_LINK, path=str(folder / CONFIG))
     carried = tuple(path for path in files.files if path not in packed and not (path == CONFIG and config is not None))
