@@ -140,6 +140,8 @@ def test_the_dtype_is_what_the_plain_model_gets(tmp_path, change, named, shards,
     """Whatever transformers reads it from: the call, config.json, or the first float of the (first) file."""
     import weightpack.transformers  # noqa: F401
 
+    if change is fp8_first and not V5:
+        pytest.skip("transformers 4 takes float8 for a model's dtype, and fails on the plain one")
     save_bert(tmp_path / "m", change, named, shards)
     folder = packed(tmp_path / "m", hf_flag=flag)
     wishes = ({}, {"dtype": "auto"}, {"dtype": None}, {"torch_dtype": None}, {"torch_dtype": "auto"}, {"dtype": torch.float64})

@@ -7,6 +7,7 @@ bind), marked so in docs/ECOSYSTEM.md.
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from importlib.metadata import entry_points
@@ -89,3 +90,28 @@ def test_serving_engines_plug_in(files, monkeypatch, group, module_name):
     assert same(stub.load(packed.read_bytes()), tensors)
     weightpack.disable()
     assert stub.safe_open is safetensors.safe_open
+
+
+def test_vllm_is_told_the_dtypes_of_the_plain_model(files, monkeypatch):
+    """Where config.json names no dtype, vLLM 0.33 reads the headers by a function of its own, that other modules have bound."""
+    _, plain, packed = files
+    for name in ("vllm", "vllm.transformers_utils", "vllm.transformers_utils.utils", "vllm.transformers_utils.config"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    utils, config = sys.modules["vllm.transformers_utils.utils"], sys.modules["vllm.transformers_utils.config"]
+
+    def parse_safetensors_file_metadata(path):
+        with open(path, "rb") as file:
+            return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+    utils.parse_safetensors_file_metadata = config.parse_safetensors_file_metadata = parse_safetensors_file_metadata
+    weightpack.enable()  # before the plugin, as a program may
+    (plugin,) = [point for point in entry_points(group="vllm.general_plugins") if point.name == "weightpack"]
+    plugin.load()()
+    expected = config.parse_safetensors_file_metadata(plain)
+    assert expected["w"]["dtype"] == "BF16"
+    assert "data_offsets" in expected["w"]  # the stock function's
+    told = config.parse_safetensors_file_metadata(packed)
+    assert told == {name: {key: value for key, value in entry.items() if key != "data_offsets"} for name, entry in expected.items()}
+    weightpack.disable()
+    assert config.parse_safetensors_file_metadata is parse_safetensors_file_metadata
+    assert config.parse_safetensors_file_metadata(packed)["w"]["dtype"] == "U8"

@@ -7,11 +7,15 @@ vLLM calls the group `vllm.general_plugins`, SGLang `sglang.srt.plugins`; both m
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from weightpack.integrations.swap import enable
 
 
 def vllm() -> None:
     """Let this vLLM process read packed models."""
+    with suppress(ImportError):  # of another vLLM, which keeps its reader of headers elsewhere
+        import vllm.transformers_utils.utils  # noqa: F401
     enable()
 
 

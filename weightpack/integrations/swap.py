@@ -3,7 +3,8 @@
 
 transformers, accelerate, diffusers, peft, sentence-transformers, vLLM and SGLang all read through `safetensors.safe_open` or `safetensors.torch`. They have
 no hook for how bytes are read, so the name itself is rebound, in their modules and in safetensors', and given back by `disable`. For a plain file the stock
-object does everything.
+object does everything. Whoever asks for names, shapes, dtypes or metadata is told what the plain file would say: a loader that takes its dtype from the first
+float that it finds takes the plain model's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from weightpack.sources.safetensors import looks_packed
 
 # Names are rebound in the modules of these packages alone.
 _PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "peft", "safetensors", "sentence_transformers", "sglang", "torch", "transformers", "vllm"}
+# vLLM looks there for a dtype that config.json does not name.
+_VLLM_MODULE, _VLLM_HEADER = "vllm.transformers_utils.utils", "parse_safetensors_file_metadata"
 _stock: dict[str, Any] = {}  # what was there before; empty while disabled
 
 
@@ -51,6 +54,20 @@ def packed_aware_load(data: bytes) -> dict[str, Any]:
         return opened.get_tensors(opened.offset_keys())
 
 
+def packed_aware_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """vLLM's `parse_safetensors_file_metadata`, which reads a header by itself: of a packed file, the source's dtypes, shapes and metadata.
+
+    Without `data_offsets`: the plain file's would be wrong in this one.
+    """
+    if not looks_packed(path):
+        result: dict[str, Any] = _stock[_VLLM_HEADER](path)
+        return result
+    with safe_open(path) as opened:
+        slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+        entries = {name: {"dtype": each.get_dtype(), "shape": each.get_shape()} for name, each in slices.items()}
+        return {"__metadata__": opened.metadata() or {}, **entries}
+
+
 def enable() -> None:
     """Let every library here that reads safetensors files read packed ones. Calling it twice is calling it once.
 
@@ -68,6 +85,8 @@ def enable() -> None:
             import safetensors.torch as safetensors_torch
 
             _stock["load"] = safetensors_torch.load
+    if _VLLM_HEADER not in _stock and hasattr(sys.modules.get(_VLLM_MODULE), _VLLM_HEADER):
+        _stock[_VLLM_HEADER] = getattr(sys.modules[_VLLM_MODULE], _VLLM_HEADER)
     _rebind(_stock, _ours())
 
 
@@ -83,7 +102,7 @@ def is_enabled() -> bool:
 
 
 def _ours() -> dict[str, Any]:
-    return {"safe_open": packed_aware_safe_open, "load": packed_aware_load}
+    return {"safe_open": packed_aware_safe_open, "load": packed_aware_load, _VLLM_HEADER: packed_aware_header}
 
 
 def _rebind(old: dict[str, Any], new: dict[str, Any]) -> None:
