@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import pickle
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ import torch
 import weightpack
 import weightpack.numpy
 import weightpack.torch
-from weightpack.errors import FormatError, LimitError, OptionError
+from weightpack.errors import CorruptionError, FormatError, LimitError, MissingExtraError, OptionError, TruncatedError
 
 
 @pytest.fixture
@@ -175,3 +179,137 @@ def test_one_open_file_serves_many_threads(path, tensors):
         names = list(tensors) * 8
         for name, tensor in zip(names, pool.map(opened.get_tensor, names), strict=True):
             assert same(tensor, tensors[name])
+
+
+# ---- directories
+
+
+def shards(folder, save, files, index=None):
+    folder.mkdir()
+    for name, tensors in files.items():
+        save(tensors, folder / name)
+    if index is not None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["packed", "plain", "both"])
+def test_a_directory_is_loaded_as_its_shards(tensors, tmp_path, kind):
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[:4], "model-00002-of-00002.safetensors": names[4:]}
+    files = {file: {name: tensors[name] for name in part} for file, part in parts.items()}
+    packed = {"packed": list(files), "plain": [], "both": list(files)[:1]}[kind]
+
+    def save(content, path):
+        (weightpack.torch if path.name in packed else safetensors.torch).save_file(content, path)
+
+    index = {name: file for file, part in parts.items() for name in part}
+    surplus = {"consolidated.safetensors": {"other": torch.zeros(3)}}
+    for folder in (shards(tmp_path / "indexed", save, files | surplus, index), shards(tmp_path / "all", save, files)):
+        for loaded in (weightpack.torch.load_file(folder), weightpack.torch.load_file(str(folder), device="cpu", threads=1)):
+            assert sorted(loaded) == names
+            assert all(same(loaded[name], tensors[name]) for name in names)
+        arrays = weightpack.numpy.load_file(folder, raw=True)
+        assert sorted(arrays) == names
+        assert all(arrays[name].tobytes() == tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes() for name in names)
+
+
+def test_a_directory_with_a_whole_model_is_that_file(tmp_path):
+    """As transformers has it, whatever an index says."""
+    folder = shards(tmp_path / "m", safetensors.torch.save_file, {"model.safetensors": {"a": torch.ones(3)}, "x.safetensors": {"b": torch.ones(3)}}, {"c": "y"})
+    assert list(weightpack.load_file(folder)) == ["a"]
+
+
+def test_directories_that_say_not_what_to_load_are_refused(tmp_path):
+    one, two = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
+    save = safetensors.torch.save_file
+    with pytest.raises(OptionError, match=r"no \.safetensors"):
+        weightpack.load_file(shards(tmp_path / "none", save, {}))
+    with pytest.raises(OptionError, match="of this name") as raised:
+        weightpack.load_file(shards(tmp_path / "twice", save, {"x.safetensors": one, "y.safetensors": two}))
+    assert "y.safetensors" in str(raised.value)
+    for shard in ("y.safetensors", "../none/z.safetensors", "/etc/passwd"):
+        with pytest.raises(TruncatedError, match="not in this directory"):
+            weightpack.load_file(shards(tmp_path / f"missing{len(shard)}", save, {"x.safetensors": one}, {"a": "x.safetensors", "b": shard}))
+    for i, text in enumerate(("[]", "{}", "not json", '{"weight_map": {"a": 3}}')):
+        folder = shards(tmp_path / f"odd{i}", save, {"x.safetensors": one})
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CorruptionError):
+            weightpack.load_file(folder)
+    folder = shards(tmp_path / "two", save, {"x.safetensors": one}, {"a": "x.safetensors"})
+    (folder / "model.fp16.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}')
+    with pytest.raises(OptionError, match="several indices"):
+        weightpack.load_file(folder)
+
+
+# ---- dtypes that numpy lacks
+
+
+@pytest.fixture
+def no_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # an import fails
+
+
+NARROW = {"w.bf16": "uint16", "w.e4m3": "uint8"}
+
+
+def test_without_ml_dtypes_numpy_gets_words_where_it_asks_for_them(path, tensors, no_ml_dtypes):
+    loaded = weightpack.load_file(path, raw=True)
+    for opened in (weightpack.safe_open(path, raw=True), pickle.loads(pickle.dumps(weightpack.numpy.safe_open(path, raw=True)))):
+        for name, dtype in NARROW.items():
+            bits = tensors[name].view(getattr(torch, dtype)).numpy()
+            for array in (loaded[name], opened.get_tensor(name), weightpack.numpy.load(path.read_bytes(), raw=True)[name]):
+                assert array.dtype == dtype
+                assert np.array_equal(array, bits)
+            assert np.array_equal(opened.get_slice(name)[5:9, 3], bits[5:9, 3])
+            assert opened.get_slice(name).get_dtype() == {"w.bf16": "BF16", "w.e4m3": "F8_E4M3"}[name]
+        assert opened.get_tensor("w.f32").dtype == np.float32
+    opened = weightpack.safe_open(path)
+    for read in (lambda: weightpack.load_file(path), lambda: opened.get_tensor("w.bf16"), lambda: opened.get_slice("w.e4m3")[0]):
+        with pytest.raises(MissingExtraError, match="raw=True"):
+            read()
+    with pytest.raises(OptionError, match="numpy"):
+        weightpack.safe_open(path, "pt", raw=True)
+
+
+def test_with_ml_dtypes_numpy_gets_them(path, tensors):
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="the bf16 of numpy")
+    loaded, raw = weightpack.load_file(path), weightpack.load_file(path, raw=True)
+    assert loaded["w.bf16"].dtype == ml_dtypes.bfloat16
+    for name, dtype in NARROW.items():
+        assert raw[name].dtype == dtype
+        assert np.array_equal(loaded[name].view(dtype), raw[name])
+
+
+# ---- types
+
+
+def test_a_type_checker_knows_what_comes_out(tmp_path):
+    mypy = pytest.importorskip("mypy.api", reason="scripts/check installs mypy")
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent("""
+        from typing import Any, assert_type
+        import numpy as np
+        import torch
+        import weightpack
+        import weightpack.numpy
+        import weightpack.torch
+        from numpy.typing import NDArray
+
+        with weightpack.numpy.safe_open("x") as arrays:
+            assert_type(arrays.get_tensor("w"), NDArray[Any])
+            assert_type(arrays.get_slice("w")[1:3], NDArray[Any])
+            assert_type(arrays.get_tensors(), dict[str, NDArray[Any]])
+        with weightpack.torch.safe_open("x", device="cpu") as tensors:
+            assert_type(tensors.get_tensor("w"), torch.Tensor)
+            assert_type(tensors.get_slice("w")[1:3, 0], torch.Tensor)
+            assert_type(tensors.get_tensors(["w"]), dict[str, torch.Tensor])
+        assert_type(weightpack.safe_open("x").get_tensor("w"), NDArray[Any])
+        assert_type(weightpack.safe_open("x", "pt", "cuda:0").get_tensor("w"), torch.Tensor)
+        assert_type(weightpack.safe_open("x", str()).get_tensor("w"), Any)
+        assert_type(weightpack.load_file("x"), dict[str, NDArray[Any]])
+        assert_type(weightpack.torch.load_file("x"), dict[str, torch.Tensor])
+        weightpack.torch.safe_open("x", "np")  # type: ignore[arg-type]
+    """))
+    said, _, status = mypy.run(["--strict", "--python-version=3.12", f"--cache-dir={tmp_path / 'cache'}", str(program)])
+    assert status == 0, said

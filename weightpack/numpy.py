@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from weightpack.arrays.dtypes import dtype_name
 from weightpack.arrays.memory import NumpyFramework
 from weightpack.io.files import MemoryFile
+from weightpack.options import DEFAULT_LIMITS, Limits
+from weightpack.reading.shards import load_tensors
 from weightpack.reading.tensors import SafeOpen
 from weightpack.reading.tensors import safe_open as _safe_open
 from weightpack.writing.save import pack_tensors, save_tensors
@@ -24,22 +26,28 @@ if TYPE_CHECKING:
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 
-def safe_open(filename: str | os.PathLike[str], framework: str = "numpy", device: str = "cpu", **kwargs: Any) -> SafeOpen:
+def safe_open(
+    filename: str | os.PathLike[str], framework: Literal["np", "numpy"] = "numpy", device: str = "cpu", *, threads: int | None = None,
+    limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None, raw: bool = False,
+) -> SafeOpen[NDArray[Any]]:  # fmt: skip
     """See `weightpack.safe_open`."""
-    return _safe_open(filename, framework, device, **kwargs)
+    return _safe_open(filename, framework, device, threads=threads, limits=limits, base=base, raw=raw)
 
 
 def load_file(
-    filename: str | os.PathLike[str], *, threads: int | None = None, base: str | os.PathLike[str] | None = None
+    filename: str | os.PathLike[str], *, threads: int | None = None, base: str | os.PathLike[str] | None = None, raw: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """Load every tensor of a packed or plain file, in the order of their bytes; `base` as in `weightpack.safe_open`."""
-    with safe_open(filename, threads=threads, base=base) as opened:
-        return opened.get_tensors(opened.offset_keys())
+    """Load every tensor of a packed or plain file, in the order of their bytes, or of a directory's files; `base` and `raw` as in `weightpack.safe_open`.
+
+    Of a directory it is the files that transformers would take: `model.safetensors`; or the shards that an index names; or, where neither is, all
+    `*.safetensors` in it.
+    """
+    return load_tensors(filename, lambda path: safe_open(path, threads=threads, base=base, raw=raw))
 
 
-def load(data: bytes, *, threads: int | None = None) -> dict[str, NDArray[Any]]:
+def load(data: bytes, *, threads: int | None = None, raw: bool = False) -> dict[str, NDArray[Any]]:
     """Load every tensor from the bytes of a packed or plain file."""
-    opened = SafeOpen(MemoryFile([data]), NumpyFramework(), threads=threads)
+    opened = SafeOpen(MemoryFile([data]), NumpyFramework(raw), threads=threads)
     return opened.get_tensors(opened.offset_keys())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from weightpack.arrays.memory import TORCH_NAMES, TorchFramework
 from weightpack.errors import MissingExtraError, OptionError
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import MemoryFile
-from weightpack.options import DEFAULT_PROFILE, load_profile
+from weightpack.options import DEFAULT_LIMITS, DEFAULT_PROFILE, Limits, load_profile
 from weightpack.reading.frame import decode_bytes
+from weightpack.reading.shards import load_tensors
 from weightpack.reading.tensors import SafeOpen
 from weightpack.reading.tensors import safe_open as _safe_open
 from weightpack.writing.frame import encode_bytes
@@ -33,17 +34,23 @@ __all__ = ["HuffmanCompressor", "HuffmanDecompressor", "load", "load_file", "loa
 _DTYPE_NAMES = {getattr(torch, attribute): name for name, attribute in TORCH_NAMES.items() if hasattr(torch, attribute)}
 
 
-def safe_open(filename: str | os.PathLike[str], framework: str = "pt", device: str | int = "cpu", **kwargs: Any) -> SafeOpen:
+def safe_open(
+    filename: str | os.PathLike[str], framework: Literal["pt", "torch", "pytorch"] = "pt", device: str | int = "cpu", *, threads: int | None = None,
+    limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None,
+) -> SafeOpen[torch.Tensor]:  # fmt: skip
     """See `weightpack.safe_open`."""
-    return _safe_open(filename, framework, device, **kwargs)
+    return _safe_open(filename, framework, device, threads=threads, limits=limits, base=base)
 
 
 def load_file(
     filename: str | os.PathLike[str], device: str | int = "cpu", *, threads: int | None = None, base: str | os.PathLike[str] | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Load every tensor of a packed or plain file, in the order of their bytes; `base` as in `weightpack.safe_open`."""
-    with safe_open(filename, device=device, threads=threads, base=base) as opened:
-        return opened.get_tensors(opened.offset_keys())
+    """Load every tensor of a packed or plain file, in the order of their bytes, or of a directory's files; `base` as in `weightpack.safe_open`.
+
+    Of a directory it is the files that transformers would take: `model.safetensors`; or the shards that an index names; or, where neither is, all
+    `*.safetensors` in it.
+    """
+    return load_tensors(filename, lambda path: safe_open(path, device=device, threads=threads, base=base))
 
 
 def load(data: bytes, *, threads: int | None = None) -> dict[str, torch.Tensor]:
@@ -160,7 +167,7 @@ class HuffmanDecompressor(torch.nn.Module):
         data, dtype, shape = decode_bytes(packed.detach().cpu().contiguous().numpy().tobytes(), threads=self.threads, max_bytes=self.max_bytes)
         tensor, memory = self._framework.empty(dtype, shape)
         memory[:] = data
-        return self._framework.finish(tensor)  # type: ignore[no-any-return]
+        return self._framework.finish(tensor)
 
 
 def _safetensors_torch() -> Any:

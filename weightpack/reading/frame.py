@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightpack.arrays.dtypes import shaped
+from weightpack.arrays.memory import aligned_bytes
 from weightpack.errors import ChecksumError, LimitError, TruncatedError
 from weightpack.format.constants import KEPT_PIECE_BYTES
 from weightpack.format.frame import CRC_BYTES, head_bytes, parse_head
@@ -51,7 +52,7 @@ def decode_bytes(
     body = view[end + CRC_BYTES :]
     if head.packed:
         table_bytes(body[:8], n_bytes, len(body))  # before anything of n_bytes is allocated
-        out = np.empty(n_bytes, np.uint8)
+        out = aligned_bytes(n_bytes)
         decode_record(body, out, thread_count(threads))
     else:
         out = _kept(body, n_bytes)
@@ -63,7 +64,8 @@ def _kept(body: memoryview, n_bytes: int) -> NDArray[np.uint8]:
     n_pieces = -(-n_bytes // KEPT_PIECE_BYTES)
     if len(body) != 4 * n_pieces + n_bytes:
         raise TruncatedError(f"the frame has {len(body)} bytes after its header, expected {4 * n_pieces + n_bytes}")
-    out = np.frombuffer(body[4 * n_pieces :], np.uint8).copy()
+    out = aligned_bytes(n_bytes)
+    out[:] = np.frombuffer(body[4 * n_pieces :], np.uint8)
     crcs = struct.unpack_from(f"<{n_pieces}I", body)
     for number, (offset, n) in enumerate(pieces(n_bytes, KEPT_PIECE_BYTES)):
         if chunk_crc(out[offset : offset + n], number) != crcs[number]:

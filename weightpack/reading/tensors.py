@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import numpy as np
 
-from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
+from weightpack.arrays.memory import Framework, NumpyFramework, T, TorchFramework
 from weightpack.errors import OptionError, PathNotFoundError, TensorNotFoundError, located
 from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile, RandomReader
@@ -24,6 +24,8 @@ from weightpack.sources.model import Tensor
 from weightpack.sources.safetensors import is_packed, read_header, segments_of
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
 
     from weightpack.format.buffers import Bytes
 
@@ -87,10 +89,10 @@ class TensorReader:
             pass
 
 
-class TensorSlice:
+class TensorSlice(Generic[T]):
     """What `get_slice` returns: shape and dtype without decoding, and indexing that decodes only the rows asked for."""
 
-    def __init__(self, opened: SafeOpen, tensor: Tensor) -> None:
+    def __init__(self, opened: SafeOpen[T], tensor: Tensor) -> None:
         self._opened, self._tensor = opened, tensor
 
     def get_shape(self) -> list[int]:
@@ -101,33 +103,31 @@ class TensorSlice:
         """Return the dtype in safetensors' spelling."""
         return self._tensor.dtype
 
-    def __getitem__(self, key: Any) -> Any:
-        """Index as the framework does. Rows outside the first index's range are not decoded."""
+    def __getitem__(self, key: Any) -> T:
+        """Index as the framework does; what comes has memory of its own. Rows outside the first index's range are not decoded."""
         shape = self._tensor.shape
         keys = key if isinstance(key, tuple) else (key,)
         first = keys[0] if keys else Ellipsis
         if not shape or isinstance(first, bool) or not (isinstance(first, (int, np.integer)) or (isinstance(first, slice) and first.step in (None, 1))):
-            return self._opened.get_tensor(self._tensor.name)[key]
+            return self._opened._framework.part(self._opened.get_tensor(self._tensor.name), key)
         if isinstance(first, slice):
             begin, end, _ = first.indices(shape[0])
-            rest: Any = slice(None)
-        else:
-            row = int(first) + (shape[0] if first < 0 else 0)
-            if not 0 <= row < shape[0]:
-                raise IndexError(f"index {int(first)} is out of range for {shape[0]} rows")
-            begin, end, rest = row, row + 1, 0
-        rows = self._opened._rows(self._tensor, begin, max(begin, end))
-        return rows[(rest, *keys[1:])]
+            rows = self._opened._rows(self._tensor, begin, max(begin, end))
+            return self._opened._framework.part(rows, (slice(None), *keys[1:]))
+        row = int(first) + (shape[0] if first < 0 else 0)
+        if not 0 <= row < shape[0]:
+            raise IndexError(f"index {int(first)} is out of range for {shape[0]} rows")
+        return self._opened._framework.part(self._opened._row(self._tensor, row), keys[1:] or Ellipsis)
 
 
-class SafeOpen:
+class SafeOpen(Generic[T]):
     """Context manager with the methods of `safetensors.safe_open`, for packed and plain files.
 
     Safe to use from many threads, and in a child after a fork. Pickled, it is the path or URL: whoever unpickles it opens the file anew, which must be there.
     """
 
     def __init__(
-        self, file: RandomReader, framework: Framework, *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+        self, file: RandomReader, framework: Framework[T], *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
         base: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
         self._reader: TensorReader | None = TensorReader(file, limits, base)
@@ -160,27 +160,33 @@ class SafeOpen:
         """Return the source's own metadata."""
         return self._open().metadata
 
-    def get_tensor(self, name: str) -> Any:
+    def get_tensor(self, name: str) -> T:
         """Return a tensor, decoded straight into its memory."""
         return self.get_tensors([name])[name]
 
-    def get_tensors(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+    def get_tensors(self, names: Sequence[str] | None = None) -> dict[str, T]:
         """Return several tensors (all by default)."""
         reader = self._open()
         tensors = {name: reader.tensor(name) for name in (self.keys() if names is None else names)}
         return dict(zip(tensors, self._fill([(tensor, 0, tensor.shape) for tensor in tensors.values()]), strict=True))
 
-    def get_slice(self, name: str) -> TensorSlice:
+    def get_slice(self, name: str) -> TensorSlice[T]:
         """Return a lazy view of a tensor."""
         return TensorSlice(self, self._open().tensor(name))
 
-    def _rows(self, tensor: Tensor, begin: int, end: int) -> Any:
+    def _rows(self, tensor: Tensor, begin: int, end: int) -> T:
         row_bits = tensor.n_bytes * 8 // tensor.shape[0] if tensor.shape[0] else 0
         if row_bits % 8:
-            return self.get_tensor(tensor.name)[begin:end]
+            return self._framework.part(self.get_tensor(tensor.name), slice(begin, end))
         return self._fill([(tensor, begin * row_bits // 8, (end - begin, *tensor.shape[1:]))])[0]
 
-    def _fill(self, wanted: Sequence[tuple[Tensor, int, Sequence[int]]]) -> list[Any]:
+    def _row(self, tensor: Tensor, row: int) -> T:
+        row_bits = tensor.n_bytes * 8 // tensor.shape[0]
+        if row_bits % 8:
+            return self._framework.part(self.get_tensor(tensor.name), row)
+        return self._fill([(tensor, row * row_bits // 8, tensor.shape[1:])])[0]
+
+    def _fill(self, wanted: Sequence[tuple[Tensor, int, Sequence[int]]]) -> list[T]:
         """Make a tensor of each shape and fill it from a byte of its tensor on."""
         made = []
         for tensor, _, shape in wanted:
@@ -196,17 +202,32 @@ class SafeOpen:
             self._reader.close()
         self._reader = None
 
-    def __enter__(self) -> SafeOpen:
+    def __enter__(self) -> SafeOpen[T]:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
 
+@overload
+def safe_open(
+    filename: str | os.PathLike[str], framework: Literal["np", "numpy"] = "numpy", device: str | int = "cpu", *, threads: int | None = None,
+    limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None, raw: bool = False,
+) -> SafeOpen[NDArray[Any]]: ...  # fmt: skip
+@overload
+def safe_open(
+    filename: str | os.PathLike[str], framework: Literal["pt", "torch", "pytorch"], device: str | int = "cpu", *, threads: int | None = None,
+    limits: Limits = DEFAULT_LIMITS, base: str | os.PathLike[str] | None = None,
+) -> SafeOpen[torch.Tensor]: ...  # fmt: skip
+@overload
+def safe_open(
+    filename: str | os.PathLike[str], framework: str, device: str | int = "cpu", *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
+    base: str | os.PathLike[str] | None = None, raw: bool = False,
+) -> SafeOpen[Any]: ...  # fmt: skip
 def safe_open(
     filename: str | os.PathLike[str], framework: str = "numpy", device: str | int = "cpu", *, threads: int | None = None, limits: Limits = DEFAULT_LIMITS,
-    base: str | os.PathLike[str] | None = None,
-) -> SafeOpen:  # fmt: skip
+    base: str | os.PathLike[str] | None = None, raw: bool = False,
+) -> SafeOpen[Any]:  # fmt: skip
     """Open a packed or plain safetensors file as `safetensors.safe_open` does.
 
     Parameters
@@ -221,6 +242,9 @@ def safe_open(
         For decoding; None: the CPUs of this process.
     base
         Of a file that is stored as a difference: a file or a directory. By default it is looked for as `weightpack.unpack` does.
+    raw
+        Of numpy: give bfloat16 as uint16 and float8 as uint8, the bits as they are, whether `ml_dtypes` is installed or not. By default they have the dtypes
+        of `ml_dtypes`, and without it MissingExtraError is raised.
 
     Raises
     ------
@@ -234,7 +258,9 @@ def safe_open(
     if framework in ("np", "numpy"):
         if device != "cpu":
             raise OptionError(f"numpy arrays live on the CPU, not on {device!r}")
-        chosen: Framework = NumpyFramework()
+        chosen: Framework[Any] = NumpyFramework(raw)
+    elif raw:
+        raise OptionError("torch has these dtypes: `raw` is for numpy")
     elif framework in ("pt", "torch", "pytorch"):
         chosen = TorchFramework(device)
     else:
@@ -243,8 +269,8 @@ def safe_open(
 
 
 def _opened(
-    filename: str | os.PathLike[str], framework: Framework, threads: int | None, limits: Limits, base: str | os.PathLike[str] | None = None
-) -> SafeOpen:
+    filename: str | os.PathLike[str], framework: Framework[T], threads: int | None, limits: Limits, base: str | os.PathLike[str] | None = None
+) -> SafeOpen[T]:
     try:
         file: RandomReader = RemoteFile(filename) if isinstance(filename, str) and is_url(filename) else LocalFile(filename)
     except FileNotFoundError:
