@@ -27,8 +27,8 @@ NAMES = {
     "too long in all": "/".join(["x" * 200] * 21), "the manifest": "weightpack.json", "the manifest in capitals": "WEIGHTPACK.JSON",
     "the manifest in part": "WeightPack.json", "the manifest on Windows": "weightpack.json.", "the manifest in full width": "\uff57eightpack.json",
     "working file": f".x.{'0' * 16}.wp-partial",
-    "in a working folder": f".x.{'0' * 16}.wp-partial/x", "right to left": "a\u202ejson.txt", "isolate": "a\u2066b",
-    "escape": "a\x1b]52;c;x\x07", "line": "a\nb",
+    "in a working folder": f".x.{'0' * 16}.wp-partial/x",
+    "right to left": "a\u202ejson.txt", "isolate": "a\u2066b", "escape": "a\x1b]52;c;x\x07", "line": "a\nb",
     "CON": "CON", "nul.txt": "sub/nul.txt", "trailing slash": "a/", "twice": "a//b", "half a pair": "a\udc80",
 }  # fmt: skip
 
