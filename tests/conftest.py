@@ -16,6 +16,24 @@ from weightpack import kernels  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="the long tests too, and 100 kills of each kind")
+    parser.addoption("--kills", type=int, metavar="N", help="how many processes are killed in a test that kills at random moments (4)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: runs with --all"))
+
+
+@pytest.fixture
+def kills(pytestconfig):
+    """How many processes to kill, of each kind."""
+    return pytestconfig.getoption("--kills") or (100 if pytestconfig.getoption("--all") else 4)
+
+
 def _fetch_models():
     spec = importlib.util.spec_from_file_location("fetch_models", ROOT / "scripts" / "fetch_models.py")
     module = importlib.util.module_from_spec(spec)

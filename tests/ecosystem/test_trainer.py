@@ -34,7 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("error::RuntimeWarning:weightpack"),
     pytest.mark.filterwarnings("error:.*(a checkpoint was not packed|is passed over)"),
 ]
-KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))
 HERE = Path(__file__).parent
 V5 = int(transformers.__version__.split(".")[0]) >= 5
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss", "greater_is_better": True}  # the worst
@@ -348,7 +347,7 @@ def test_wandb_offline(tmp_path):
 # ---- killed
 
 
-def test_killed_at_random_moments(tmp_path):
+def test_killed_at_random_moments(tmp_path, kills):
     """A run whose process is killed over and over comes to the end of one that is not."""
     final, killed, rng = tmp_path / "final.0", tmp_path / "killed.0", random.Random(3)
 
@@ -356,16 +355,16 @@ def test_killed_at_random_moments(tmp_path):
         return [sys.executable, str(HERE / "tiny_training.py"), str(run), str(target.with_suffix(""))]
 
     assert subprocess.run(program(tmp_path / "whole", final), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300).returncode == 0
-    kills = 0
+    left = max(2, kills // 2)
     while not killed.exists():
         process = subprocess.Popen(program(tmp_path / "run", killed), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        if kills < max(2, KILLS // 2):
+        if left:
             list(zip(range(rng.randrange(1, 8)), process.stdout, strict=False))  # some steps are logged
             try:
                 process.wait(rng.uniform(0, 0.3))
             except subprocess.TimeoutExpired:
                 process.kill()
-            kills += 1
+            left -= 1
         process.communicate(timeout=300)
         for each in series.series(tmp_path / "run").checkpoints if (tmp_path / "run").exists() else []:
             if each.problem is None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -23,7 +22,6 @@ import weightpack
 
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "me/tiny-wp"
-KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "4"))
 
 
 @pytest.fixture
@@ -164,12 +162,12 @@ def test_resume_after_kill(client, tmp_path):
     assert same_folder(source, tmp_path / "restored")
 
 
-def test_push_and_pull_killed_at_random_moments(client, tmp_path):
+def test_push_and_pull_killed_at_random_moments(client, tmp_path, kills):
     source = large(tmp_path / "large", mebibytes=8)
     rng = random.Random(2)
     seconds = {}
     for what in ("push", "pull"):
-        for attempt in range(1 + KILLS):
+        for attempt in range(1 + kills):
             arguments = ("push", source, f"me/{what}{attempt}") if what == "push" else ("pull", "me/push0", f"pulled{attempt}", "--unpack")
             start = time.perf_counter()
             process = subprocess.Popen(client.command(*arguments), cwd=tmp_path, env=client.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -181,9 +179,9 @@ def test_push_and_pull_killed_at_random_moments(client, tmp_path):
             if what == "push" or not (tmp_path / f"pulled{attempt}").exists():
                 client.ok(*arguments)
         if what == "push":
-            assert len({client.hub.file(f"me/push{i}", "part1.safetensors") for i in range(1 + KILLS)}) == 1
+            assert len({client.hub.file(f"me/push{i}", "part1.safetensors") for i in range(1 + kills)}) == 1
         else:
-            assert all(same_folder(source, tmp_path / f"pulled{i}") for i in range(1 + KILLS))
+            assert all(same_folder(source, tmp_path / f"pulled{i}") for i in range(1 + kills))
     assert not list(tmp_path.glob(".pulled*"))
     assert not list(Path(tempfile.gettempdir()).glob(".weightpack-push.*"))
 

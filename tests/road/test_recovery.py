@@ -23,8 +23,6 @@ from weightpack.io import folder as workfolder
 from weightpack.io.atomic import AtomicFile
 from weightpack.io.working_names import PARTIAL, leftovers, working_name
 
-KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))  # of each kind
-
 
 def command(*arguments):
     return [sys.executable, "-m", "weightpack", *map(str, arguments), "-q"]
@@ -59,14 +57,14 @@ def killed(arguments, seconds):
     return process.wait() != 0
 
 
-def moments(arguments, undo):
+def moments(arguments, undo, kills):
     """Return random moments inside a run, from how long one takes."""
     start = time.perf_counter()
     assert run(*arguments).returncode == 0
     seconds = time.perf_counter() - start
     undo()
     rng = random.Random(1)
-    return [seconds * rng.uniform(0.2, 1) for _ in range(KILLS)]
+    return [seconds * rng.uniform(0.2, 1) for _ in range(kills)]
 
 
 def hidden(folder):
@@ -75,7 +73,7 @@ def hidden(folder):
 
 @pytest.mark.parametrize("what", ["file", "directory"])
 @pytest.mark.parametrize("verb", ["pack", "unpack"])
-def test_killed_at_random_moments(tmp_path, what, verb):
+def test_killed_at_random_moments(tmp_path, kills, what, verb):
     plain = model(tmp_path / "plain")
     source = plain if what == "directory" else plain / "model-00001-of-00003.safetensors"
     if verb == "unpack":
@@ -86,7 +84,7 @@ def test_killed_at_random_moments(tmp_path, what, verb):
     def undo():
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
-    for seconds in moments(arguments, undo):
+    for seconds in moments(arguments, undo, kills):
         if killed(arguments, seconds):
             assert {name: data for name, data in contents(tmp_path).items() if not name.startswith((".target", "target"))} == before
         if not target.exists():
@@ -98,7 +96,7 @@ def test_killed_at_random_moments(tmp_path, what, verb):
         undo()
 
 
-def test_old_target_survives_a_kill(tmp_path):
+def test_old_target_survives_a_kill(tmp_path, kills):
     """Each of its files is the old one or the new one, whole; those that have other names stay."""
     source = model(tmp_path / "plain")
     target = tmp_path / "target"
@@ -111,7 +109,7 @@ def test_old_target_survives_a_kill(tmp_path):
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(old, target)
 
-    for seconds in moments(arguments, undo):
+    for seconds in moments(arguments, undo, kills):
         killed(arguments, seconds)
         now = {name: data for name, data in contents(target).items() if PARTIAL not in name}
         assert all(data in (contents(old).get(name), new.get(name)) for name, data in now.items())
@@ -302,7 +300,7 @@ def test_in_place(tmp_path):
     assert not hidden(source)
 
 
-def test_in_place_killed_and_run_again(tmp_path):
+def test_in_place_killed_and_run_again(tmp_path, kills):
     source = model(tmp_path / "plain")
     before = contents(source)
 
@@ -310,7 +308,7 @@ def test_in_place_killed_and_run_again(tmp_path):
         weightpack.unpack(source, in_place=True)
         assert contents(source) == before
 
-    for seconds in moments(("pack", source, "--in-place"), undo):
+    for seconds in moments(("pack", source, "--in-place"), undo, kills):
         if killed(("pack", source, "--in-place"), seconds) and (source / "weightpack.json").exists():
             assert contents(Path(weightpack.unpack(source, tmp_path / "beside", overwrite=True).target)) == before
         done = run("pack", source, "--in-place")

@@ -26,7 +26,6 @@ from weightpack.errors import BaseNotFoundError, FormatError, OptionError, Trunc
 from weightpack.models.jobs import Job
 from weightpack.runs.store import stored_files
 
-KILLS = int(os.environ.get("WEIGHTPACK_TEST_KILLS", "6"))
 PACKED = ("model.safetensors", "optimizer.pt")
 
 
@@ -379,13 +378,13 @@ def test_a_torch_file_that_is_wanted_plain(run):
 # ---- killed
 
 
-def test_killed_at_random_moments(run, tmp_path):
+def test_killed_at_random_moments(run, tmp_path, kills):
     before = checkpoints(run)
     keep = shutil.copytree(run, tmp_path / "keep")
     start = time.perf_counter()
     assert call(run, "--pack").returncode == 0
-    seconds, rng, kills = time.perf_counter() - start, random.Random(1), 0
-    for _ in range(KILLS):
+    seconds, rng, killed = time.perf_counter() - start, random.Random(1), 0
+    for _ in range(kills):
         shutil.rmtree(run)
         shutil.copytree(keep, run)
         for _ in range(2):  # a killed one is killed again
@@ -394,7 +393,7 @@ def test_killed_at_random_moments(run, tmp_path):
                 process.wait(seconds * rng.uniform(0.2, 1))
             except subprocess.TimeoutExpired:
                 process.kill()
-                kills += 1
+                killed += 1
             process.wait()
             assert same_as(run, before, tmp_path) == []
         done = call(run, "--pack")
@@ -404,14 +403,14 @@ def test_killed_at_random_moments(run, tmp_path):
         assert {path.name for path in (run / series.STORE).iterdir()} == {"README", "lock", "steps.json", *(path.name for path in stored_files(run))}
         assert len(stored_files(run)) == 16
         assert same_as(run, before, tmp_path) == []
-    print(f"{kills} kills")
+    print(f"{killed} kills")
 
 
-def test_a_training_run_killed_at_random_moments(trained, tmp_path):
+def test_a_training_run_killed_at_random_moments(trained, tmp_path, kills):
     """Trains, deletes the oldest, packs. Whenever it is killed: what was packed restores, at most the newest is lost, and the run comes to the same end."""
     before, rng, run = checkpoints(trained), random.Random(2), tmp_path / "run"
-    lost = kills = 0
-    for _ in range(max(1, KILLS // 3)):
+    lost = killed = 0
+    for _ in range(max(1, kills // 3)):
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir()
         ended, newest, patience = False, 0, 1.5
@@ -422,7 +421,7 @@ def test_a_training_run_killed_at_random_moments(trained, tmp_path):
                 process.wait(rng.uniform(0, patience))
             except subprocess.TimeoutExpired:
                 process.kill()
-                kills, patience = kills + 1, patience + 0.2  # on a slow machine too it comes to an end
+                killed, patience = killed + 1, patience + 0.2  # on a slow machine too it comes to an end
             ended = process.stdout.read() == "end\n"
             process.wait()
             process.stdout.close()
@@ -435,7 +434,7 @@ def test_a_training_run_killed_at_random_moments(trained, tmp_path):
         assert whole == [6, 7, 8]
         assert all(each.is_packed for each in series.series(run).checkpoints)
         assert not hidden(run)
-    print(f"{kills} kills, {lost} of them while a checkpoint was saved")
+    print(f"{killed} kills, {lost} of them while a checkpoint was saved")
 
 
 def test_two_processes_pack_one_run(run, tmp_path):
