@@ -82,7 +82,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
                 if (i == 0) planes[p] = step_planes[p];
             }
             if (!streamed) wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
-            if (bits && n_ahead) {
+            if (r && n_ahead) {
                 size_t left = (size_t)(bits_end - bits), batch = BATCH_BLOCKS * full;
                 if (left >= 2 * batch) wp_prefetch_share((wp_range){bits + batch, batch}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             }
