@@ -421,6 +421,7 @@ def rest_bytes(item):
 
 def test_registry_and_options():
     (extension,) = weightpack.dcp.registry(threads=2, max_bytes=5).from_descriptor_list(["stream.weightpack/1"])
+    assert isinstance(extension, WeightpackExtension)
     assert (extension.threads, extension.max_bytes) == (2, 5)
     assert isinstance(WeightpackExtension.from_descriptor("1"), WeightpackExtension)
     with pytest.raises(UnsupportedError):

@@ -20,6 +20,7 @@ import torch
 import weightpack
 import weightpack.numpy
 import weightpack.torch
+from weightpack import reference
 from weightpack.errors import CorruptionError, FormatError, LimitError, MissingExtraError, OptionError, TruncatedError
 
 
@@ -104,7 +105,8 @@ def test_slice_decodes_only_the_chunks_that_it_needs(tensors, tmp_path, monkeypa
 
 
 def test_numpy_functions(tmp_path):
-    arrays = {"a": np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100), "b": np.arange(7), "f": np.asfortranarray(np.ones((3, 4)))}
+    arrays: dict[str, np.ndarray] = {"a": np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100), "b": np.arange(7),
+        "f": np.asfortranarray(np.ones((3, 4)))}
     weightpack.save_file(arrays, tmp_path / "x.safetensors", {"k": "v"})
     loaded = weightpack.load_file(tmp_path / "x.safetensors")
     assert all(np.array_equal(loaded[name], arrays[name]) and loaded[name].dtype == arrays[name].dtype for name in arrays)
@@ -148,7 +150,7 @@ def test_encode_decode(isa, name, shape):
     assert back.dtype == array.dtype
     assert back.shape == array.shape
     assert back.tobytes() == array.tobytes()
-    assert weightpack.reference.decode_frame(frame)[2] == array.tobytes()
+    assert reference.decode_frame(frame)[2] == array.tobytes()
 
 
 def test_damaged_frames_are_refused():

@@ -174,7 +174,7 @@ def test_each_epoch(tmp_path):
 
 
 def test_mixin_in_front_of_a_trainer_of_its_own(uninterrupted, tmp_path):
-    class Mine(WeightpackTrainerMixin, transformers.Trainer):
+    class Mine(WeightpackTrainerMixin, transformers.Trainer):  # type: ignore[name-defined]  # where it is not installed
         pass
 
     interrupted(tmp_path, 5, Mine)

@@ -16,8 +16,7 @@ from packed_parts import Parts, gap
 import weightpack
 from weightpack import reference
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, WeightpackError
-from weightpack.io.files import MemoryFile
-from weightpack.reading import bases
+from weightpack.io.files import LocalFile, MemoryFile
 from weightpack.reading.packed_file import PackedFile
 
 N = 700
@@ -194,8 +193,13 @@ def test_each_base_is_opened_once_however_many_ways_lead_to_it(packed, tmp_path,
             parts.index["base"]["files"] = [["x", length, names[i - 1]]] * 2
         (tmp_path / f"{i:02}.safetensors").write_bytes(parts.build())
     (tmp_path / "base.safetensors").write_bytes(BASE)
-    opens, opened = [], bases.LocalFile.__init__
-    monkeypatch.setattr(bases.LocalFile, "__init__", lambda self, path: (opens.append(path), opened(self, path))[1])
+    opens, opened = [], LocalFile.__init__
+
+    def count(self, path):
+        opens.append(path)
+        opened(self, path)
+
+    monkeypatch.setattr(LocalFile, "__init__", count)
     with weightpack.safe_open(tmp_path / "39.safetensors"):
         pass
     assert len(opens) < 40 * 42

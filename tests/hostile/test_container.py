@@ -228,11 +228,11 @@ def test_unknown_tensor(tmp_path):
 
 
 def test_source_that_changes_while_it_is_packed_is_refused(tmp_path, monkeypatch):
-    from weightpack.writing import chunks
+    from weightpack.writing import chunks, plain
 
     source = tmp_path / "source.safetensors"
     source.write_bytes(small_file())
-    original = chunks.encode_chunks
+    original = plain.encode_chunks
 
     def change_meanwhile(*args):
         with source.open("r+b") as file:
@@ -248,11 +248,11 @@ def test_source_that_changes_while_it_is_packed_is_refused(tmp_path, monkeypatch
 
 def test_wrong_encoder_is_caught_before_the_target_appears(tmp_path, monkeypatch):
     """The verification is real: break the encoder and no file comes out."""
-    from weightpack.writing import chunks
+    from weightpack.writing import chunks, plain
 
     source = tmp_path / "source.safetensors"
     source.write_bytes(small_file())
-    original = chunks.encode_chunks
+    original = plain.encode_chunks
     monkeypatch.setattr(chunks, "encode_chunks", lambda data, *rest: original(data[::-1].copy(), *rest))
     with pytest.raises((LosslessError, FormatError)):
         weightpack.pack(source)

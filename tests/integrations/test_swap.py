@@ -103,7 +103,8 @@ def test_vllm_is_told_the_dtypes_of_the_plain_model(files, monkeypatch):
         with open(path, "rb") as file:
             return json.loads(file.read(int.from_bytes(file.read(8), "little")))
 
-    utils.parse_safetensors_file_metadata = config.parse_safetensors_file_metadata = parse_safetensors_file_metadata
+    for module in (utils, config):
+        vars(module)["parse_safetensors_file_metadata"] = parse_safetensors_file_metadata
     weightpack.enable()  # before the plugin, as a program may
     (plugin,) = [point for point in entry_points(group="vllm.general_plugins") if point.name == "weightpack"]
     plugin.load()()

@@ -13,6 +13,8 @@ from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import build_chunk
 from weightpack.kernels import native
 
+_core = pytest.importorskip("weightpack._core", reason="the native core is not built")
+
 
 def chunk_of(mode, codec=Codec.RAW):
     return build_chunk(mode, [(codec, b"ab")] * {Mode.FIELDS: 2, Mode.DIFFERENCE: 3, Mode.SCALED: 5}.get(mode, 1))
@@ -35,8 +37,8 @@ def decode(backend, chunk):
 
 def native_status(name, chunk):
     layout, first, chunk_elems, n_elems, number = CALL
-    workspace, isa = np.empty(native._core.workspace_bytes(), np.uint8), [each for each, _ in native._core.isas()].index(name)
-    status, _ = native._core.decode_chunks(
+    workspace, isa = np.empty(_core.workspace_bytes(), np.uint8), [each for each, _ in _core.isas()].index(name)
+    status, _ = _core.decode_chunks(
         isa, layout.id, chunk, np.array([0, len(chunk)]), np.zeros(1, np.uint32), first, chunk_elems, n_elems, number, np.zeros(2, np.uint8), workspace
     )
     return status

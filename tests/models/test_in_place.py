@@ -104,7 +104,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
 def test_no_write_permission_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     """As `test_a_folder_that_may_not_be_written_to`, for root: the system's answer is put in its place."""
     folder = folders.sharded(tmp_path / "m")
-    monkeypatch.setattr(in_place.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     refused(folder, PermissionError, "can't be replaced")
 
 
@@ -112,7 +112,7 @@ def test_a_disk_without_room_to_unpack_is_seen_before_anything_is_written(tmp_pa
     folder = folders.sharded(tmp_path / "m")
     weightpack.pack(folder, in_place=True)
     usage = shutil.disk_usage(folder)
-    monkeypatch.setattr(in_place.shutil, "disk_usage", lambda path: usage._replace(free=9000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=9000))
     refused(folder, OSError, "No space left", weightpack.unpack)
 
 

@@ -24,6 +24,7 @@ from other_processes import Inherits, OpensInside, bytes_of, shape_and_digest
 
 import weightpack
 import weightpack.numpy
+import weightpack.torch
 from weightpack import kernels
 from weightpack.arrays.memory import NumpyFramework
 from weightpack.errors import FormatError, OptionError

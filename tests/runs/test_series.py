@@ -358,9 +358,9 @@ def test_bad_calls(run, tmp_path):
         assert words in done.stderr
     (tmp_path / "empty").mkdir()
     assert "no checkpoints" in call(tmp_path / "empty").stdout
-    for arguments in ((run, 9), (run, 1)):
+    for step in (9, 1):
         with pytest.raises(OptionError):
-            series.pack_checkpoint(*arguments, Job(), anchor_every=arguments[1] - 1)
+            series.pack_checkpoint(run, step, Job(), anchor_every=step - 1)
 
 
 def test_a_torch_file_that_is_wanted_plain(run):

@@ -407,7 +407,7 @@ def specimen_file() -> bytes:
 def encode_one(data, layout, options, number=0):
     """Return one chunk that holds all of `data`."""
     from weightpack.format.record import chunk_bound
-    from weightpack.writing.chunks import encode_chunks
+    from weightpack.writing.plain import encode_chunks
 
     n_elems = data.size // layout.elem_bytes
     out = np.empty(chunk_bound(layout, n_elems), np.uint8)

@@ -37,13 +37,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     OSError
         The Hub can't be reached, or has trouble of its own.
     """
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield

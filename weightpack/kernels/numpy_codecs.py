@@ -11,16 +11,7 @@ from weightpack.errors import TruncatedError, UnsupportedError
 from weightpack.format.constants import Codec
 from weightpack.kernels.numpy_checks import expect, need
 from weightpack.kernels.numpy_huffman import huffman_decode
-from weightpack.kernels.numpy_rans import (
-    choose_tables,
-    context_decode,
-    context_encode,
-    rans_choose,
-    rans_decode,
-    rans_encode,
-    tables_decode,
-    tables_encode,
-)
+from weightpack.kernels.numpy_rans import choose_tables, context_decode, context_encode, rans_choose, rans_decode, rans_encode, tables_decode, tables_encode
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from weightpack.errors import LosslessError, OptionError, WeightpackError, located
-from weightpack.format.constants import (
-    INDEX_CRC_KEY,
-    INDEX_KEY,
-    KEPT_PIECE_BYTES,
-    MAX_HEADER_BYTES,
-    MAX_RECORD_BYTES,
-    MINOR_VERSIONS,
-    Mode,
-)
+from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MAX_RECORD_BYTES, MINOR_VERSIONS, Mode
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, table_end
