@@ -22,8 +22,8 @@ SURFACE = {
     ],
     "weightpack.dcp": ["WeightpackExtension", "reader", "registry", "writer"],
     "weightpack.errors": [
-        "BaseNotFoundError", "ChecksumError", "CorruptionError", "FormatError", "LimitError", "LosslessError", "MissingExtraError", "NotPackedError",
-        "OptionError", "PathNotFoundError", "TensorNotFoundError", "TruncatedError", "UnsupportedError", "WeightpackError", "WrongBaseError",
+        "BaseNotFoundError", "ChecksumError", "CorruptionError", "FolderError", "FormatError", "LimitError", "LosslessError", "MissingExtraError",
+        "NotPackedError", "OptionError", "PathNotFoundError", "TensorNotFoundError", "TruncatedError", "UnsupportedError", "WeightpackError", "WrongBaseError",
     ],
     "weightpack.hub": ["PushResult", "pull", "push"],
     "weightpack.kernels": [

@@ -30,9 +30,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 __all__ = [
-    "WeightpackError", "FormatError", "NotPackedError", "TruncatedError", "CorruptionError", "ChecksumError", "UnsupportedError", "LimitError", "OptionError",
-    "PathNotFoundError",
-    "BaseNotFoundError", "WrongBaseError", "TensorNotFoundError", "LosslessError", "MissingExtraError",
+    "WeightpackError", "FormatError", "NotPackedError", "TruncatedError", "CorruptionError", "ChecksumError", "FolderError", "UnsupportedError", "LimitError",
+    "OptionError", "PathNotFoundError", "BaseNotFoundError", "WrongBaseError", "TensorNotFoundError", "LosslessError", "MissingExtraError",
 ]  # fmt: skip
 
 
