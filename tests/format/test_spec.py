@@ -184,7 +184,10 @@ def test_every_isa_has_every_kernel():
     struct = re.search(r"typedef struct \{((?:(?!typedef).)*)\} wp_kernels;", plain((sources / "kernels.h").read_text()), re.S)[1]
     kernels = re.findall(r"\(\*(\w+)(?:\[WP_N_LAYOUTS\])?\)\(", struct)
     assert len(kernels) == struct.count(";") > 10
-    for isa in ("scalar", "avx2", "avx512", "neon"):
+    isas = [name.removeprefix("ISA_").lower() for name in named_enum("wp_isa") if name != "N_ISAS"]
+    assert re.findall(r'"(\w+)"', re.search(r"names\[WP_N_ISAS\] = \{(.*?)\};", (sources / "dispatch.c").read_text())[1]) == isas
+    assert sorted(path.name for path in sources.glob("kernels_*.c")) == sorted(f"kernels_{isa}.c" for isa in isas)
+    for isa in isas:
         table = re.search(rf"const wp_kernels wp_kernels_{isa} = \{{(.*?)\n\}};", (sources / f"kernels_{isa}.c").read_text(), re.S)[1]
         assert re.findall(r"^    \.(\w+) = [^{},]+,$", table, re.M) == kernels, isa
     by_layout = re.search(r"#define WP_BY_LAYOUT\(f\)(.*?)\n\n", (sources / "kernels.h").read_text(), re.S)[1]
