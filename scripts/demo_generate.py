@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a GPT-2-type model, load it plain and packed with from_pretrained, and compare logits by bits and greedy output token by token.
+"""Pack a GPT-2-type model, load it plain and packed with from_pretrained, and compare weights and logits by bits and greedy output token by token.
 
     scripts/demo-generate                                         # installs what it needs
     scripts/demo-generate --model gpt2 --prompt "Not one bit"     # a folder, or an id where there is a Hub; --prompt as often as you like

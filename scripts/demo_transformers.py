@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 
 import fetch_models
+import plain_and_packed
 import torch
 from transformers import AutoModel, AutoTokenizer
 
@@ -16,7 +17,7 @@ SENTENCES = ["Not one bit is lost.", "The exponents of trained weights hold 2.6 
 
 def embed(folder) -> torch.Tensor:
     """Return (sentences, 384) embeddings: the mean of the last hidden states, as sentence-transformers has it."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), plain_and_packed.settle(AutoModel.from_pretrained(folder).eval())
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(**inputs).last_hidden_state

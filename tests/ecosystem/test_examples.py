@@ -135,6 +135,38 @@ def test_differences_are_seen(scripts, tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["equal"] == {"logits": True, "tables": False}
 
 
+@pytest.mark.parametrize("shift", [8, 24, 56])
+def test_logits_are_compared_at_equal_alignment(scripts, tmp_path, shift):
+    """Weights of a mapped file that begin elsewhere: MKL adds up one row's products in another order, and a step of `generate` is one row."""
+    import plain_and_packed
+
+    import weightpack
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=500, n_positions=32)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "plain")
+    path = tmp_path / "plain" / "model.safetensors"
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + n].rstrip().ljust(-(-n // 64) * 64 + shift - 8)  # the data begin at `shift` of 64 bytes
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + n :])
+    plain_and_packed.pack(tmp_path / "plain", tmp_path / "packed")
+    plain, _ = plain_and_packed.load_plain(transformers.AutoModelForCausalLM, tmp_path / "plain")
+    weightpack.enable()  # what the import of load_packed does once
+    try:
+        packed, _ = plain_and_packed.load_packed(transformers.AutoModelForCausalLM, tmp_path / "packed")
+    finally:
+        weightpack.disable()
+    models = [plain, packed]
+    assert all(tensor.data_ptr() % 64 == 0 for model in models for tensor in model.parameters())
+    assert all(model.lm_head.weight is model.transformer.wte.weight for model in models)
+    assert plain_and_packed.same_weights(plain, packed)
+    with torch.no_grad():
+        for token in range(40):
+            logits = [model(torch.tensor([[token]])).logits for model in models]
+            assert plain_and_packed.same_bits(*logits)
+
+
 def test_the_plain_load_is_transformers_own(scripts, enabled):
     import plain_and_packed
 

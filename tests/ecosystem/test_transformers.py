@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""from_pretrained on packed models beside from_pretrained on the plain ones: tensors by bits, logits by bits, reports word by word."""
+"""from_pretrained on packed models beside from_pretrained on the plain ones: tensors by bits, logits of settled models by bits, reports word by word."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -168,7 +169,7 @@ def test_packing_leaves_config_json_alone(tmp_path):
 
 
 def test_device_maps(tmp_path, enabled):
-    pytest.importorskip("accelerate", reason="scripts/test-ecosystem installs it")
+    accelerate = pytest.importorskip("accelerate", reason="scripts/test-ecosystem installs it")
     cls, inputs = tiny_models.make("llama", tmp_path / "m")
     folder = packed(tmp_path / "m")
     plain = cls.from_pretrained(tmp_path / "m")
@@ -178,7 +179,9 @@ def test_device_maps(tmp_path, enabled):
     on_disk = dict.fromkeys(["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"], "cpu") | {"model.layers.1": "disk", "lm_head": "disk"}
     ours = cls.from_pretrained(folder, device_map=on_disk, offload_folder=tmp_path / "offload")
     assert ours.model.layers[1].mlp.up_proj.weight.device.type == "meta"
-    assert tiny_models.same_outputs(plain.eval(), ours.eval(), inputs)
+    assert tiny_models.close_outputs(plain.eval(), ours.eval(), inputs)
+    state = accelerate.utils.get_state_dict_offloaded_model(ours)
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -407,7 +410,7 @@ sharded = [k for k, v in model.state_dict().items() if hasattr(v, "to_local") an
     k for k, v in local[0].items() if k.endswith("q_proj.weight") and v.shape[0] < 64]
 assert sharded, "nothing was sharded"
 assert all(torch.equal(local[0][k], local[1][k]) for k in local[0])
-assert torch.equal(*logits)
+torch.testing.assert_close(*logits)  # sums of weights at other alignments may differ in the last bit
 print(f"rank {rank} ok")
 """
 
@@ -428,9 +431,9 @@ def test_tensor_parallel_on_two_ranks(tmp_path):
 
 
 HUB = """
-import sys, torch, transformers, weightpack.transformers
+import sys, hashlib, torch, transformers, weightpack.transformers
 model = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1], revision=sys.argv[2])
-print(float(model(torch.arange(12)[None]).logits.double().sum()).hex())
+print(hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())).hexdigest())
 """
 
 
@@ -439,7 +442,8 @@ def test_straight_from_a_hub(tmp_path):
 
     cls, _ = tiny_models.make("llama", tmp_path / "m")
     folder = packed(tmp_path / "m")
-    expected = float(cls.from_pretrained(tmp_path / "m")(torch.arange(12)[None]).logits.double().sum()).hex()
+    plain = cls.from_pretrained(tmp_path / "m").state_dict()
+    expected = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in plain.values())).hexdigest()
     with hub_double.serve() as hub:
         hub.add("org/packed", Path(folder))
         hub.add("org/packed", Path(folder), revision="v2")
