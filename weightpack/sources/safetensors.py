@@ -13,6 +13,7 @@ from weightpack.errors import FormatError, LimitError, OptionError, located
 from weightpack.format.constants import INDEX_KEY, MAX_HEADER_BYTES
 from weightpack.format.safetensors import Header, header_bytes, parse_header
 from weightpack.io.files import LocalFile, RandomReader, read_at
+from weightpack.sources.mistaken import FIRST_BYTES, kind_of_mistake
 from weightpack.sources.model import Segments, Tensor, tiled
 
 _SUFFIX = ".safetensors"
@@ -36,10 +37,20 @@ def read_header(file: RandomReader, max_json_memory: int = _MAX_JSON_MEMORY, *, 
 
     Raises
     ------
-    FormatError, LimitError
+    FormatError
+        It is damaged, or something else: the message says what, where it can be told.
+    LimitError
+        The header claims too much.
     """
-    n = header_bytes(bytes(read_at(file, 0, min(8, file.size))), file.size)
-    return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n, unknown_dtypes=unknown_dtypes, max_memory=max_json_memory)
+    with located(path=file.name):
+        try:
+            n = header_bytes(bytes(read_at(file, 0, min(8, file.size))), file.size)
+            return parse_header(bytes(read_at(file, 8, n)), file.size - 8 - n, unknown_dtypes=unknown_dtypes, max_memory=max_json_memory)
+        except FormatError as error:
+            kind = kind_of_mistake(bytes(read_at(file, 0, min(FIRST_BYTES, file.size))))
+            if kind is None:
+                raise
+            raise type(error)(f"not a safetensors file, but {kind}") from None
 
 
 def is_packed(header: Header) -> bool:
