@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from weightpack.errors import CorruptionError, LimitError, TruncatedError, UnsupportedError
+from weightpack.errors import CorruptionError, LimitError, OptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
 
 # numpy and torch count dimensions in a byte or less; more is nobody's tensor.
 MAX_DIMS = 64
+METADATA_KEY = "__metadata__"  # of a header, where others have a tensor's name
 
 _ASTRAL = re.compile(rb"[\xf0-\xff]")  # the first byte of four, of a character beyond 0xFFFF
 _ASTRAL_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -124,7 +125,7 @@ def parse_header(text: bytes, data_bytes: int, *, unknown_dtypes: bool = False, 
     root = parse_json(text, max_memory)
     if not isinstance(root, dict):
         raise CorruptionError("the header is not a JSON object")
-    metadata = root.pop("__metadata__", None)
+    metadata = root.pop(METADATA_KEY, None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise CorruptionError("__metadata__ does not map strings to strings")
     entries = {name: _parse_entry(name, value, data_bytes, unknown_dtypes) for name, value in root.items()}
@@ -165,8 +166,16 @@ def check_tiles(header: Header, data_bytes: int) -> None:
 
 
 def build_header(metadata: Mapping[str, str] | None, entries: list[Entry]) -> bytes:
-    """Serialise a header: metadata first, then entries by name, no spaces. The same input gives the same bytes."""
-    root: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    """Serialise a header: metadata first, then entries by name, no spaces. The same input gives the same bytes.
+
+    Raises
+    ------
+    OptionError
+        A tensor has the name of the metadata.
+    """
+    root: dict[str, object] = {} if metadata is None else {METADATA_KEY: dict(sorted(metadata.items()))}
     for entry in sorted(entries, key=lambda e: e.name):
+        if entry.name == METADATA_KEY:
+            raise OptionError("in a safetensors file this is the name of the metadata: give the tensor another", tensor=entry.name)
         root[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.begin, entry.end]}
     return json.dumps(root, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

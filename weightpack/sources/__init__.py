@@ -6,10 +6,10 @@ Nothing is unpickled, and nothing that a file says can do more than make it a ro
 
 from __future__ import annotations
 
-from weightpack.errors import FormatError, LimitError
+from weightpack.errors import FormatError, LimitError, located
 from weightpack.io.files import RandomReader, read_at
 from weightpack.sources.gguf import segment_gguf
-from weightpack.sources.model import Segments
+from weightpack.sources.model import Segments, listable
 from weightpack.sources.npy import segment_npy
 from weightpack.sources.onnx import looks_like_onnx, segment_onnx
 from weightpack.sources.safetensors import must_be_safetensors, segment_safetensors
@@ -17,6 +17,8 @@ from weightpack.sources.sniff import with_small_gaps
 from weightpack.sources.zip import segment_zip
 
 __all__ = ["segment"]
+
+_MOST_DEPTH = 2  # of files in files
 
 
 def segment(source: RandomReader) -> Segments:
@@ -27,25 +29,36 @@ def segment(source: RandomReader) -> Segments:
     FormatError, LimitError
         The file is named .safetensors and is none, or its header claims too much.
     """
-    if must_be_safetensors(source):
-        return segment_safetensors(source)
-    try:
-        found = _segment_by_content(source)
-        if len({tensor.name for tensor in found.tensors}) == len(found.tensors):
+    with located(path=source.name):
+        if must_be_safetensors(source):
+            return segment_safetensors(source)
+        found = _known(source)
+        if found is not None and found.source_format == "safetensors":
             return found
+        try:
+            if found is not None:
+                return listable(with_small_gaps(source, found))
+        except (FormatError, LimitError):
+            pass
+        return with_small_gaps(source, Segments("bytes", (), ((0, source.size),) if source.size else (), None))
+
+
+def _known(source: RandomReader, depth: int = 0) -> Segments | None:
+    """Return the segments of a file of a known format; None if it is none, or damaged."""
+    try:
+        return _by_content(source, depth)
     except (FormatError, LimitError):
-        pass
-    return with_small_gaps(source, Segments("bytes", (), ((0, source.size),) if source.size else (), None))
+        return None
 
 
-def _segment_by_content(source: RandomReader) -> Segments:
+def _by_content(source: RandomReader, depth: int) -> Segments:
     first = bytes(read_at(source, 0, min(9, source.size)))
     if first.startswith(b"GGUF"):
-        return with_small_gaps(source, segment_gguf(source))
+        return segment_gguf(source)
     if first.startswith(b"PK\x03\x04"):
-        return with_small_gaps(source, segment_zip(source))
+        return segment_zip(source, lambda member: _known(member, depth + 1) if depth < _MOST_DEPTH else None)
     if first.startswith(b"\x93NUMPY"):
-        return with_small_gaps(source, segment_npy(source))
+        return segment_npy(source)
     if looks_like_onnx(first) and first[8:] != b"{":  # of a safetensors file, these eight bytes are a length
-        return with_small_gaps(source, segment_onnx(source))
+        return segment_onnx(source)
     return segment_safetensors(source)

@@ -22,7 +22,8 @@ _BLOCKS = {
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _U32 = 8, 9, 4
 _MOST_HEADER = 256 << 20
-_MOST_DIMS = 8
+_MOST_DIMS, _MOST_NAME = 8, 1 << 12
+_MOST_TENSORS, _MOST_VALUES = 1 << 18, 1 << 16
 
 
 def _skip_value(cursor: Cursor, kind: int, depth: int = 0) -> None:
@@ -41,6 +42,13 @@ def _skip_value(cursor: Cursor, kind: int, depth: int = 0) -> None:
         raise CorruptionError(f"a GGUF value of type {kind}")
 
 
+def _name(cursor: Cursor) -> bytes:
+    n_bytes = cursor.number("Q")
+    if n_bytes > _MOST_NAME:
+        raise CorruptionError("a GGUF name that is too long")
+    return cursor.take(n_bytes)
+
+
 def segment_gguf(source: RandomReader) -> Segments:
     """Read the header of a GGUF file and find its tensors."""
     cursor = Cursor(source, _MOST_HEADER)
@@ -48,15 +56,17 @@ def segment_gguf(source: RandomReader) -> Segments:
     if cursor.number("I") not in (2, 3):
         raise CorruptionError("a GGUF version that is not known")
     n_tensors, n_values, alignment = cursor.number("Q"), cursor.number("Q"), 32
+    if n_tensors > _MOST_TENSORS or n_values > _MOST_VALUES:
+        raise CorruptionError("a GGUF file of too many tensors or values")
     for _ in range(n_values):
-        key, kind = cursor.take(cursor.number("Q")), cursor.number("I")
+        key, kind = _name(cursor), cursor.number("I")
         if key == b"general.alignment" and kind == _U32:
             alignment = cursor.number("I")
         else:
             _skip_value(cursor, kind)
     infos = []
     for _ in range(n_tensors):
-        name = cursor.take(cursor.number("Q"))
+        name = _name(cursor)
         n_dims = cursor.number("I")
         if n_dims > _MOST_DIMS:
             raise CorruptionError("a GGUF tensor of too many dimensions")

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from weightpack.errors import CorruptionError
+from weightpack.errors import CorruptionError, LimitError
+from weightpack.format.constants import MAX_HEADER_BYTES
+from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
+from weightpack.format.safetensors import MAX_DIMS, METADATA_KEY, is_count
+
+_MOST_GAP_BYTES = 64 << 20  # of all gaps: they are held in memory, and in the index as text
+_ENTRY_BYTES = 200  # what a tensor takes in a packed file's header beside its name, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +64,31 @@ def tiled(source_format: str, tensors: Iterable[Tensor], file_bytes: int, metada
     if file_bytes > covered:
         gaps.append((covered, file_bytes - covered))
     return Segments(source_format, by_name, tuple(gaps), metadata)
+
+
+def listable(segments: Segments) -> Segments:
+    """Return segments that an index can list: of tensors with the same name, or that of the header's metadata, all but the first get a number.
+
+    Raises
+    ------
+    CorruptionError, LimitError
+        A tensor is none that an index can list, or they are too many.
+    """
+    taken, times = {METADATA_KEY, *(tensor.name for tensor in segments.tensors)}, Counter({METADATA_KEY: 1})
+    tensors = []
+    for tensor in segments.tensors:
+        if tensor.dtype not in DTYPE_BITS or len(tensor.shape) > MAX_DIMS or not all(map(is_count, tensor.shape)):
+            raise CorruptionError("not a tensor that an index can list", tensor=tensor.name)
+        if tensor_bytes(tensor.dtype, tensor.shape) != tensor.n_bytes:
+            raise CorruptionError(f"{tensor.n_bytes} bytes do not hold {tensor.dtype} of shape {list(tensor.shape)}", tensor=tensor.name)
+        number = times[tensor.name] + 1
+        while number > 1 and f"{tensor.name}#{number}" in taken:
+            number += 1
+        times[tensor.name] = number
+        tensors.append(tensor if number == 1 else replace(tensor, name=f"{tensor.name}#{number}"))
+        taken.add(tensors[-1].name)
+    if sum(length for _, length in segments.gaps) > _MOST_GAP_BYTES:
+        raise LimitError(f"more than {_MOST_GAP_BYTES} bytes lie between tensors")
+    if sum(_ENTRY_BYTES + len(json.dumps(tensor.name)) for tensor in tensors) > MAX_HEADER_BYTES:
+        raise LimitError("the tensors' names are longer than a header may be")
+    return replace(segments, tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)))

@@ -46,6 +46,17 @@ def with_small_gaps(source: RandomReader, segments: Segments) -> Segments:
     return tiled(segments.source_format, (*segments.tensors, *large), file_bytes, segments.metadata)
 
 
+def sniffed(source: RandomReader, name: str, offset: int, n_bytes: int) -> list[Tensor]:
+    """Return tensors that cover bytes whose name is known but not what they are: one, or where not all are alike, one for each run, named by its place."""
+    runs = list(sniff(source, offset, n_bytes)) if n_bytes > _MOST_GAP else []
+    if [run[1:] for run in runs] == [(offset, n_bytes)]:
+        dtype = runs[0][0]
+        return [Tensor(name, dtype, (n_bytes * 8 // DTYPE_BITS[dtype],), offset, n_bytes)]
+    if not runs:
+        return [Tensor(name, "U8", (n_bytes,), offset, n_bytes)]
+    return [Tensor(f"{name} at {begin}", dtype, (n * 8 // DTYPE_BITS[dtype],), begin, n) for dtype, begin, n in runs]
+
+
 def sniff(source: RandomReader, offset: int, n_bytes: int) -> Iterator[tuple[str, int, int]]:
     """Yield (dtype, offset, bytes) of runs that are alike, ascending; up to three bytes between two of them belong to none."""
     piece = _LEAST_PIECE

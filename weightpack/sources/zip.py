@@ -1,37 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segments of a zip file: PyTorch's checkpoints (.bin, .pt, .pth, .ckpt), numpy's .npz, and any other. Members that are stored, not deflated, are tensors.
 
-A checkpoint's pickle is not unpickled. Its opcodes are read as text is, for one thing: which dtype a storage has.
+A member that is a file of a known format is looked into, as if it stood alone.
 """
 
 from __future__ import annotations
 
 import io
-import pickletools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
-from weightpack.errors import CorruptionError, FormatError
+from weightpack.errors import CorruptionError, WeightpackError
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader, read_at
+from weightpack.sources.cursor import Part
 from weightpack.sources.model import Segments, Tensor, tiled
-from weightpack.sources.npy import array_in
+from weightpack.sources.pickle import storage_kinds
+from weightpack.sources.sniff import sniffed
 
-_MOST_PICKLE = 100_000_000
+_MOST_PICKLE, _MOST_EXPANSION = 100_000_000, 64  # bytes, and times what it takes deflated, where that is more than a megabyte
+_MOST_DIRECTORY = 32 << 20  # bytes: Python's objects take twenty times as much
 _LOCAL_HEADER = 30
-_STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64", "IntStorage": "I32",
-    "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
-}  # fmt: skip
-_UNTYPED = {
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
-    "uint16": "U16", "uint32": "U32", "uint64": "U64",
-}  # fmt: skip
+_TINY_BYTES, _MANY_TINY = 64, 1000  # so many so small members are left between tensors: an entry of each would take more than its bytes
+_LEAST_FILE = 16  # bytes of a member that may be a file of its own kind
 
 
 class _Stream(io.RawIOBase):
-    """A source as the kind of file that zipfile reads."""
+    """A source as the kind of file that zipfile reads; not in one go more than a directory takes that may be."""
 
     def __init__(self, source: RandomReader) -> None:
         self._source, self._at = source, 0
@@ -49,6 +47,12 @@ class _Stream(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
+    def read(self, size: int = -1) -> bytes:
+        """Refuse a directory that is too long: zipfile reads it at once."""
+        if not 0 <= size <= _MOST_DIRECTORY and self._source.size - self._at > _MOST_DIRECTORY:
+            raise CorruptionError("the zip file's directory is too long")
+        return super().read(size)
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         n = max(0, min(len(buffer), self._source.size - self._at))
         self._source.read_into(self._at, memoryview(buffer)[:n])
@@ -56,45 +60,94 @@ class _Stream(io.RawIOBase):
         return n
 
 
-def segment_zip(source: RandomReader) -> Segments:
-    """Find the stored members of a zip file.
+def segment_zip(source: RandomReader, segment_member: Callable[[RandomReader], Segments | None]) -> Segments:
+    """Find what is in the stored members of a zip file: storages of a checkpoint by what its pickle says, others by their content.
+
+    Parameters
+    ----------
+    segment_member
+        Finds the segments of a member that is a file of a known format; None if it is none.
 
     Raises
     ------
     FormatError
         It is damaged, or no zip.
     """
-    try:
-        with zipfile.ZipFile(io.BufferedReader(_Stream(source))) as archive:
-            members = archive.infolist()
-            pickles = [member.filename for member in members if member.filename.endswith("/data.pkl") and member.file_size <= _MOST_PICKLE]
-            kinds = _storage_kinds(archive.read(pickles[0])) if pickles else {}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OverflowError, OSError) as error:
-        raise CorruptionError(f"not a zip file that can be read: {error}") from None
-    root = pickles[0].removesuffix("data.pkl") + "data/" if pickles else None
-    tensors = []
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size == 0 or member.file_size != member.compress_size:
+    members, pickle, pickle_name = _opened(source)
+    places = _places(source, members)
+    root = pickle_name.removesuffix("data.pkl") if pickle_name is not None else None
+    tiny = sum(place.size <= _TINY_BYTES for place in places)
+    kinds = storage_kinds(pickle, len(places)) if root is not None and not _big_endian(source, places, f"{root}byteorder") else {}
+    tensors: list[Tensor] = []
+    for place in places:
+        if place.size <= _TINY_BYTES and tiny > _MANY_TINY:
             continue
-        begin = _data_begin(source, member)
-        if root is not None and member.filename.startswith(root):
-            tensors.append(_storage(member, begin, *kinds.get(member.filename.removeprefix(root), ("U8", ()))))
-        elif member.filename.endswith(".npy"):
-            try:
-                tensors.append(array_in(source, member.filename, begin, begin + member.file_size))
-            except FormatError:
-                tensors.append(_storage(member, begin, "U8"))
-        elif root is None:
-            tensors.append(_storage(member, begin, "U8"))
+        key = place.name.removeprefix(f"{root}data/") if root is not None and place.name.startswith(f"{root}data/") else None
+        if key in kinds:
+            tensors.append(_storage(place, *kinds[key]))
+        else:
+            tensors += _member(source, place, segment_member, only_known=root is not None and key is None)
     kind = "torch" if root is not None else "npz" if any(member.filename.endswith(".npy") for member in members) else "zip"
     return tiled(kind, tensors, source.size)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A stored member: `size` bytes from byte `begin` of the file."""
+
+    name: str
+    begin: int
+    size: int
+
+
+def _opened(source: RandomReader) -> tuple[list[zipfile.ZipInfo], bytes, str | None]:
+    """Return the members, the checkpoint's pickle (as much of it as can be read) and its name."""
+    try:
+        with zipfile.ZipFile(_Stream(source)) as archive:
+            members = archive.infolist()
+            pickle = next((member for member in members if member.filename.endswith("/data.pkl") and member.file_size <= _MOST_PICKLE), None)
+            return members, b"" if pickle is None else _read(archive, pickle), None if pickle is None else pickle.filename
+    except WeightpackError:
+        raise
+    except Exception as error:  # there is no end to what zipfile raises for damaged files
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's own
+            raise
+        raise CorruptionError(f"not a zip file that can be read: {error!r}") from None
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return a pickle; nothing if it is damaged, or compressed in a way that nobody writes: its storages are then taken for what they look like."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return b""
+    try:
+        with archive.open(member) as opened:
+            return opened.read(max(1 << 20, _MOST_EXPANSION * member.compress_size))
+    except WeightpackError:
+        raise
+    except Exception as error:  # zlib.error, BadZipFile, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        return b""
+
+
+def _places(source: RandomReader, members: list[zipfile.ZipInfo]) -> list[_Place]:
+    """Return where the bytes of stored members are; members that share bytes are refused before anything is looked for in them."""
+    places = [
+        _Place(member.filename, _data_begin(source, member), member.file_size)
+        for member in members
+        if member.compress_type == zipfile.ZIP_STORED and 0 < member.file_size == member.compress_size
+    ]
+    places.sort(key=lambda place: place.begin)
+    if any(one.begin + one.size > other.begin for one, other in pairwise(places)):
+        raise CorruptionError("members of the zip file overlap")
+    return places
+
+
 def _data_begin(source: RandomReader, member: zipfile.ZipInfo) -> int:
-    """Return where a member's bytes begin: behind its local header, which may be longer than the directory says."""
+    """Return where a member's bytes begin: after its local header, which may be longer than the directory says."""
     at = member.header_offset
     if at < 0 or at + _LOCAL_HEADER > source.size:
-        raise CorruptionError("a zip member lies behind the end")
+        raise CorruptionError("a zip member lies after the end")
     header = bytes(read_at(source, at, _LOCAL_HEADER))
     begin = at + _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if not header.startswith(b"PK\x03\x04") or begin + member.file_size > source.size:
@@ -102,62 +155,29 @@ def _data_begin(source: RandomReader, member: zipfile.ZipInfo) -> int:
     return begin
 
 
-def _storage(member: zipfile.ZipInfo, begin: int, dtype: str, shape: tuple[int, ...] = ()) -> Tensor:
-    n_bytes, elem_bytes = member.file_size, DTYPE_BITS[dtype] // 8
+def _big_endian(source: RandomReader, places: list[_Place], name: str) -> bool:
+    """Was the checkpoint written by a machine of the other byte order? Then its floats are none to ours."""
+    place = next((place for place in places if place.name == name), None)
+    return place is not None and place.size == 3 and read_at(source, place.begin, 3) == b"big"
+
+
+def _storage(place: _Place, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    n_bytes, elem_bytes = place.size, DTYPE_BITS[dtype] // 8
     dtype, n_elems = (dtype, n_bytes // elem_bytes) if n_bytes % elem_bytes == 0 else ("U8", n_bytes)
-    row = shape[-1] if len(shape) > 1 and prod(shape) == n_elems else 0  # of the tensor that has the whole storage
-    return Tensor(member.filename, dtype, (n_elems,), begin, n_bytes, row=row)
+    row = shape[-1] if len(shape) > 1 and prod(shape) == n_elems and min(shape) > 0 else 0  # of the tensor that has the whole storage
+    return Tensor(place.name, dtype, (n_elems,), place.begin, n_bytes, row=row)
 
 
-def _storage_kinds(pickle: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return storage key -> dtype, and the shape of the first tensor that is made of it.
-
-    A checkpoint's pickle names storages by persistent ids, ('storage', torch.FloatStorage, key, device, length). Newer dtypes have no storage class: there it
-    is `UntypedStorage`, and the dtype is named later, among the arguments that make the tensor. Behind the id stand the tensor's offset in the
-    storage and its sizes, a tuple.
-    """
-    dtypes: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    untyped: str | None = None
-    waiting: str | None = None  # for its sizes
-    numbers: list[int] = []
-    try:
-        for recent, opcode in _pushed_values(pickle):
-            if waiting is not None:
-                if opcode.startswith("TUPLE") or opcode == "EMPTY_TUPLE":
-                    shapes.setdefault(waiting, tuple(numbers[-int(opcode[5:]) :] if opcode[5:].isdigit() else numbers[1:]))
-                    waiting = None
-                elif opcode.startswith(("BININT", "LONG", "INT")) and recent and isinstance(recent[-1], int):
-                    numbers.append(recent[-1])
-            if opcode == "BINPERSID" and len(recent) >= 5 and recent[-5] == "storage" and isinstance(recent[-3], str):
-                storage, key = str(recent[-4]).rpartition(" ")[2], recent[-3]
-                untyped = key if storage == "UntypedStorage" else None
-                waiting, numbers = key, []
-                if storage in _STORAGES:
-                    dtypes[key] = _STORAGES[storage]
-            elif untyped is not None and recent and str(recent[-1]).removeprefix("torch ") in _UNTYPED:
-                dtypes[untyped] = _UNTYPED[str(recent[-1]).removeprefix("torch ")]
-                untyped = None
-    except Exception:  # whatever the opcodes of a strange pickle are: what it has told so far is enough
-        pass
-    return {key: (dtype, shapes.get(key, ())) for key, dtype in dtypes.items()}
-
-
-def _pushed_values(pickle: bytes) -> Iterator[tuple[list[object], str]]:
-    """Yield, for each opcode, the last values that were pushed (or came from the memo), and its name."""
-    recent: list[object] = []
-    memo: dict[int, object] = {}
-    for opcode, argument, _ in pickletools.genops(pickle):
-        name = opcode.name
-        if name in ("BINPUT", "LONG_BINPUT") and isinstance(argument, int):
-            memo[argument] = recent[-1] if recent else None
-        elif name == "MEMOIZE":
-            memo[len(memo)] = recent[-1] if recent else None
-        elif name in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
-            recent.append(memo.get(argument))
-        elif name == "STACK_GLOBAL":
-            recent[-2:] = [" ".join(map(str, recent[-2:]))]
-        elif argument is not None:
-            recent.append(argument)
-        yield recent, name
-        del recent[:-8]
+def _member(source: RandomReader, place: _Place, segment_member: Callable[[RandomReader], Segments | None], *, only_known: bool) -> list[Tensor]:
+    """Return the tensors of a member that is a file itself, or else what its bytes look like; with `only_known`, of the former alone."""
+    found = segment_member(Part(source, f"{source.name}: {place.name}", place.begin, place.size)) if place.size >= _LEAST_FILE else None
+    if found is None:
+        return [] if only_known else sniffed(source, place.name, place.begin, place.size)
+    tensors: list[Tensor] = []
+    for tensor in found.tensors:
+        name = place.name if found.source_format == "npy" and len(found.tensors) == 1 else f"{place.name}/{tensor.name}"
+        if tensor.dtype in DTYPE_BITS:
+            tensors.append(replace(tensor, name=name, offset=place.begin + tensor.offset))
+        else:  # a safetensors file may have newer ones
+            tensors += sniffed(source, name, place.begin + tensor.offset, tensor.n_bytes)
+    return tensors
