@@ -15,6 +15,7 @@ from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader
 from weightpack.sources.cursor import Cursor
 from weightpack.sources.model import Segments, Tensor, tiled
+from weightpack.sources.sniff import sniffed
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # message -> field -> the message that it holds
@@ -47,7 +48,6 @@ def segment_onnx(source: RandomReader) -> Segments:
         It is none, or damaged, or no graph is in it.
     """
     tensors: list[Tensor] = []
-    names: dict[str, int] = {}
     cursor = Cursor(source, source.size)
     graphs = 0
     todo: list[tuple[str, int]] = [("model", source.size)]  # the messages that we are in, and where they end
@@ -57,12 +57,8 @@ def segment_onnx(source: RandomReader) -> Segments:
             todo.pop()
             continue
         if message == "tensor":
-            found = _tensor(cursor, end)
+            tensors += _tensor(source, cursor, end)
             todo.pop()
-            if found is not None:
-                names[found.name] = names.get(found.name, 0) + 1
-                again = names[found.name]
-                tensors.append(found if again == 1 else Tensor(f"{found.name}#{again}", found.dtype, found.shape, found.offset, found.n_bytes))
             continue
         field, wire, n_bytes = _field(cursor, end)
         child = _CHILDREN[message].get(field) if wire == _BYTES else None
@@ -97,8 +93,8 @@ def _field(cursor: Cursor, end: int) -> tuple[int, int, int]:
     return field, wire, n_bytes
 
 
-def _tensor(cursor: Cursor, end: int) -> Tensor | None:
-    """Read a tensor; None where its data is small, or not a run of elements."""
+def _tensor(source: RandomReader, cursor: Cursor, end: int) -> list[Tensor]:
+    """Read a tensor; none where its data is small. Of a type without a name in safetensors, it is what it looks like."""
     dims: list[int] = []
     name, data_type, data = "tensor", 0, (0, 0)
     while cursor.at < end:
@@ -114,11 +110,11 @@ def _tensor(cursor: Cursor, end: int) -> Tensor | None:
             data = cursor.at, n_bytes
         cursor.at = behind
     if data[1] < _LEAST_BYTES:
-        return None
-    dtype, shape = _DTYPES.get(data_type, "U8"), tuple(dims)
-    if 8 * data[1] != math.prod(shape) * DTYPE_BITS[dtype]:
-        dtype, shape = "U8", (data[1],)
-    return Tensor(name, dtype, shape, *data)
+        return []
+    dtype, shape = _DTYPES.get(data_type), tuple(dims)
+    if dtype is not None and 8 * data[1] == math.prod(shape) * DTYPE_BITS[dtype]:
+        return [Tensor(name, dtype, shape, *data)]
+    return sniffed(source, name, *data)
 
 
 def _varints(cursor: Cursor, behind: int) -> Iterator[int]:
