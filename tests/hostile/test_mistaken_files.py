@@ -76,7 +76,8 @@ def test_a_pointer_among_shards(tmp_path, config):
     def refused(opens, folder):
         with pytest.raises(FormatError, match="git lfs pull") as caught:
             opens(folder)
-        assert caught.value.path == str(folder / names[1])
+        assert str(folder) in str(caught.value)
+        assert names[1] in str(caught.value)
 
     refused(lambda folder: weightpack.pack(folder, tmp_path / "new"), plain)
     refused(lambda folder: weightpack.pack(folder, in_place=True), plain)
