@@ -37,7 +37,10 @@ class Step:
     long: str | None
 
 
-# In the order in which they begin. `tests` runs on both cores, and so fills what the other lane leaves free: it begins early, short steps come last.
+# Alone, before the long form's others: what installs the clone as it lies puts the compiled core into it, which must not change while tests run.
+LONG_SETUP = ("setup", "WEIGHTPACK_REQUIRE_NATIVE=1 scripts/setup check oldest")
+# In the order in which they begin. `check` makes the environment that others wait for (scripts/setup). `tests` runs on all cores, and so fills what the other
+# lane leaves free: it begins early, short steps come last.
 STEPS = [
     Step("check", "scripts/check", "scripts/check"),
     Step("neon", "scripts/neon", "scripts/neon --all"),
@@ -76,6 +79,7 @@ class Run:
     """Steps of one form, some at a time."""
 
     def __init__(self, commands: list[tuple[str, str]], lanes: int, stop_at_failure: bool) -> None:
+        self.n_steps = len(commands)
         self._waiting = list(commands)
         self._lanes = lanes
         self._stop_at_failure = stop_at_failure
@@ -136,9 +140,7 @@ def say(text: str) -> None:
 def table(outcomes: list[Outcome]) -> str:
     """Return the steps in Markdown."""
     lines = ["| step | command | seconds | CPU seconds | result | last line |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {o.step} | `{o.command}` | {o.seconds:.0f} | {o.cpu_seconds:.0f} | {o.result} | {o.last_line[:120].replace('|', '/')} |" for o in outcomes
-    ]
+    lines += [f"| {o.step} | `{o.command}` | {o.seconds:.0f} | {o.cpu_seconds:.0f} | {o.result} | {o.last_line[:120].replace('|', '/')} |" for o in outcomes]
     return "\n".join(lines)
 
 
@@ -159,16 +161,18 @@ def commit() -> str:
 def record(outcomes: list[Outcome], begun: datetime.datetime, at: str, seconds: float) -> str:
     """Return long_tests.md."""
     failed = sum(o.status != 0 for o in outcomes)
-    return "\n".join([
-        "# The last run of the long tests",
-        "",
-        f"Written by `scripts/test --all`, begun {begun:%Y-%m-%d %H:%M} UTC at commit {at}. {machine()}. CONTRIBUTING says what each step is.",
-        "",
-        f"{len(outcomes)} steps in {seconds / 60:.0f} minutes, two at a time: {'all passed' if not failed else f'{failed} failed'}.",
-        "",
-        table(outcomes),
-        "",
-    ])
+    return "\n".join(
+        [
+            "# The last run of the long tests",
+            "",
+            f"Written by `scripts/test --all`, begun {begun:%Y-%m-%d %H:%M} UTC at commit {at}. {machine()}. CONTRIBUTING says what each step is.",
+            "",
+            f"{len(outcomes)} steps in {seconds / 60:.0f} minutes, two at a time: {'all passed' if not failed else f'{failed} failed'}.",
+            "",
+            table(outcomes),
+            "",
+        ]
+    )
 
 
 def main() -> int:
@@ -181,19 +185,26 @@ def main() -> int:
 
     commands = [(step.name, getattr(step, arguments.form)) for step in STEPS if arguments.only is None or step.name in arguments.only]
     commands = [(name, command.format(fuzz_seconds=arguments.fuzz_seconds)) for name, command in commands if command]
-    begun, at, start = datetime.datetime.now(datetime.UTC), commit(), time.monotonic()
-    run = Run(commands, arguments.lanes, stop_at_failure=arguments.form == "short")
-    try:
-        outcomes = run()
-    except KeyboardInterrupt:
-        run.stop()
-        return 130
-    seconds = time.monotonic() - start
-    say(f"\n{table(outcomes)}\n\n{len(outcomes)} of {len(commands)} steps in {seconds:.0f} s")
-    if arguments.form == "long" and arguments.only is None:
+    runs = [Run(commands, arguments.lanes, stop_at_failure=arguments.form == "short")]
+    if arguments.form == "long":
+        runs.insert(0, Run([LONG_SETUP], 1, stop_at_failure=True))
+    recorded = arguments.form == "long" and arguments.only is None
+    begun, at, start = datetime.datetime.now(datetime.UTC), commit() if recorded else "", time.monotonic()
+
+    outcomes: list[Outcome] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for run in runs:
+        try:
+            outcomes += run()
+        except KeyboardInterrupt:
+            run.stop()
+            return 130
+    seconds, n_steps = time.monotonic() - start, sum(run.n_steps for run in runs)
+    say(f"\n{table(outcomes)}\n\n{len(outcomes)} of {n_steps} steps in {seconds:.0f} s")
+    if recorded:
         RECORD.write_text(record(outcomes, begun, at, seconds))
         say(f"recorded in {RECORD.relative_to(ROOT)}")
-    return 0 if len(outcomes) == len(commands) and not any(o.status for o in outcomes) else 1
+    return 0 if len(outcomes) == n_steps and not any(o.status for o in outcomes) else 1
 
 
 if __name__ == "__main__":
