@@ -20,6 +20,7 @@ from command import PROGRAM, call, refused, run
 
 import weightpack
 import weightpack.numpy
+import weightpack.series
 import weightpack.torch
 from weightpack import errors
 from weightpack._humane import printable
@@ -101,6 +102,21 @@ def test_a_missing_tensor(folder):
         with opened as f, pytest.raises(errors.TensorNotFoundError, match="none"):
             f.get_tensor("none")
     refused(call("cat", "packed.safetensors", "none", cwd=folder), 2, "'none'")
+
+
+def test_a_missing_run_or_model_to_push(folder):
+    for do in (
+        lambda path: weightpack.series.series(path), lambda path: weightpack.push(path, "me/x"), lambda path: weightpack.pack(folder, folder / "x", base=path),
+    ):  # fmt: skip
+        with pytest.raises(errors.PathNotFoundError):
+            do(str(folder / "none"))
+    refused(call("series", "none", cwd=folder), 2, "none: no such")
+
+
+def test_starting_needs_no_arrays():
+    """Help and completions come at once: what a verb needs is imported when it runs."""
+    program = "import sys, weightpack.cli; print(sorted({'numpy', 'torch', 'huggingface_hub', 'tqdm', 'zstandard'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("path", ["./nonexistent", "/nonexistent", "~/x", "a/b/c", "../x", "model.bin", "model.gguf", "-x/y", "a/", "a/.b", ".hidden"])

@@ -30,7 +30,7 @@ PACKED = ("model.safetensors", "optimizer.pt")
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "weightpack", "series", *map(str, arguments), "-q"]
+    return [sys.executable, "-m", "weightpack", "series", *map(str, arguments)]
 
 
 def call(*arguments):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightpack import api
 from weightpack._humane import human_bytes
-from weightpack.errors import OptionError
+from weightpack.errors import OptionError, PathNotFoundError
 from weightpack.format.manifest import MANIFEST, Manifest, ManifestFile
 from weightpack.hub.card import CARD, model_card
 from weightpack.io.fetch import fetch_repo, hub_errors, is_repo_id
@@ -85,8 +85,10 @@ def push(
         raise OptionError(f"not a repo id: {repo_id!r}; it is `owner/name`")
     if not folder.exists() and is_repo_id(text):
         folder, base_model = fetch_repo(text, token=token), base_model or text
+    if not folder.exists():
+        raise PathNotFoundError("no such directory or repo", path=text)
     if not folder.is_dir():
-        raise OptionError("no such directory or repo: a model directory is pushed", path=text)
+        raise OptionError("this is a file: a model directory is pushed", path=text)
     hub = HfApi(token=token, library_name="weightpack")
     with hub_errors(repo_id, revision):
         repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id

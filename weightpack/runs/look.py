@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightpack.errors import FormatError, LimitError, OptionError, TruncatedError, WeightpackError
+from weightpack.errors import FormatError, LimitError, OptionError, PathNotFoundError, TruncatedError, WeightpackError
 from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile
 from weightpack.models.directory import check_shards, list_files
@@ -76,7 +76,7 @@ def series(run: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Seri
     """
     folder = Path(run)
     if not folder.is_dir():
-        raise OptionError("no such directory", path=str(folder))
+        raise PathNotFoundError("no such directory", path=str(folder))
     checkpoints: list[Checkpoint] = []
     steps_of = {sha: step for step, files in stored_steps(folder).items() for sha in files.values()}
     for step, path in steps(folder):

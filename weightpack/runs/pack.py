@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from weightpack.errors import OptionError, located
+from weightpack.errors import OptionError, PathNotFoundError, located
 from weightpack.io.atomic import state_of, sync_folder
 from weightpack.io.files import LocalFile
 from weightpack.models.jobs import FileResult, Job, JobResult, open_packed, pack_one
@@ -55,7 +55,7 @@ def pack_checkpoint(run: str | os.PathLike[str], step: int, job: Job, *, anchor_
     if anchor_every < 1:
         raise OptionError(f"anchor_every is {anchor_every}: it must be at least 1")
     if not path.is_dir():
-        raise OptionError("no such checkpoint", path=str(path))
+        raise PathNotFoundError("no such checkpoint", path=str(path))
     max_depth = min(anchor_every - 1, job.limits.max_depth)
     with locked(folder) as store:
         before = checkpoint(path, step, job.limits)
