@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightpack.errors import FormatError, LimitError, OptionError, PathNotFoundError, TruncatedError, WeightpackError
+from weightpack.errors import FormatError, LimitError, PathNotFoundError, TruncatedError, WeightpackError
 from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile
 from weightpack.models.directory import check_shards, list_files
