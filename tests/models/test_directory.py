@@ -42,16 +42,16 @@ def test_sharded_directory_round_trips(model, tmp_path):
 
 
 def test_directories_of_before_restore_the_config_that_they_changed(tmp_path):
-    """Until 0.1, packing added a dtype to a config.json that named none; the manifest holds the old one."""
+    """Until 0.1, packing added a dtype to a config.json that named none; the manifest, of version 1, holds the old one."""
     source, packed = tmp_path / "m", tmp_path / "m-wp"
     source.mkdir()
     (source / "model.safetensors").write_bytes(samples.mixed_file())
     (source / "config.json").write_text('{"model_type": "bert"}')
     weightpack.pack(source)
-    manifest = json.loads((packed / "weightpack.json").read_text())
-    assert manifest["originals"] == {}
-    manifest["originals"]["config.json"] = base64.b64encode((source / "config.json").read_bytes()).decode()
-    (packed / "weightpack.json").write_text(json.dumps(manifest))
+    file = json.loads((packed / "weightpack.json").read_text())["files"]["model.safetensors"]
+    entry = {"source_bytes": file["bytes"], "packed_bytes": file["packed_bytes"], "source_sha256": file["sha256"]}
+    originals = {"config.json": base64.b64encode((source / "config.json").read_bytes()).decode()}
+    (packed / "weightpack.json").write_text(json.dumps({"weightpack_manifest": 1, "packed": {"model.safetensors": entry}, "originals": originals}))
     (packed / "config.json").write_text('{"model_type": "bert", "dtype": "float32"}')
     weightpack.verify(packed, against=source)
     weightpack.unpack(packed, tmp_path / "back")

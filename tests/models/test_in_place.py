@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -64,7 +65,10 @@ def test_a_linked_config_is_refused(tmp_path):
     folder = folders.sharded(tmp_path / "m")
     shutil.move(folder / "config.json", tmp_path / "config.json")
     (folder / "config.json").symlink_to("../config.json")
-    refused(folder, OptionError, "link")
+    refused(folder, OptionError, "link", functools.partial(weightpack.pack, hf_flag=True))
+    weightpack.pack(folder, in_place=True)  # leaves config.json as it is
+    assert (folder / "config.json").is_symlink()
+    weightpack.verify(folder)
 
 
 @pytest.mark.parametrize("damage", ["pointer", "cut", "empty", "text"])
@@ -189,6 +193,11 @@ class Stop(BaseException):
     """What stops a job, as a kill does: nothing in the library catches it."""
 
 
+def in_its_place(folder, verb):
+    """Pack or unpack in place; packing changes config.json too."""
+    return verb(folder, in_place=True, **({"hf_flag": True} if verb is weightpack.pack else {}))
+
+
 def stopped(monkeypatch, folder, verb, at):
     """Run a job in place and stop it before its file number `at`; True if it was stopped."""
     name = f"{verb.__name__}_one"
@@ -203,7 +212,7 @@ def stopped(monkeypatch, folder, verb, at):
 
     monkeypatch.setattr(in_place, name, one)
     try:
-        verb(folder, in_place=True)
+        in_its_place(folder, verb)
     except Stop:
         return True
     finally:
@@ -218,7 +227,7 @@ def test_a_half_done_directory_is_known_by_every_command(tmp_path, monkeypatch, 
     folder = tmp_path / "m"
     shutil.copytree(source, folder)
     if verb is weightpack.unpack:
-        weightpack.pack(folder, in_place=True)
+        in_its_place(folder, weightpack.pack)
     assert stopped(monkeypatch, folder, verb, at)
     plain = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3) if (i > at) == (verb is weightpack.pack)]
     for call in (lambda: weightpack.pack(folder), lambda: weightpack.estimate(folder)):
@@ -236,8 +245,9 @@ def test_a_half_done_directory_is_known_by_every_command(tmp_path, monkeypatch, 
 
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    weightpack.pack(folder, in_place=True)
+    in_its_place(folder, weightpack.pack)
     weightpack.verify(folder, against=source)
+    assert "weightpack" in (folder / "config.json").read_text()
     weightpack.unpack(folder, in_place=True)
     assert folders.contents(folder) == folders.contents(source)
     weightpack.unpack(other, in_place=True)
@@ -290,12 +300,12 @@ def failing(monkeypatch, calls, at, code):
 
 def count(monkeypatch, folder, verb):
     n = failing(monkeypatch, CALLS, 0, 0)
-    verb(folder, in_place=True)
+    in_its_place(folder, verb)
     monkeypatch.undo()
     return n[0]
 
 
-@pytest.mark.parametrize("code", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("code", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.long)])
 @pytest.mark.parametrize("verb", [weightpack.pack, weightpack.unpack], ids=["pack", "unpack"])
 def test_each_failing_call_leaves_a_state_that_is_gone_on_from(tmp_path, monkeypatch, verb, code):
     source, start = folders.sharded(tmp_path / "source", n=400), tmp_path / "start"
@@ -303,7 +313,7 @@ def test_each_failing_call_leaves_a_state_that_is_gone_on_from(tmp_path, monkeyp
         shutil.copytree(source, start)
     else:
         folders.write(source / "old.bin", samples.weights(20_000, "F32"))  # of another name when packed
-        weightpack.pack(source, start)
+        weightpack.pack(source, start, hf_flag=True)
     whole = folders.contents(source)
     shutil.copytree(start, tmp_path / "count")
     calls, failed = count(monkeypatch, tmp_path / "count", verb), 0
@@ -313,7 +323,7 @@ def test_each_failing_call_leaves_a_state_that_is_gone_on_from(tmp_path, monkeyp
         shutil.copytree(start, folder)
         failing(monkeypatch, CALLS, at, code)
         try:
-            verb(folder, in_place=True)
+            in_its_place(folder, verb)
         except OSError as error:
             failed += 1
             assert error.errno == code
@@ -326,7 +336,7 @@ def test_each_failing_call_leaves_a_state_that_is_gone_on_from(tmp_path, monkeyp
         shutil.copytree(folder, tmp_path / "again")
         again = tmp_path / "again"
         try:
-            verb(again, in_place=True)  # goes on, or it is done
+            in_its_place(again, verb)  # goes on, or it is done
         except OptionError as error:
             assert "packed already" in str(error) or "not a packed directory" in str(error)
         if verb is weightpack.pack:

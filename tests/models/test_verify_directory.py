@@ -24,7 +24,7 @@ def model(tmp_path):
     folders.write(folder / "modeling_x.py", "print(1)")
     folders.write(folder / "pytorch_model.bin", samples.weights(100_000, "F32"))
     (folder / "empty").mkdir()
-    weightpack.pack(folder)
+    weightpack.pack(folder, hf_flag=True)  # which changes config.json
     return folder
 
 
