@@ -23,6 +23,7 @@ from weightpack.errors import FormatError, OptionError
 from weightpack.format.safetensors import METADATA_KEY
 from weightpack.io.files import MemoryFile
 from weightpack.sources import segment
+from weightpack.sources import zip as zip_file
 from weightpack.sources.pickle import storage_kinds
 
 WEIGHTS = samples.weights(30_000, "F32")
@@ -164,6 +165,16 @@ def test_the_end_of_a_long_pickle_is_not_read():
     assert storage_kinds(begin + b"N" * 600_000 + declaration, 1000) == {"0": ("F32", ())}
     found = segments(checkpoint(begin + b"N" * 600_000 + declaration, zipfile.ZIP_STORED))
     assert ("archive/data/0", "F32") in [(tensor.name, tensor.dtype) for tensor in found.tensors]
+
+
+def test_a_pickle_longer_than_a_directory_may_be(monkeypatch):
+    """It is read step by step, as such are that hold arrays of numpy."""
+    monkeypatch.setattr(zip_file, "_MOST_DIRECTORY", 1 << 20)
+    array = samples.rng().bytes(3 << 20)
+    pickle = b"\x80\x02B" + struct.pack("<I", len(array)) + array + storage_pickle(storage="HalfStorage")[2:]
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        data = checkpoint(pickle, compression)
+        assert ("archive/data/0", "F16") in [(tensor.name, tensor.dtype) for tensor in segments(data).tensors]
 
 
 def test_every_opcode_ends_a_pickle():

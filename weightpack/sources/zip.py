@@ -22,6 +22,7 @@ from weightpack.sources.pickle import storage_kinds
 from weightpack.sources.sniff import sniffed
 
 _MOST_PICKLE, _MOST_EXPANSION = 100_000_000, 64  # bytes, and times what it takes deflated, where that is more than a megabyte
+_STEP = 1 << 20
 _MOST_DIRECTORY = 32 << 20  # bytes: Python's objects take twenty times as much
 _LOCAL_HEADER = 30
 _TINY_BYTES, _MANY_TINY = 64, 1000  # so many so small members are left between tensors: an entry of each would take more than its bytes
@@ -107,27 +108,31 @@ def _opened(source: RandomReader) -> tuple[list[zipfile.ZipInfo], bytes, str | N
             members = archive.infolist()
             pickle = next((member for member in members if member.filename.endswith("/data.pkl") and member.file_size <= _MOST_PICKLE), None)
             return members, b"" if pickle is None else _read(archive, pickle), None if pickle is None else pickle.filename
-    except WeightpackError:
-        raise
-    except Exception as error:  # there is no end to what zipfile raises for damaged files
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's own
+    except Exception as error:
+        if not _of_zipfile(error):
             raise
         raise CorruptionError(f"not a zip file that can be read: {error!r}") from None
+
+
+def _of_zipfile(error: Exception) -> bool:
+    """Is an error one of the many that zipfile and its decompressors raise for damaged files, and not one of the disk?"""
+    return not isinstance(error, WeightpackError) and not (isinstance(error, OSError) and error.errno is not None)
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """Return a pickle; nothing if it is damaged, or compressed in a way that nobody writes: its storages are then taken for what they look like."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return b""
+    most, pickle = max(_STEP, _MOST_EXPANSION * member.compress_size), bytearray()
     try:
         with archive.open(member) as opened:
-            return opened.read(max(1 << 20, _MOST_EXPANSION * member.compress_size))
-    except WeightpackError:
-        raise
-    except Exception as error:  # zlib.error, BadZipFile, ...
-        if isinstance(error, OSError) and error.errno is not None:
+            while len(pickle) < most and (step := opened.read(_STEP)):
+                pickle += step
+    except Exception as error:
+        if not _of_zipfile(error):
             raise
         return b""
+    return bytes(pickle)
 
 
 def _places(source: RandomReader, members: list[zipfile.ZipInfo]) -> list[_Place]:
