@@ -77,7 +77,7 @@ class FolderError(CorruptionError):
     def __init__(self, problems: Sequence[WeightpackError], n_files: int, *, path: str) -> None:
         lines = "".join(f"\n  {problem}" for problem in problems)
         super().__init__(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}, in {n_files} files:{lines}", path=path)
-        self.problems = tuple(problems)
+        self.problems, self.n_files = tuple(problems), n_files
 
 
 class UnsupportedError(FormatError):

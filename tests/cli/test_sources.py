@@ -38,7 +38,8 @@ def test_beside_themselves_and_back(folder):
     targets = ("a.wp.safetensors", "b.wp.safetensors", "c.npy.wp.safetensors", "model-wp")
     verified = run("verify", *targets, cwd=folder)
     assert verified.returncode == 0, verified.stderr
-    assert [line.split()[1] for line in verified.stdout.splitlines()[:-1]] == list(targets)
+    proven = [*targets[:-1], "model-wp/model.safetensors", "1"]
+    assert [line.split()[1] for line in verified.stdout.splitlines()[:-1]] == proven  # and 1 other file, config.json
     assert run("unpack", *targets, "--force", cwd=folder).returncode == 0
     assert {name: data for name, data in content(folder).items() if name in before} == before
 
@@ -79,6 +80,36 @@ def test_the_others_are_done_and_the_worst_code_counts(folder):
     refused(inspected, 2)
     assert "total: 2 of 3 sources" in inspected.stdout
     assert len(json.loads(call("inspect", "a.wp.safetensors", "c.npy.wp.safetensors", "--json", cwd=folder).stdout)) == 2
+
+
+def test_a_directory_is_described_and_refused_file_by_file(folder):
+    """What it has beside its weights counts in its total; each file that is not as it was has its line."""
+    (folder / "model" / "second.safetensors").write_bytes(samples.bf16_file(seed=8, name="v", n=4000))
+    (folder / "model" / "text.bin").write_bytes(b"no weights" * 50)
+    (folder / "model" / "dead link").symlink_to("nowhere")
+    packed = call("pack", "model", cwd=folder)
+    assert packed.returncode == 0, packed.stderr
+    assert "left out: dead link: " in packed.stdout
+    assert "carried over as it is: text.bin: " in packed.stdout
+    verified = call("verify", "model-wp", cwd=folder)
+    assert verified.stdout.count("restores to") == 2
+    assert "ok: second.safetensors restores to" in verified.stdout
+    assert "ok: 2 other files can be given back as they were" in verified.stdout
+    assert "all 5 files, " in call("inspect", "model-wp", cwd=folder).stdout
+    assert "all 4 files, " in call("estimate", "model", cwd=folder).stdout
+    for name in ("text.bin", "config.json"):
+        (folder / "model-wp" / name).write_bytes(b"something else")
+    for verb in ("verify", "unpack"):
+        done = run(verb, "model-wp", cwd=folder)
+        refused(done, 1, "model-wp: 2 problems, in ", "  model-wp/text.bin: ", "  model-wp/config.json: ")
+        assert len(done.stderr.splitlines()) == 3
+    several = json.loads(call("verify", "model-wp", "model-wp/model.safetensors", "--json", cwd=folder).stdout)
+    assert "text.bin" in several[0]["error"]
+    assert several[1]["result"][0]["name"] == "model.safetensors"
+    refused(call("unpack", "model-wp", "-o", "back", cwd=folder), 1)
+    unpacked = call("unpack", "model-wp", "-o", "back", "--no-verify", cwd=folder)
+    assert unpacked.returncode == 0, unpacked.stderr
+    assert "warning: " in unpacked.stderr
 
 
 def test_calls_that_could_lose_something_are_refused(folder):

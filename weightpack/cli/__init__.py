@@ -16,7 +16,7 @@ import click
 
 from weightpack._version import __version__
 from weightpack.cli import files, hub, machine, runs, tensors
-from weightpack.cli.failures import ExitCode, explain
+from weightpack.cli.failures import ExitCode, Explained, explain
 from weightpack.cli.output import ReaderLeft, abandon, complain, finish, say, tolerate_any_encoding
 
 
@@ -65,9 +65,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         if explained is None:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 say(line, err=True)
-            explained = ExitCode.BUG, "this is a bug: please report it with the lines above"
-        code, reason = explained
-        complain(reason)
-        sys.exit(code)
+            explained = Explained(ExitCode.BUG, "this is a bug: please report it with the lines above")
+        complain(explained.reason, explained.details)
+        sys.exit(explained.code)
     except KeyboardInterrupt:  # outside of what click watches over
         sys.exit(ExitCode.INTERRUPTED)

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import NamedTuple
 
 import click
 
@@ -46,23 +47,35 @@ def after_interrupt(what_is_true: str) -> Iterator[None]:
         raise Interrupted(what_is_true) from None
 
 
-def explain(error: BaseException) -> tuple[ExitCode, str] | None:
-    """Return the exit code for an error and a line that says what is wrong; None for what only a bug can raise."""
+class Explained(NamedTuple):
+    """An exit code, a line that says what is wrong, and further lines where one does not do."""
+
+    code: ExitCode
+    reason: str
+    details: tuple[str, ...] = ()
+
+
+def explain(error: BaseException) -> Explained | None:
+    """Return the exit code for an error, and what is wrong; None for what only a bug can raise."""
+    if isinstance(error, errors.FolderError):
+        n_problems = len(error.problems)
+        what = f"{error.path}: {n_problems} problem{'s'[: n_problems != 1]}, in {error.n_files} files:"
+        return Explained(ExitCode.BAD_DATA, what, tuple(str(problem) for problem in error.problems))
     if isinstance(error, Interrupted):
-        return ExitCode.INTERRUPTED, f"interrupted: {error}"
+        return Explained(ExitCode.INTERRUPTED, f"interrupted: {error}")
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return ExitCode.INTERRUPTED, "interrupted"
+        return Explained(ExitCode.INTERRUPTED, "interrupted")
     if isinstance(error, _BAD_CALLS):
-        return ExitCode.BAD_CALL, str(error)
+        return Explained(ExitCode.BAD_CALL, str(error))
     if isinstance(error, errors.WeightpackError):
-        return ExitCode.BAD_DATA, str(error)
+        return Explained(ExitCode.BAD_DATA, str(error))
     if isinstance(error, OSError):
         name = error.filename2 if error.errno in _FULL and error.filename2 else error.filename  # of a copy, the target
-        return ExitCode.IO, f"{name}: {error.strerror}" if name and error.strerror else str(error)
+        return Explained(ExitCode.IO, f"{name}: {error.strerror}" if name and error.strerror else str(error))
     if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in str(error)):
-        return ExitCode.IO, f"there is not enough memory{f': {error}' if str(error) else ''}"
+        return Explained(ExitCode.IO, f"there is not enough memory{f': {error}' if str(error) else ''}")
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return ExitCode.IO, "the system lets no more threads start: ask for fewer with --threads"
+        return Explained(ExitCode.IO, "the system lets no more threads start: ask for fewer with --threads")
     if isinstance(error, UnicodeError):
-        return ExitCode.IO, f"a text can't be written here: {error}"
+        return Explained(ExitCode.IO, f"a text can't be written here: {error}")
     return None

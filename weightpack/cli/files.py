@@ -41,6 +41,7 @@ from weightpack.cli.streams import DASH, copy_out, seekable, temporary_folder, w
 from weightpack.errors import OptionError
 
 if TYPE_CHECKING:
+    from weightpack.models.report import Reports, Total
     from weightpack.reading.inspect import FileReport
     from weightpack.reading.verify import VerifyResult
     from weightpack.writing.estimate import EstimateReport
@@ -107,6 +108,7 @@ def pack(
 @click.option("-o", "--output", "dst", type=PATH, help="Target; of several SRC a folder. [default: the name without .wp, or without -wp]")
 @stdout_option
 @base_to_unpack_option
+@click.option("--no-verify", is_flag=True, help="Restore a directory even if files beside its weights are not what the manifest says.")
 @in_place_option
 @delete_source_option
 @threads_option
@@ -116,8 +118,8 @@ def pack(
 @verbose_option
 @quiet_option
 def unpack(
-    src: tuple[str, ...], dst: str | None, to_stdout: bool, base: str | None, in_place: bool, delete_source: bool, threads: int | None, force: bool,
-    keep: bool, as_json: bool, verbose: bool, quiet: bool,
+    src: tuple[str, ...], dst: str | None, to_stdout: bool, base: str | None, no_verify: bool, in_place: bool, delete_source: bool, threads: int | None,
+    force: bool, keep: bool, as_json: bool, verbose: bool, quiet: bool,
 ) -> ExitCode:  # fmt: skip
     """Restore the original of each SRC, a packed file or directory, or - for standard input, byte for byte."""
     from weightpack import api
@@ -137,8 +139,9 @@ def unpack(
                 output.flush()
             else:
                 job = api.unpack(
-                    path, target, base=base, threads=threads, overwrite=force, in_place=in_place, delete_source=delete_source, progress=progress
-                )
+                    path, target, base=base, threads=threads, verify=not no_verify, overwrite=force, in_place=in_place, delete_source=delete_source,
+                    progress=progress,
+                )  # fmt: skip
         return TimedJob(without_copies(job, source, job.target), time.perf_counter() - start)
 
     return _run_jobs(src, work, output, packing=False, as_json=as_json, verbose=verbose, quiet=quiet)
@@ -200,15 +203,17 @@ def verify(
     if against is not None:
         refuse_several(packed, "--against")
 
-    def work(source: str) -> list[VerifyResult]:
+    def work(source: str) -> Reports[VerifyResult]:
         with after_interrupt("nothing was written"), Bar("verifying", quiet) as progress, seekable(source) as path:
-            return api.verify(path, against=against, base=base, decode=not no_decode, threads=threads, revision=revision, token=token, progress=progress)
+            results = api.verify(path, against=against, base=base, decode=not no_decode, threads=threads, revision=revision, token=token, progress=progress)
+            if source == DASH:
+                results[:] = [replace(result, name=DASH) for result in results]
+            return results
 
     batch = Batch(packed, work)
     for source, results in batch.run():
-        for result in () if quiet or as_json else results:
-            name = f"{source} " if batch.several else ""
-            say(f"ok: {name}{'says it ' if no_decode else ''}restores to {human_bytes(result.source_bytes)}, SHA-256 {result.source_sha256}")
+        if not (quiet or as_json):
+            _show_verified(source if batch.several else "", results, "says it restores" if no_decode else "restores")
     if as_json:
         say_json(batch.as_json(lambda results: [asdict(result) for result in results]))
     elif not quiet and against:
@@ -216,6 +221,22 @@ def verify(
     elif not quiet and batch.several:
         say(f"{batch.tally} are proven")
     return batch.exit_code
+
+
+def _show_verified(source: str, results: Reports[VerifyResult], restores: str) -> None:
+    """Print what was proven: of an only file without its name, of a directory each packed file, and how many others."""
+    for result in results:
+        if result.state == "packed":
+            parts = [source] if source else []
+            parts += [result.name] if len(results) > 1 else []
+            name = f"{'/'.join(parts)} " if parts else ""
+            say(f"ok: {name}{restores} to {human_bytes(result.source_bytes)}, SHA-256 {result.source_sha256}")
+    n_as_they_were = sum(result.state in ("carried", "changed") for result in results)
+    if n_as_they_were:
+        say(f"ok: {n_as_they_were} other file{'s'[: n_as_they_were != 1]} can be given back as they were")
+    for result in results:
+        if result.state in ("added", "not covered"):
+            say(f"not proven: {result.name}: {'the source had no such file' if result.state == 'added' else 'the manifest does not know it'}")
 
 
 @click.command()
@@ -236,7 +257,7 @@ def inspect(packed: tuple[str, ...], tensors: bool, plot: str | None, revision: 
     if plot is not None:
         refuse_several(packed, "--plot")
 
-    def work(source: str) -> list[FileReport]:
+    def work(source: str) -> Reports[FileReport]:
         with seekable(source) as path:
             if plot is not None:
                 from weightpack.tools.plot import plot_planes
@@ -244,25 +265,41 @@ def inspect(packed: tuple[str, ...], tensors: bool, plot: str | None, revision: 
                 for picture in plot_planes(path, plot, revision=revision, token=token):
                     if not as_json:
                         say(f"{picture} is drawn")
-            return [_of_source(report, source) for report in api.inspect(path, revision=revision, token=token, codecs=tensors or None)]
+            return _of_source(api.inspect(path, revision=revision, token=token, codecs=tensors or None), source)
 
     batch = Batch(packed, work)
     for _, reports in batch.run():
-        for report in () if as_json else reports:
-            _show_report(report, tensors)
+        if not as_json:
+            for report in reports:
+                _show_report(report, tensors)
+            _show_all_files(reports)
     if as_json:
         say_json(batch.as_json(lambda reports: [asdict(report) for report in reports]))
     elif batch.several:
-        _show_total(batch.tally, [report for _, reports in batch.results for report in reports])
+        _show_total(batch.tally, [reports.total for _, reports in batch.results])
     return batch.exit_code
 
 
-def _of_source(report: Report, source: str) -> Report:
-    """Return a report with the name that the caller gave: not that of a copy."""
-    return replace(report, path=DASH) if source == DASH else report
+def _of_source(reports: Reports[Report], source: str) -> Reports[Report]:
+    """Return reports with the name that the caller gave: not that of a copy."""
+    if source == DASH:
+        reports[:] = [replace(report, path=DASH) for report in reports]
+    return reports
+
+
+def _show_all_files(reports: Reports[FileReport] | Reports[EstimateReport], about: str = "") -> None:
+    """Print the total of a directory, where that has more than the one file."""
+    if reports.total.n_files > 1:
+        _show_total(f"all {reports.total.n_files} files", [reports.total], about)
+    if reports.total.unfinished is not None:
+        say(f"`{reports.total.unfinished} --in-place` has not ended: run it again")
 
 
 def _show_report(report: FileReport, tensors: bool) -> None:
+    if report.state == "plain":
+        say(f"{report.path}: {human_bytes(report.source_bytes)}, not packed")
+        say()
+        return
     share = percent(report.packed_bytes, report.source_bytes)
     say(f"{report.path}: {human_bytes(report.source_bytes)} -> {human_bytes(report.packed_bytes)} ({share} of original)")
     say(f"SHA-256 of the original: {report.source_sha256}")
@@ -290,8 +327,8 @@ def _show_report(report: FileReport, tensors: bool) -> None:
     say_table(rows, right="lllrrrrl")
 
 
-def _show_total(tally: str, reports: list[FileReport] | list[EstimateReport], about: str = "") -> None:
-    source_bytes, packed_bytes = sum(report.source_bytes for report in reports), sum(report.packed_bytes for report in reports)
+def _show_total(tally: str, totals: list[Total], about: str = "") -> None:
+    source_bytes, packed_bytes = sum(total.source_bytes for total in totals), sum(total.packed_bytes for total in totals)
     say(f"{tally}, {human_bytes(source_bytes)} -> {about}{human_bytes(packed_bytes)} ({percent(packed_bytes, source_bytes)} of original)")
 
 
@@ -311,14 +348,13 @@ def estimate(src: tuple[str, ...], profile: str, codec: str, revision: str | Non
 
     asked = MODELLING_STEPS if steps else {"": pack_options(profile, codec)}
 
-    def work(source: str) -> dict[str, list[EstimateReport]]:
+    def work(source: str) -> dict[str, Reports[EstimateReport]]:
         with seekable(source) as path:
             return {
-                name: [_of_source(report, source) for report in api.estimate(path, options=options, revision=revision, token=token)]
-                for name, options in asked.items()
+                name: _of_source(api.estimate(path, options=options, revision=revision, token=token), source) for name, options in asked.items()
             }
 
-    def described(by_step: dict[str, list[EstimateReport]]) -> object:
+    def described(by_step: dict[str, Reports[EstimateReport]]) -> object:
         lists = {name: [asdict(report) for report in reports] for name, reports in by_step.items()}
         return lists if steps else lists[""]
 
@@ -329,20 +365,21 @@ def estimate(src: tuple[str, ...], profile: str, codec: str, revision: str | Non
     if as_json:
         say_json(batch.as_json(described))
     elif batch.several and not steps:
-        _show_total(batch.tally, [report for _, by_step in batch.results for report in by_step[""]], "about ")
+        _show_total(batch.tally, [by_step[""].total for _, by_step in batch.results], "about ")
     return batch.exit_code
 
 
-def _show_estimates(reports: list[EstimateReport]) -> None:
+def _show_estimates(reports: Reports[EstimateReport]) -> None:
     for report in reports:
         rows = [["dtype", "original", "packed, about", "of original"]]
         rows += [[dtype, human_bytes(a), human_bytes(b), percent(b, a)] for dtype, (a, b) in sorted(report.by_dtype.items())]
         rows += [["file", human_bytes(report.source_bytes), human_bytes(report.packed_bytes), percent(report.packed_bytes, report.source_bytes)]]
         say(f"{report.path} ({human_bytes(report.sampled_bytes)} sampled)")
         say_table(rows, right="lrrr")
+    _show_all_files(reports, "about ")
 
 
-def _show_steps(by_step: dict[str, list[EstimateReport]]) -> None:
+def _show_steps(by_step: dict[str, Reports[EstimateReport]]) -> None:
     for reports in zip(*by_step.values(), strict=True):
         dtypes = sorted(reports[0].by_dtype)
         rows = [["with", *dtypes, "file"]]

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -63,9 +63,11 @@ def abandon() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(text: str) -> None:
-    """Print one line of ours on stderr."""
+def complain(text: str, details: Iterable[str] = ()) -> None:
+    """Print one line of ours on stderr, and such as belong to it."""
     say(f"weightpack: {text}", err=True)
+    for detail in details:
+        say(f"  {detail}", err=True)
 
 
 def tolerate_any_encoding() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from weightpack._humane import human_bytes, percent
-from weightpack.cli.output import say
+from weightpack.cli.output import complain, say
 
 if TYPE_CHECKING:
     from weightpack.models.jobs import JobResult
@@ -34,12 +34,18 @@ def _sizes(source_bytes: int, packed_bytes: int, packing: bool) -> str:
 
 
 def report_job(done: TimedJob, *, packing: bool, verbose: bool = False) -> None:
-    """Print a job for people: a line, and with `verbose` one for each file."""
+    """Print a job for people: a line, with `verbose` one for each file, and what is not as one might expect."""
     job = done.job
     rate = human_bytes(job.source_bytes / done.seconds) if done.seconds else "-"
     say(f"{job.target}: {_sizes(job.source_bytes, job.packed_bytes, packing)}, {done.seconds:.2f} s, {rate}/s")
     for file in job.files if verbose else ():
         say(f"  {file.source} -> {file.target}: {_sizes(file.source_bytes, file.packed_bytes, packing)}, SHA-256 of the original {file.source_sha256}")
+    for note in job.kept:
+        say(f"  carried over as it is: {note.name}: {note.reason}")
+    for note in job.left_out:
+        say(f"  left out: {note.name}: {note.reason}")
+    for note in job.warnings:
+        complain(f"warning: {note.name}: {note.reason}")
 
 
 def report_total(tally: str, jobs: Sequence[TimedJob], *, packing: bool) -> None:

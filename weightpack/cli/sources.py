@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from weightpack.cli.failures import ExitCode, Interrupted, explain
+from weightpack.cli.failures import ExitCode, Explained, Interrupted, explain
 from weightpack.cli.output import ReaderLeft, complain
 from weightpack.errors import OptionError
 
@@ -17,11 +17,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A source that failed: the exit code that it alone would have given, and why."""
+    """A source that failed: with the exit code that it alone would have given, and why."""
 
     source: str
-    code: ExitCode
-    reason: str
+    explained: Explained
 
 
 class Batch(Generic[Result]):
@@ -45,8 +44,8 @@ class Batch(Generic[Result]):
                 explained = explain(error) if self.several else None
                 if explained is None:
                     raise
-                self.failures.append(Failure(source, *explained))
-                complain(explained[1])
+                self.failures.append(Failure(source, explained))
+                complain(explained.reason, explained.details)
             else:
                 self.results.append((source, result))
                 yield source, result
@@ -58,14 +57,16 @@ class Batch(Generic[Result]):
     @property
     def exit_code(self) -> ExitCode:
         """The worst of all sources."""
-        return max((failure.code for failure in self.failures), default=ExitCode.DONE)
+        return max((failure.explained.code for failure in self.failures), default=ExitCode.DONE)
 
     def as_json(self, describe: Callable[[Result], object]) -> object:
         """Return what to print as JSON: of an only source its description; of several a list with an object for each, `result` or `error` in it."""
         if not self.several:
             return describe(self.results[0][1])
         described: dict[str, object] = {source: {"source": source, "result": describe(result)} for source, result in self.results}
-        described |= {failure.source: {"source": failure.source, "error": failure.reason, "exit_code": int(failure.code)} for failure in self.failures}
+        for failure in self.failures:
+            code, reason, details = failure.explained
+            described[failure.source] = {"source": failure.source, "error": " ".join((reason, *details)), "exit_code": int(code)}
         return [described[source] for source in self.sources]
 
     @property
