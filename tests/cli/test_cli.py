@@ -132,7 +132,6 @@ def test_interrupt_leaves_the_old_target_whole(tmp_path, verb):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source, target])
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """400 MB in one tensor, packed and unpacked with far less memory than that."""
     piece = samples.weights(1 << 22, "F32")

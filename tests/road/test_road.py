@@ -87,7 +87,7 @@ def test_packed_bytes_are_the_same_on_every_backend_and_thread_count(tmp_path):
     assert len(packed) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*(("minilm", dtype) for dtype in ("as shipped", "bf16", "fp16", "e4m3", "int8")), ("mgm", "as shipped"), ("wordllama", "as shipped")],
