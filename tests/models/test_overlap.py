@@ -105,6 +105,14 @@ def test_overwriting_leaves_a_folder_s_other_files(tmp_path):
     assert {name: restored[name] for name in folders.contents(source)} == folders.contents(source)
 
 
+def test_shards_of_an_older_pack_that_stay_are_said(tmp_path):
+    folders.sharded(tmp_path / "old", shards=3)
+    weightpack.pack(tmp_path / "old", tmp_path / "out")
+    folders.sharded(tmp_path / "new", shards=2)
+    result = weightpack.pack(tmp_path / "new", tmp_path / "out", overwrite=True)
+    assert {note.name for note in result.warnings} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
+
+
 def test_the_target_exists_is_what_a_second_pack_says(tmp_path):
     folders.sharded(tmp_path / "m")
     weightpack.pack(tmp_path / "m")

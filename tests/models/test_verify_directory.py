@@ -90,8 +90,9 @@ def test_a_file_that_came_later_is_said_not_to_be_covered(model):
     packed = model.with_name("m-wp")
     folders.write(packed / "extra.txt", "x")
     assert [result.name for result in weightpack.verify(packed) if result.state == "not covered"] == ["extra.txt"]
-    weightpack.unpack(packed, model.with_name("back"))
+    result = weightpack.unpack(packed, model.with_name("back"))
     assert (model.with_name("back") / "extra.txt").read_text() == "x"
+    assert [(note.name, "does not name it" in note.reason) for note in result.warnings] == [("extra.txt", True)]
     folders.write(packed / ".gitattributes", "made by the Hub")
     (packed / "extra.txt").unlink()
     assert [result.name for result in weightpack.verify(packed, against=model) if result.state == "added"] == [".gitattributes"]

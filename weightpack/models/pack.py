@@ -16,6 +16,7 @@ from weightpack.io.atomic import replace_file
 from weightpack.io.files import LocalFile, sha256_of
 from weightpack.io.folder import WorkFolder, work_folder
 from weightpack.models.carry import carry_over
+from weightpack.models.directory import Note, list_files
 from weightpack.models.jobs import FileResult, Job, JobResult, described_packed, open_packed, pack_one
 from weightpack.models.overlap import refuse_linked_target, refuse_target
 from weightpack.models.plan import CONFIG, plan_packing, refuse_packed
@@ -46,7 +47,10 @@ def pack_directory(folder: Path, target: Path, job: Job) -> JobResult:
             entries[str(name)] = packed_entry(result, packed)
         manifest = Manifest(entries, tuple(map(str, empty)))
         replace_file(work.path / MANIFEST, manifest.to_bytes())
-    return JobResult(str(target), tuple(results), *other_bytes(target, manifest), plan.files.left_out, plan.kept, plan.warnings)
+    names = set(plan.names)
+    strangers = [path for path in list_files(target).files if path not in names] if job.overwrite else []
+    warnings = (*plan.warnings, *(Note(str(path), "it was in the target before, and is no part of what was packed") for path in strangers))
+    return JobResult(str(target), tuple(results), *other_bytes(target, manifest), plan.files.left_out, plan.kept, warnings)
 
 
 def packed_entry(result: FileResult, packed: PurePosixPath) -> ManifestFile:

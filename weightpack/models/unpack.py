@@ -60,6 +60,8 @@ def unpack_directory(folder: Path, target: Path, job: Job) -> JobResult:
     notes = [*(Note(problem.path or "", problem.reason) for problem in problems), *edited(folder, standing)]
     notes += [Note(name, "it stands beside its packed form, from which it was restored") for name in standing.doubled]
     notes += [Note(name, "it is missing") for name in standing.missing]
+    if standing.manifest.complete:
+        notes += [Note(str(path), f"{MANIFEST} does not name it: it is carried over as it is") for path in standing.extra]
     left_out = (*standing.files.left_out, *(Note(str(path), "the source had no such file") for path in standing.added))
     return JobResult(str(target), tuple(results), others_bytes, standing.other_bytes, left_out, (), tuple(notes))
 
