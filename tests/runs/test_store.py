@@ -167,10 +167,10 @@ def test_pipes_and_devices_are_not_read(run, name):
         listed = series.series(run).checkpoints
         assert [each.step for each in listed if each.problem is not None] == ([] if "steps" in name else [1])
     if "steps" not in name:
-        assert "trainer_state.json: a pipe, a device" in listed[0].problem
+        assert "trainer_state.json: it is not a regular file" in listed[0].problem
         (run / name).unlink()
         (run / name).mkdir()
-        assert "trainer_state.json: Is a directory" in series.series(run).checkpoints[0].problem
+        assert "trainer_state.json: it is not a regular file" in series.series(run).checkpoints[0].problem
 
 
 # ---- modes and times
@@ -191,6 +191,32 @@ def test_modes_and_times_stay(run, tmp_path):
     for step, mode in ((1, 0o600), (2, 0o640)):
         path = run / f"checkpoint-{step}" / WEIGHTS
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_mtime_ns, path.stat().st_nlink) == (mode, 10**18 + step, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_killed_restore_goes_on(run, tmp_path, monkeypatch, damaged):
+    """What it had restored is proven and not restored again, unless it is not what it should be."""
+    before, target = contents(run / "checkpoint-4"), tmp_path / "target"
+    series.pack_run(run, Job())
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr("weightpack.runs.restore.carry_over", lambda *_: os._exit(7))  # after the weights
+        try:
+            series.restore(run, 4, target, Job())
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    (left,) = tmp_path.glob(".target.*")
+    assert (left / WEIGHTS).read_bytes() == before[WEIGHTS]
+    if damaged:
+        (left / WEIGHTS).write_bytes(b"planted")
+    worked_on = set()
+    result = series.restore(run, 4, target, Job(progress=lambda path, *_: worked_on.add(Path(path).name)))
+    assert worked_on == ({WEIGHTS} if damaged else set())
+    assert [file.target for file in result.files] == [str(target / WEIGHTS)]
+    assert contents(target) == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_restore_with_force_keeps_strangers(run, tmp_path):

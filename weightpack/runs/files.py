@@ -7,9 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpack.errors import LimitError
-from weightpack.format.constants import MAX_HEADER_BYTES
-from weightpack.io.files import LocalFile, read_at
+from weightpack.io.files import LocalFile
 from weightpack.io.working_names import is_working_name
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.packed_file import PackedFile
@@ -84,19 +82,3 @@ def described(path: Path, limits: Limits = DEFAULT_LIMITS) -> SeriesFile:
         index = PackedFile(file, limits).index
     depth, bases = (0, ()) if index.base is None else (index.base.depth, tuple(base.sha256 for base in index.base.files))
     return SeriesFile(path.name, True, index.source_bytes, n_bytes, index.source_sha256, depth, bases)
-
-
-def small_file(path: Path) -> bytes:
-    """Read a file of JSON.
-
-    Raises
-    ------
-    OptionError
-        It is a pipe or a device.
-    LimitError
-        It is too long for one.
-    """
-    with LocalFile(path) as file:
-        if file.size > MAX_HEADER_BYTES:
-            raise LimitError(f"the file is larger than the {MAX_HEADER_BYTES} bytes that such files have", path=str(path))
-        return bytes(read_at(file, 0, file.size))

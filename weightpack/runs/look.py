@@ -16,9 +16,9 @@ from pathlib import Path
 from weightpack.errors import FormatError, LimitError, PathNotFoundError, TruncatedError, WeightpackError
 from weightpack.format.safetensors import check_tiles
 from weightpack.io.files import LocalFile
-from weightpack.models.directory import check_shards, list_files
+from weightpack.models.directory import check_shards, list_files, small_file
 from weightpack.options import DEFAULT_LIMITS, Limits
-from weightpack.runs.files import SeriesFile, described, has_sharded_state, packable, small_file, step_of, steps
+from weightpack.runs.files import SeriesFile, described, has_sharded_state, packable, step_of, steps
 from weightpack.runs.store import stored_files, stored_steps
 from weightpack.sources.safetensors import read_header
 

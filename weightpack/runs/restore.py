@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from weightpack.errors import OptionError
@@ -16,6 +17,7 @@ from weightpack.io.folder import private_folder, work_folder
 from weightpack.io.working_names import is_working_name
 from weightpack.models.carry import carry_over
 from weightpack.models.jobs import Job, JobResult, open_packed, unpack_one
+from weightpack.models.pack import proven_unpacked, resumed
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.verify import VerifyResult, verify_file
 from weightpack.runs.files import packed_names, steps
@@ -24,7 +26,8 @@ from weightpack.runs.store import make_store
 
 
 def restore(run: str | os.PathLike[str], step: int, target: str | os.PathLike[str], job: Job) -> JobResult:
-    """Restore a checkpoint into a directory, as the trainer wrote it: packed files are unpacked and proven by their SHA-256, others copied.
+    """Restore a checkpoint into a directory, as the trainer wrote it: packed files are unpacked and proven by their SHA-256, others copied. A job that was
+    killed goes on after the last file.
 
     Raises
     ------
@@ -46,11 +49,10 @@ def restore(run: str | os.PathLike[str], step: int, target: str | os.PathLike[st
     results = []
     with work_folder(goal, source=path, names=names, job=f"restore {path.resolve()}", overwrite=job.overwrite) as work:
         for name in names:
-            (work.path / name).unlink(missing_ok=True)  # of a killed process
             if name in packed:
-                result = unpack_one(path / name, work.path / name, one, prove=True)
-                results.append(replace(result, target=str(goal / name)))
+                results.append(resumed(work, path / name, name, goal, one, partial(unpack_one, prove=True), proven_unpacked))
             else:
+                work.clear([name])
                 carry_over(path / name, work.path / name)
     return JobResult(str(goal), tuple(results))
 

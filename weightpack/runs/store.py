@@ -22,8 +22,9 @@ from weightpack.errors import CorruptionError, FormatError, OptionError, Weightp
 from weightpack.io.atomic import AtomicFile, kind_of, replace_file, state_of, sync_folder
 from weightpack.io.files import LocalFile, pieces, read_at
 from weightpack.io.working_names import belongs_to_user, is_working_name, leftovers, lock, remove, working_name
+from weightpack.models.directory import small_file
 from weightpack.options import DEFAULT_LIMITS, Limits
-from weightpack.runs.files import SeriesFile, described, packable, packed_names, small_file, step_of, steps
+from weightpack.runs.files import SeriesFile, described, packable, packed_names, step_of, steps
 
 STORE = "_weightpack"
 STAGING = "staging-"
