@@ -35,7 +35,7 @@ def test_accelerate(tmp_path):
         device_map = {name: "disk" if name == "lm_head" else "cpu" for name in ("model", "lm_head")}
         models.append(accelerate.load_checkpoint_and_dispatch(empty, path, device_map=device_map, offload_folder=tmp_path / "offload"))
     assert tiny_models.close_outputs(models[0].eval(), models[1].eval(), inputs)
-    plain, ours = (accelerate.utils.get_state_dict_offloaded_model(model) for model in models)
+    plain, ours = (accelerate.utils.modeling.get_state_dict_offloaded_model(model) for model in models)
     assert plain.keys() == ours.keys()
     assert all(torch.equal(plain[name], ours[name]) for name in plain)
 

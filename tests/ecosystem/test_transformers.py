@@ -180,7 +180,7 @@ def test_device_maps(tmp_path, enabled):
     ours = cls.from_pretrained(folder, device_map=on_disk, offload_folder=tmp_path / "offload")
     assert ours.model.layers[1].mlp.up_proj.weight.device.type == "meta"
     assert tiny_models.close_outputs(plain.eval(), ours.eval(), inputs)
-    state = accelerate.utils.get_state_dict_offloaded_model(ours)
+    state = accelerate.utils.modeling.get_state_dict_offloaded_model(ours)
     assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
 
 
