@@ -60,7 +60,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         if len(file) <= MOST_SEED_BYTES:
             yield "packed", file
             yield "header", b"\0" + struct.pack("<H", min(65535, len(file) - 8 - n)) + file[8 : 8 + n]
-            yield "header", b"\xff" + struct.pack("<H", min(65535, len(source) - source_begin)) + source[8 : source_begin]
+            yield "header", b"\xff" + struct.pack("<H", min(65535, len(source) - source_begin)) + source[8:source_begin]
             yield "index", json.loads(file[8 : 8 + n])["__metadata__"]["weightpack"].encode()
         for stored in packed.tensors.values():
             tensor = stored.tensor

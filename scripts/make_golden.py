@@ -38,9 +38,10 @@ def cases() -> dict[str, Case]:
     options = weightpack.PackOptions
     result: dict[str, Case] = {"mixed-fast": (samples.mixed_file(), weightpack.load_profile())}
     result |= {"mixed-small-chunks": (samples.mixed_file(), options(chunk_elems=1280))}
-    weights = {
-        dtype: (dtype, (700,), samples.weights(700, dtype)) for dtype in ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
-    } | {"ids": ("I64", (300,), b"".join(i.to_bytes(8, "little") for i in range(300))), "noise": ("U8", (50,), bytes(range(0, 250, 5)))}
+    weights = {dtype: (dtype, (700,), samples.weights(700, dtype)) for dtype in ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")} | {
+        "ids": ("I64", (300,), b"".join(i.to_bytes(8, "little") for i in range(300))),
+        "noise": ("U8", (50,), bytes(range(0, 250, 5))),
+    }
     for codec in ("rans", "huffman", "zstd"):
         result[f"weights-{codec}"] = (samples.safetensors_file(weights, {"format": "pt"}), options(codecs=(codec,), exhaustive=True))
     result["weights-raw"] = (samples.safetensors_file(weights), options(codecs=()))

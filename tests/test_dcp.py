@@ -41,7 +41,7 @@ from weightpack.writing.item import pack_item
 
 pytestmark = [
     # One process saves and loads here, which is what these tests are about.
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
 ]
 FAST = load_profile()
 ROOT = Path(__file__).resolve().parents[1]

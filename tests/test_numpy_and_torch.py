@@ -105,8 +105,11 @@ def test_slice_decodes_only_the_chunks_that_it_needs(tensors, tmp_path, monkeypa
 
 
 def test_numpy_functions(tmp_path):
-    arrays: dict[str, np.ndarray] = {"a": np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100), "b": np.arange(7),
-        "f": np.asfortranarray(np.ones((3, 4)))}
+    arrays: dict[str, np.ndarray] = {
+        "a": np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100),
+        "b": np.arange(7),
+        "f": np.asfortranarray(np.ones((3, 4))),
+    }
     weightpack.save_file(arrays, tmp_path / "x.safetensors", {"k": "v"})
     loaded = weightpack.load_file(tmp_path / "x.safetensors")
     assert all(np.array_equal(loaded[name], arrays[name]) and loaded[name].dtype == arrays[name].dtype for name in arrays)
@@ -289,7 +292,8 @@ def test_with_ml_dtypes_numpy_gets_them(path, tensors):
 def test_a_type_checker_knows_what_comes_out(tmp_path):
     mypy = pytest.importorskip("mypy.api", reason="scripts/check installs mypy")
     program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent("""
+    program.write_text(
+        textwrap.dedent("""
         from typing import Any, assert_type
         import numpy as np
         import torch
@@ -312,6 +316,7 @@ def test_a_type_checker_knows_what_comes_out(tmp_path):
         assert_type(weightpack.load_file("x"), dict[str, NDArray[Any]])
         assert_type(weightpack.torch.load_file("x"), dict[str, torch.Tensor])
         weightpack.torch.safe_open("x", "np")  # type: ignore[arg-type]
-    """))
+    """)
+    )
     said, _, status = mypy.run(["--strict", "--python-version=3.12", f"--cache-dir={tmp_path / 'cache'}", str(program)])
     assert status == 0, said

@@ -15,24 +15,63 @@ def decode_streams(
     isa: int, layout: int, mode: int, streams: Sequence[tuple[int, Buffer]], n_elems: int, chunk_number: int, out: Buffer, workspace: Buffer, /
 ) -> tuple[int, int]: ...
 def decode_chunks(
-    isa: int, layout: int, data: Buffer, offsets: Buffer, crcs: Buffer, next: int, chunk_elems: int, n_elems: int, first_number: int, out: Buffer,
-    workspace: Buffer, /
+    isa: int,
+    layout: int,
+    data: Buffer,
+    offsets: Buffer,
+    crcs: Buffer,
+    next: int,
+    chunk_elems: int,
+    n_elems: int,
+    first_number: int,
+    out: Buffer,
+    workspace: Buffer,
+    /,
 ) -> tuple[int, int]: ...
 def encode_chunks(
-    isa: int, layout: int, elems: Buffer, chunk_elems: int, first_number: int, most_tables: int, attention: tuple[int, int, int], workspace: Buffer,
-    out: Buffer, sizes: Buffer, crcs: Buffer, /
+    isa: int,
+    layout: int,
+    elems: Buffer,
+    chunk_elems: int,
+    first_number: int,
+    most_tables: int,
+    attention: tuple[int, int, int],
+    workspace: Buffer,
+    out: Buffer,
+    sizes: Buffer,
+    crcs: Buffer,
+    /,
 ) -> tuple[int, int, tuple[int, list[tuple[int, int, int, int, int, int, int, int]]] | None]: ...
 def encode_workspace_bytes(layout: int, n_elems: int, /) -> int: ...
 def workspace_bytes() -> int: ...
 def decode_difference(
-    isa: int, layout: int, shift: int, frequent: Buffer, streams: Sequence[tuple[int, Buffer]], base: Buffer, n_elems: int, chunk_number: int,
-    out: Buffer, workspace: Buffer, /
+    isa: int,
+    layout: int,
+    shift: int,
+    frequent: Buffer,
+    streams: Sequence[tuple[int, Buffer]],
+    base: Buffer,
+    n_elems: int,
+    chunk_number: int,
+    out: Buffer,
+    workspace: Buffer,
+    /,
 ) -> tuple[int, int]: ...
 def difference_planes(isa: int, layout: int, shift: int, elems: Buffer, base: Buffer, exponents: Buffer, scales: Buffer, /) -> int: ...
 def modular_differences(layout: int, shift: int, elems: Buffer, base: Buffer, differences: Buffer, /) -> int: ...
 def difference_code(
-    layout: int, shift: int, elems: Buffer, base: Buffer, rates: Buffer, base_exponent: int, frequent: Buffer, cells: Buffer, classes: Buffer,
-    counts: Buffer, extras: Buffer, /
+    layout: int,
+    shift: int,
+    elems: Buffer,
+    base: Buffer,
+    rates: Buffer,
+    base_exponent: int,
+    frequent: Buffer,
+    cells: Buffer,
+    classes: Buffer,
+    counts: Buffer,
+    extras: Buffer,
+    /,
 ) -> tuple[int, int, int]: ...
 def conditional_encode(
     books: Buffer, base_exponent: int, n_rates: int, book_of: Buffer, cells: Buffer, symbols: Buffer, scratch: Buffer, out: Buffer, /

@@ -421,9 +421,7 @@ def inspect(
     return Reports(reports, _total(reports))
 
 
-def estimate(
-    src: PathLike, *, options: PackOptions | None = None, revision: str | None = None, token: str | None = None
-) -> Reports[EstimateReport]:
+def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str | None = None, token: str | None = None) -> Reports[EstimateReport]:
     """Say what packing would give, from samples of each tensor; nothing is written.
 
     Of a URL or a Hub repo about 32 MB a file are fetched, in single chunks. Of a directory the `total` holds all files.

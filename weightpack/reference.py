@@ -38,9 +38,28 @@ Bases = Mapping[str, Buffer] | Iterable[Buffer]
 BaseOf = Callable[[int, int], Words]
 
 DTYPE_BITS = {
-    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
 }
 BLOCK = 128  # elements
 PIECE = 1 << 20  # bytes of a kept tensor under one CRC
@@ -1137,14 +1156,16 @@ def find_bases(files: list[BaseFile], shelf: Shelf, max_bytes: int) -> list[Buff
 # --------------------------------------------------------------------------------------- 16 Items of distributed checkpoints
 
 # 16.3 the rest's dictionary
-REST_DICTIONARY = zlib.decompress(base64.b85decode(
-    b"c-o~@&x_MQ7@aizWrXgoAd8DG-GflU?KWwXwu&yq5|j#dcUdW3LYhw7V45_OX=ObLvIqYGkDmM=yn6E}%7PccgCKbF>d~2IlP0O#qWeKJ^QH5?_r94ok!{;Nz&6tQFfSir=+EyBG~~|@"
-    b"1~$Te^1uqF4{fXO&l~o*V+QE^n%N7gDyFSrUh?xp3m=VO*H2XhJ7dG_sv`|)Lx>@oy~5CPZKO`h`5vuNQ(<LT?pZ-54uyQH$tD5FX2D#nf=fU{`oNgLovwzp;^?WV$T{#N5-$=uQKAou"
-    b">KGfQ%gvDsoC6Alc7{}RJ<Sf|LAYsWr;Tt<qRo&sC5LUZWYkAvC)s4MliF*7CUfkh=_B(>*KN~;IyP*}<sP9fM6la1bj&%~8~e@$>~Q<e#bT?O$zHp>ee#-AqQA4dTnE>KE{i=I4K=Jz"
-    b"AaY54Mc#@v`<LJ;)w^F`UsCbRLaGf=ol%|cg{qlG-x@*-D{^@`+k8kBDq#1S^D{vx5(@>af!#nrhnUr-+o#C4|A*HP)4<q-RKxL|?^n`<CB0BX4&05nYNw>gx6UDeGGG1H*dlZwxsZ7!"
-    b")O~Qm=jy%8QT9)7`iIN+eiI0@!=E<pLS&HBf38t4t43Fmi~lHw7pp>zuh&JMuZb0@QZ5NnsaoReLR~7At2MF43l&iksLICM_g@M`M`5axp<)A_;hVBLr#$`*h@->iUymSvgwV0O6)zGt"
-    b"@J6J_9s?HKns}YC3D+WZK8NZA=8wa}PRd2#j}su~+c-AtgOv#OB!oSq|M2l_M!@?lSYn)3Go8Na+l<`~keS%{k@3dgtTz(e^sf&oFZaG)skDd5OxJsB{{Tf#pr!"
-))
+REST_DICTIONARY = zlib.decompress(
+    base64.b85decode(
+        b"c-o~@&x_MQ7@aizWrXgoAd8DG-GflU?KWwXwu&yq5|j#dcUdW3LYhw7V45_OX=ObLvIqYGkDmM=yn6E}%7PccgCKbF>d~2IlP0O#qWeKJ^QH5?_r94ok!{;Nz&6tQFfSir=+EyBG~~|@"
+        b"1~$Te^1uqF4{fXO&l~o*V+QE^n%N7gDyFSrUh?xp3m=VO*H2XhJ7dG_sv`|)Lx>@oy~5CPZKO`h`5vuNQ(<LT?pZ-54uyQH$tD5FX2D#nf=fU{`oNgLovwzp;^?WV$T{#N5-$=uQKAou"
+        b">KGfQ%gvDsoC6Alc7{}RJ<Sf|LAYsWr;Tt<qRo&sC5LUZWYkAvC)s4MliF*7CUfkh=_B(>*KN~;IyP*}<sP9fM6la1bj&%~8~e@$>~Q<e#bT?O$zHp>ee#-AqQA4dTnE>KE{i=I4K=Jz"
+        b"AaY54Mc#@v`<LJ;)w^F`UsCbRLaGf=ol%|cg{qlG-x@*-D{^@`+k8kBDq#1S^D{vx5(@>af!#nrhnUr-+o#C4|A*HP)4<q-RKxL|?^n`<CB0BX4&05nYNw>gx6UDeGGG1H*dlZwxsZ7!"
+        b")O~Qm=jy%8QT9)7`iIN+eiI0@!=E<pLS&HBf38t4t43Fmi~lHw7pp>zuh&JMuZb0@QZ5NnsaoReLR~7At2MF43l&iksLICM_g@M`M`5axp<)A_;hVBLr#$`*h@->iUymSvgwV0O6)zGt"
+        b"@J6J_9s?HKns}YC3D+WZK8NZA=8wa}PRd2#j}su~+c-AtgOv#OB!oSq|M2l_M!@?lSYn)3Go8Na+l<`~keS%{k@3dgtTz(e^sf&oFZaG)skDd5OxJsB{{Tf#pr!"
+    )
+)
 
 
 def decode_item(data: bytes, max_bytes: int = 1 << 40) -> bytes:

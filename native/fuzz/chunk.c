@@ -20,7 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         crc = numbered_crc(number, expected, out_bytes);
         status = WP_OK;
     }
-    CHECK(status == WP_OK || status == WP_UNSUPPORTED || status == WP_CORRUPT || status == WP_TRUNCATED || status == WP_NEEDS_ZSTD || status == WP_NEEDS_CALLER);
+    CHECK(status == WP_OK || status == WP_UNSUPPORTED || status == WP_CORRUPT || status == WP_TRUNCATED || status == WP_NEEDS_ZSTD ||
+          status == WP_NEEDS_CALLER);
     FOR_EACH_OTHER_ISA(isa) {
         uint8_t *out = take(out_bytes, 0x55);
         CHECK(wp_decode_chunk(isa, layout, chunk, in.n, n_elems, number, crc, workspace_of(isa), out) == status);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wp_decode_difference, and wp_scaled_base if the flags say so. Input: layout, flags, shift, codecs of rates, classes and extra bits, u8 count of frequent differences, u16 count of
- * elements, u16 columns, u16 bytes of the base (of the scales), of the rates and of the classes; then frequent differences, base, rates, classes, extra bits. */
+/* wp_decode_difference, and wp_scaled_base if the flags say so. Input: layout, flags, shift, codecs of rates, classes and extra bits, u8 count of frequent
+ * differences, u16 count of elements, u16 columns, u16 bytes of the base (of the scales), of the rates and of the classes; then frequent differences, base,
+ * rates, classes, extra bits. */
 #include "fuzz.h"
 
 enum { IS_SCALED = 1, ANY_CODEC = 2, MOST_ELEMS = 12300, MOST_COLS = 700 };
@@ -9,7 +10,8 @@ static uint8_t *next_bytes(input *in, size_t n) {
     const size_t there = n < in->n ? n : in->n;
     uint8_t *p = take(n, 0);
     if (there) memcpy(p, in->p, there);
-    in->p += there; in->n -= there;
+    in->p += there;
+    in->n -= there;
     return p;
 }
 static unsigned next_codec(input *in, unsigned flags) { return flags & ANY_CODEC ? next8(in) : next8(in) % (WP_N_CODECS + 1); }
@@ -42,7 +44,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     const input of_base = {in.p, base_bytes < in.n ? base_bytes : in.n};
     uint8_t *base = take_cycled(of_base, out_bytes);
     if (flags & IS_SCALED && n_elems && !scaled(layout, of_base, n_elems, n_cols, base)) memset(base, 0, out_bytes);
-    in.p += of_base.n; in.n -= of_base.n;
+    in.p += of_base.n;
+    in.n -= of_base.n;
     uint8_t *held[3];
     for (int i = 0; i < 3; i++) {
         if (i == 2 || streams[i].n_bytes > in.n) streams[i].n_bytes = in.n;
@@ -51,7 +54,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
 
     uint8_t *expected = take(out_bytes, 0xAA);
     uint32_t crc;
-    const wp_status status = wp_decode_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, streams, base, n_elems, 7, workspace_of(WP_ISA_SCALAR), expected, &crc);
+    const wp_status status = wp_decode_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, streams, base, n_elems, 7, workspace_of(WP_ISA_SCALAR),
+                                                  expected, &crc);
     CHECK(status == WP_OK || status == WP_UNSUPPORTED || status == WP_CORRUPT || status == WP_TRUNCATED || status == WP_NEEDS_ZSTD);
     if (status == WP_OK) CHECK(crc == numbered_crc(7, expected, out_bytes));
     FOR_EACH_OTHER_ISA(isa) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wp_encode_chunks, or the encoders of differences: every ISA gives the same bytes, which every ISA decodes. Input: layout, flags, u16 count of elements, u8 blocks of a chunk, elements;
- * or layout, flags, u16 count of elements, shift, rates, codebooks, base exponent, count of frequent differences, elements, and what changed out of them. */
+/* wp_encode_chunks, or the encoders of differences: every ISA gives the same bytes, which every ISA decodes. Input: layout, flags, u16 count of elements, u8
+ * blocks of a chunk, elements; or layout, flags, u16 count of elements, shift, rates, codebooks, base exponent, count of frequent differences, elements, and
+ * what changed out of them. */
 #include "fuzz.h"
 #include "../tests/coded_difference.h"
 
@@ -24,8 +25,8 @@ static void encode(unsigned isa, unsigned layout, const uint8_t *elems, size_t n
     for (size_t done = 0; done < n_elems;) {
         size_t n;
         int stopped;
-        CHECK(wp_encode_chunks(isa, layout, elems + done * wp_layout_of(layout)->elem_bytes, n_elems - done, chunk_elems, (uint32_t)e->n_chunks, most_tables, &never, workspace,
-                               e->bytes + e->n_bytes, e->sizes + e->n_chunks, e->crcs + e->n_chunks, &n, &stopped, &e->last) == WP_OK);
+        CHECK(wp_encode_chunks(isa, layout, elems + done * wp_layout_of(layout)->elem_bytes, n_elems - done, chunk_elems, (uint32_t)e->n_chunks, most_tables,
+                               &never, workspace, e->bytes + e->n_bytes, e->sizes + e->n_chunks, e->crcs + e->n_chunks, &n, &stopped, &e->last) == WP_OK);
         CHECK(n >= 1);
         for (size_t i = 0; i < n; i++) e->n_bytes += e->sizes[e->n_chunks + i];
         e->n_chunks += n;
@@ -52,7 +53,8 @@ static void decode(unsigned isa, unsigned layout, const encoded *e, const uint8_
 static int differences(unsigned layout, unsigned flags, size_t n, input in) {
     const size_t bytes = wp_layout_of(layout)->elem_bytes;
     if (bytes > 4) return 0;
-    const unsigned shift = next8(&in) % (8 * (unsigned)bytes - 1), n_rates = 1 + next8(&in) % 15, n_books = next8(&in) % 17, base_exponent = next8(&in), n_frequent = next8(&in) % 65;
+    const unsigned shift = next8(&in) % (8 * (unsigned)bytes - 1), n_rates = 1 + next8(&in) % 15, n_books = next8(&in) % 17, base_exponent = next8(&in),
+                   n_frequent = next8(&in) % 65;
     uint8_t *elems = take_cycled(in, n * bytes), *base = take(n * bytes, 0), frequent[FREQUENT_BYTES] = {0};
     for (size_t i = 0; i < n; i++) {
         uint32_t word = 0, change = in.n ? in.p[(i * 7 + i / WP_BLOCK) % in.n] : 0;
@@ -61,7 +63,10 @@ static int differences(unsigned layout, unsigned flags, size_t n, input in) {
         memcpy(elems + i * bytes, &word, bytes);
         if (flags >> 3 & 1) change = i / WP_BLOCK % 2 ? change & 3 : 0;
         if (flags >> 4 & 1) change *= 0x01010101u;
-        if (i < n_frequent) { const uint32_t d = (0u - change) & (0xffffffffu >> (32 - 8 * bytes)); memcpy(frequent + 4 * i, &d, 4); }
+        if (i < n_frequent) {
+            const uint32_t d = (0u - change) & (0xffffffffu >> (32 - 8 * bytes));
+            memcpy(frequent + 4 * i, &d, 4);
+        }
         word += change;
         memcpy(base + i * bytes, &word, bytes);
     }
@@ -114,7 +119,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         CHECK(got.last.repeats == expected.last.repeats && got.last.n_streams == expected.last.n_streams);
         for (unsigned i = 0; i < got.last.n_streams; i++) {
             const wp_encoded_stream *a = &got.last.streams[i], *b = &expected.last.streams[i];
-            CHECK(a->codec == b->codec && a->begin == b->begin && a->n_bytes == b->n_bytes && a->rans_bytes == b->rans_bytes && a->escapes == b->escapes && a->repeats == b->repeats);
+            CHECK(a->codec == b->codec && a->begin == b->begin && a->n_bytes == b->n_bytes && a->rans_bytes == b->rans_bytes && a->escapes == b->escapes &&
+                  a->repeats == b->repeats);
         }
         decode(isa, layout, &expected, elems, n_elems, chunk_elems);
         free(got.bytes);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. Fuzz targets of the native core, one a file. Each defines LLVMFuzzerTestOneInput(), which takes any bytes and calls abort() where the core breaks its contract:
- * an ISA that gives another status or other bytes than the rest, or what was encoded and is not decoded to itself. The first bytes of an input choose the
- * parameters, the others are the data. Every buffer that the core gets is a malloc() of its exact size, so that AddressSanitizer sees the first byte beyond it.
- * libFuzzer drives them (scripts/fuzz), and replay.c runs files through them where there is no clang (scripts/sanitize).
+ * READ ME FIRST. Fuzz targets of the native core, one a file. Each defines LLVMFuzzerTestOneInput(), which takes any bytes and calls abort() where the core
+ * breaks its contract: an ISA that gives another status or other bytes than the rest, or what was encoded and is not decoded to itself. The first bytes of an
+ * input choose the parameters, the others are the data. Every buffer that the core gets is a malloc() of its exact size, so that AddressSanitizer sees the
+ * first byte beyond it. libFuzzer drives them (scripts/fuzz), and replay.c runs files through them where there is no clang (scripts/sanitize).
  */
 #ifndef WP_FUZZ_H
 #define WP_FUZZ_H
@@ -26,7 +26,10 @@ static inline void fail(const char *condition, const char *file, int line) {
 /* Exactly n bytes, filled with `fill`, so that a byte that nobody writes shows. */
 static inline uint8_t *take(size_t n, int fill) {
     uint8_t *p = malloc(n);
-    if (!p && n) { perror("malloc"); exit(2); }
+    if (!p && n) {
+        perror("malloc");
+        exit(2);
+    }
     if (n) memset(p, fill, n);
     return p;
 }
@@ -37,9 +40,15 @@ static inline uint8_t *take_copy(const uint8_t *from, size_t n) {
 }
 
 /* What is left of an input; behind its end there are zeros. */
-typedef struct { const uint8_t *p; size_t n; } input;
+typedef struct {
+    const uint8_t *p;
+    size_t n;
+} input;
 static inline unsigned next8(input *in) { return in->n ? (in->n--, *in->p++) : 0; }
-static inline unsigned next16(input *in) { unsigned low = next8(in); return low | next8(in) << 8; }
+static inline unsigned next16(input *in) {
+    unsigned low = next8(in);
+    return low | next8(in) << 8;
+}
 
 /* A layout, and now and then an id that there is not. */
 static inline unsigned next_layout(input *in) { return next8(in) % (WP_N_LAYOUTS + 1); }
@@ -64,6 +73,8 @@ static inline uint32_t numbered_crc(uint32_t number, const uint8_t *data, size_t
 }
 
 /* For each ISA that runs here but scalar, which all are compared with. */
-#define FOR_EACH_OTHER_ISA(isa) for (unsigned isa = WP_ISA_SCALAR + 1; isa < WP_N_ISAS; isa++) if (wp_isa_available(isa))
+#define FOR_EACH_OTHER_ISA(isa)                                    \
+    for (unsigned isa = WP_ISA_SCALAR + 1; isa < WP_N_ISAS; isa++) \
+        if (wp_isa_available(isa))
 
 #endif

@@ -19,9 +19,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         ++*length;
         lengths[symbols_of_code[n_codes++]] = *length;
     }
-    if (flags & ANY_LENGTHS) for (unsigned i = 0; i < 16; i++) lengths[next8(&in)] = (uint8_t)(next8(&in) % 14);
+    if (flags & ANY_LENGTHS)
+        for (unsigned i = 0; i < 16; i++) lengths[next8(&in)] = (uint8_t)(next8(&in) % 14);
     uint8_t *symbols = take_cycled(in, n);
-    if (!(flags & ANY_SYMBOLS)) for (size_t i = 0; i < n; i++) symbols[i] = symbols_of_code[symbols[i] % n_codes];
+    if (!(flags & ANY_SYMBOLS))
+        for (size_t i = 0; i < n; i++) symbols[i] = symbols_of_code[symbols[i] % n_codes];
 
     int covered = 1;
     for (size_t i = 0; i < n; i++) covered &= lengths[symbols[i]] != 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wp_decode_chunks. Input: layout, flags, u8 count of chunks, u8 blocks of a chunk, u16 count of elements, u16 begin of each chunk and of the end in units of 16 bytes, chunks. */
+/* wp_decode_chunks. Input: layout, flags, u8 count of chunks, u8 blocks of a chunk, u16 count of elements, u16 begin of each chunk and of the end in units of
+ * 16 bytes, chunks. */
 #include "fuzz.h"
 
 enum { LONG = 1, MOST_CHUNKS = 8, MOST_BLOCKS = 70, LONG_ELEMS = 64 << 20 };
@@ -10,7 +11,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     const size_t n_chunks = next8(&in) % (MOST_CHUNKS + 1), chunk_elems = (1 + next8(&in) % MOST_BLOCKS) * WP_BLOCK;
     size_t n_elems = next16(&in), out_elems = n_elems;
     /* A run of 64 MB and more is written past the cache. Only the chunks that there are need room, so a claim to be the begin of such a run is cheap. */
-    if (flags & LONG) { n_elems = LONG_ELEMS; out_elems = n_chunks * chunk_elems; }
+    if (flags & LONG) {
+        n_elems = LONG_ELEMS;
+        out_elems = n_chunks * chunk_elems;
+    }
     int64_t *offsets = malloc((n_chunks + 1) * sizeof *offsets);
     uint32_t *crcs = calloc(n_chunks + 1, sizeof *crcs);
     if (!offsets || !crcs) exit(2);
@@ -23,7 +27,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     size_t stopped = 0;
     wp_status status;
     for (;;) {
-        status = wp_decode_chunks(WP_ISA_SCALAR, layout, chunks, in.n, offsets, crcs, n_chunks, chunk_elems, n_elems, 3, workspace_of(WP_ISA_SCALAR), expected, &stopped);
+        status = wp_decode_chunks(WP_ISA_SCALAR, layout, chunks, in.n, offsets, crcs, n_chunks, chunk_elems, n_elems, 3, workspace_of(WP_ISA_SCALAR), expected,
+                                  &stopped);
         if (status != WP_CHECKSUM) break;
         CHECK(stopped < n_chunks && stopped * chunk_elems < n_elems);
         size_t begin = stopped * chunk_elems, n = n_elems - begin < chunk_elems ? n_elems - begin : chunk_elems;

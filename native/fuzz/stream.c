@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wp_decode_streams, one stream of which is the input's: codebooks and states of the codecs. Input: layout, which plane, codec, u16 count of elements, stream. */
+/* wp_decode_streams, one stream of which is the input's: codebooks and states of the codecs. Input: layout, which plane, codec, u16 count of elements, stream.
+ */
 #include "fuzz.h"
 
 enum { MOST_ELEMS = 12300 };
@@ -18,7 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     streams[plane % n_streams] = (wp_stream){codec, stream, in.n};
 
     uint32_t crc;
-    const wp_status status = wp_decode_streams(WP_ISA_SCALAR, layout, WP_MODE_SPLIT, streams, n_streams, n_elems, 7, workspace_of(WP_ISA_SCALAR), expected, &crc);
+    const wp_status status = wp_decode_streams(WP_ISA_SCALAR, layout, WP_MODE_SPLIT, streams, n_streams, n_elems, 7, workspace_of(WP_ISA_SCALAR), expected,
+                                               &crc);
     CHECK(status == WP_OK || status == WP_UNSUPPORTED || status == WP_CORRUPT || status == WP_TRUNCATED || status == WP_NEEDS_ZSTD);
     if (status == WP_OK) CHECK(crc == numbered_crc(7, expected, out_bytes));
     FOR_EACH_OTHER_ISA(isa) {

@@ -52,9 +52,21 @@ typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE
 typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_CONDITIONAL = 7, WP_N_CODECS } wp_codec;
 
 typedef enum {
-    WP_BYTES1 = 1, WP_BYTES2, WP_BYTES4, WP_BYTES8,
-    WP_BF16, WP_F16, WP_F32, WP_F64, WP_F8_E4M3, WP_F8_E5M2,
-    WP_BF16_LEAD, WP_F16_LEAD, WP_F32_LEAD, WP_F8_E4M3_LEAD, WP_F8_E5M2_LEAD,
+    WP_BYTES1 = 1,
+    WP_BYTES2,
+    WP_BYTES4,
+    WP_BYTES8,
+    WP_BF16,
+    WP_F16,
+    WP_F32,
+    WP_F64,
+    WP_F8_E4M3,
+    WP_F8_E5M2,
+    WP_BF16_LEAD,
+    WP_F16_LEAD,
+    WP_F32_LEAD,
+    WP_F8_E4M3_LEAD,
+    WP_F8_E5M2_LEAD,
     WP_N_LAYOUTS
 } wp_layout_id;
 
@@ -90,9 +102,10 @@ uint32_t wp_crc32c(unsigned isa, uint32_t crc, const uint8_t *data, size_t n_byt
 /* Occurrences of each symbol; overwrites `counts`. */
 void wp_histogram(unsigned isa, const uint8_t *symbols, size_t n, uint32_t counts[256]);
 
-/* Section 7. Splits `n_elems` elements into n_planes symbol planes (n_elems bytes at each planes[p]), one width a block, and the bits stream. `widths` holds ceil(n_elems / 128) bytes and `bits` wp_bits_bound() bytes; both unused where raw_bits is 0. */
-wp_status wp_split(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems,
-                   uint8_t *const *planes, uint8_t *widths, uint8_t *bits, size_t *bits_bytes);
+/* Section 7. Splits `n_elems` elements into n_planes symbol planes (n_elems bytes at each planes[p]), one width a block, and the bits stream. `widths` holds
+ * ceil(n_elems / 128) bytes and `bits` wp_bits_bound() bytes; both unused where raw_bits is 0. */
+wp_status wp_split(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint8_t *const *planes, uint8_t *widths, uint8_t *bits,
+                   size_t *bits_bytes);
 size_t wp_bits_bound(unsigned layout, size_t n_elems);
 
 /* A rANS codebook: which symbols are coded, and how often. Integer arithmetic only, so the same everywhere. */
@@ -108,13 +121,12 @@ typedef struct {
 wp_status wp_rans_choose(const uint32_t counts[256], wp_rans_book *book, size_t *cost_bytes);
 
 /* Section 8.3. `scratch` holds wp_rans_scratch(n) bytes. Returns WP_NO_SPACE if the stream exceeds `capacity`. */
-wp_status wp_rans_encode(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n,
-                         uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
+wp_status wp_rans_encode(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
+                         size_t *out_bytes);
 size_t wp_rans_scratch(size_t n);
 
 /* Section 8.4. `lengths[s]` is 0 or 1..12; they must form a complete code that covers `symbols`, else WP_ARGUMENT. */
-wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, size_t n,
-                            uint8_t *out, size_t capacity, size_t *out_bytes);
+wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, size_t n, uint8_t *out, size_t capacity, size_t *out_bytes);
 
 /* One stream of an encoded chunk, and the plane that it stands for. */
 typedef struct {
@@ -135,75 +147,88 @@ typedef struct {
     uint32_t crc;            /* of u32 chunk_number || elements */
 } wp_encoded_chunk;
 
-/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans with up to `most_tables` codebooks or context (if that is not 0), or raw, whichever is least, in one pass over the
- * elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes, `workspace` wp_encode_workspace_bytes(). */
-wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables,
-                          uint8_t *workspace, uint8_t *out, wp_encoded_chunk *chunk);
+/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans with up to `most_tables` codebooks or context (if that is not 0), or raw,
+ * whichever is least, in one pass over the elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes,
+ * `workspace` wp_encode_workspace_bytes(). */
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables, uint8_t *workspace,
+                          uint8_t *out, wp_encoded_chunk *chunk);
 size_t wp_encode_bound(unsigned layout, size_t n_elems);
 
-/* When another codec may do better than those of wp_encode_chunk: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its symbols escaped;
- * more than 1/repeat_share of its sample's words repeated, or of the elements'; or the chunk not smaller than its elements. */
+/* When another codec may do better than those of wp_encode_chunk: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its
+ * symbols escaped; more than 1/repeat_share of its sample's words repeated, or of the elements'; or the chunk not smaller than its elements. */
 typedef struct { size_t small_plane, escape_share, repeat_share; } wp_attention;
 
-/* Encodes chunks of `chunk_elems` elements (the last one what is left), one behind the other in `out` (wp_encode_bound() for each), numbered from `first_number`: their lengths
- * to `sizes`, their CRCs to `crcs`, their count to `n_done`. Stops behind a chunk that deserves attention, with `*stopped` 1; `last` is the last chunk encoded. */
+/* Encodes chunks of `chunk_elems` elements (the last one what is left), one behind the other in `out` (wp_encode_bound() for each), numbered from
+ * `first_number`: their lengths to `sizes`, their CRCs to `crcs`, their count to `n_done`. Stops behind a chunk that deserves attention, with `*stopped` 1;
+ * `last` is the last chunk encoded. */
 wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, unsigned most_tables,
                            const wp_attention *attention, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
                            wp_encoded_chunk *last);
 size_t wp_encode_workspace_bytes(unsigned layout, size_t n_elems);
 
-typedef struct { unsigned codec; const uint8_t *data; size_t n_bytes; } wp_stream;
+typedef struct {
+    unsigned codec;
+    const uint8_t *data;
+    size_t n_bytes;
+} wp_stream;
 
 /* Scratch of the decoders; allocate with wp_workspace_bytes(), no initialisation needed, one a thread. */
 typedef struct wp_workspace wp_workspace;
 size_t wp_workspace_bytes(void);
 
 /* Sections 6.3 to 8. Decodes one chunk, cache-sized batch by batch, straight into `out` (n_elems * elem_bytes), and returns the CRC-32C of
- * `u32 chunk_number || out` in `crc`. `mode` is split or whole (others: WP_UNSUPPORTED). On failure the contents of `out` are undefined. A zstd stream is WP_NEEDS_ZSTD. */
-wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams,
-                            size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc);
+ * `u32 chunk_number || out` in `crc`. `mode` is split or whole (others: WP_UNSUPPORTED). On failure the contents of `out` are undefined. A zstd stream is
+ * WP_NEEDS_ZSTD. */
+wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
+                            wp_workspace *ws, uint8_t *out, uint32_t *crc);
 
 /* Section 6.3. Decodes one chunk (header, streams, and up to 15 bytes of padding) into `out` and checks its CRC. WP_NEEDS_ZSTD if a stream is zstd,
  * WP_NEEDS_CALLER if the mode is neither split nor whole. */
-wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
-                          uint32_t expected_crc, wp_workspace *ws, uint8_t *out);
+wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number, uint32_t expected_crc,
+                          wp_workspace *ws, uint8_t *out);
 
-/* Decodes the chunks [*next, n_chunks) of a record, each as wp_decode_chunk does: chunk i has n_chunk_elems elements (the last one what is left of n_elems), stands at
- * offsets[i] - offsets[0] of `data`, ends where the next begins, and goes to `out` behind its predecessors; chunk i's number is first_number + i. Stops at the first that is
- * not WP_OK and leaves its index in *next. offsets has n_chunks + 1 entries, crcs n_chunks. */
+/* Decodes the chunks [*next, n_chunks) of a record, each as wp_decode_chunk does: chunk i has n_chunk_elems elements (the last one what is left of n_elems),
+ * stands at offsets[i] - offsets[0] of `data`, ends where the next begins, and goes to `out` behind its predecessors; chunk i's number is first_number + i.
+ * Stops at the first that is not WP_OK and leaves its index in *next. offsets has n_chunks + 1 entries, crcs n_chunks. */
 wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
                            size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next);
 
-/* ---- Section 14: elements as differences from a base. Layouts of 1, 2 and 4 bytes; both sides have the same layout. `shift`: low bits that are dropped, zero in the elements;
- * at most word bits - 2. `frequent` are n_frequent differences (u32, modulo 2^(word bits - shift)), at most 64, that are classes of their own. */
+/* ---- Section 14: elements as differences from a base. Layouts of 1, 2 and 4 bytes; both sides have the same layout. `shift`: low bits that are dropped, zero
+ * in the elements; at most word bits - 2. `frequent` are n_frequent differences (u32, modulo 2^(word bits - shift)), at most 64, that are classes of their own.
+ */
 
-/* Decodes the streams of sections 6.7 and 6.8 that say the differences (rates, classes, extras; none of them zstd) onto `base` (n_elems * elem_bytes). As wp_decode_streams. */
+/* Decodes the streams of sections 6.7 and 6.8 that say the differences (rates, classes, extras; none of them zstd) onto `base` (n_elems * elem_bytes). As
+ * wp_decode_streams. */
 wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, const uint8_t *frequent, unsigned n_frequent, const wp_stream streams[3],
                                const uint8_t *base, size_t n_elems, uint32_t chunk_number, wp_workspace *ws, uint8_t *out, uint32_t *crc);
 
-/* The first look: the contexts of the elements (n_elems bytes), and of each block 0 if it equals its base, else 1 + floor(log2) of the sum of its differences, each weighted by
- * its base's exponent. */
-wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales);
+/* The first look: the contexts of the elements (n_elems bytes), and of each block 0 if it equals its base, else 1 + floor(log2) of the sum of its differences,
+ * each weighted by its base's exponent. */
+wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents,
+                               uint8_t *scales);
 
-/* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often each pair occurs
- * (counts[0][cell * WP_N_CLASSES + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have room for n_elems bytes. */
-wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
+/* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often
+ * each pair occurs (counts[0][cell * WP_N_CLASSES + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have
+ * room for n_elems bytes. */
+wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates,
+                             unsigned base_exponent, const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes,
+                             uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
 size_t wp_difference_extras_bound(size_t n_elems);
 
 /* Differences themselves, modulo 2^(word bits - shift) (section 14.2), n_elems of them: what `frequent` is chosen from. */
 wp_status wp_modular_differences(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint32_t *differences);
 
 /* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */
-wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS], const uint8_t *cells,
-                                const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
+wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS],
+                                const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
 
-/* Section 14.5: the base that n_scales scales (i16: of rows, then of n_cols columns) and signs (one bit an element) make of n_elems elements, the first of which is in column
- * `phase`. WP_CORRUPT for a layout that has none, WP_ARGUMENT if the count of scales is not that of the rows and columns. */
-wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems, uint8_t *base);
+/* Section 14.5: the base that n_scales scales (i16: of rows, then of n_cols columns) and signs (one bit an element) make of n_elems elements, the first of
+ * which is in column `phase`. WP_CORRUPT for a layout that has none, WP_ARGUMENT if the count of scales is not that of the rows and columns. */
+wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems,
+                         uint8_t *base);
 
-/* How many 8-byte words of a sample repeat an earlier one? The packer's cue to try zstd. The sample is two runs of up to 8 KiB, from the begin and from the middle (rounded
- * down to 8), each counted for itself; less than a word at a run's end is ignored. Exact, so the same on every machine. */
+/* How many 8-byte words of a sample repeat an earlier one? The packer's cue to try zstd. The sample is two runs of up to 8 KiB, from the begin and from the
+ * middle (rounded down to 8), each counted for itself; less than a word at a run's end is ignored. Exact, so the same on every machine. */
 size_t wp_sample_repeats(const uint8_t *data, size_t n_bytes);
 
 #endif

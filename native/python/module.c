@@ -27,17 +27,17 @@ static int fits(int ok, const char *what) {
 }
 
 /* The caller keeps one workspace a thread: a fresh one for each chunk would cost more page faults than decoding costs. */
-static int workspace_ok(const Py_buffer *w) {
-    return fits((size_t)w->len >= wp_workspace_bytes() && (uintptr_t)w->buf % 8 == 0, "workspace");
-}
+static int workspace_ok(const Py_buffer *w) { return fits((size_t)w->len >= wp_workspace_bytes() && (uintptr_t)w->buf % 8 == 0, "workspace"); }
 
 static PyObject *workspace_bytes(PyObject *self, PyObject *unused) {
-    (void)self; (void)unused;
+    (void)self;
+    (void)unused;
     return PyLong_FromSize_t(wp_workspace_bytes());
 }
 
 static PyObject *isas(PyObject *self, PyObject *unused) {
-    (void)self; (void)unused;
+    (void)self;
+    (void)unused;
     PyObject *list = PyList_New(0);
     for (unsigned i = 0; list && i < WP_N_ISAS; i++) {
         PyObject *item = Py_BuildValue("(sO)", wp_isa_name(i), runs[i] ? Py_True : Py_False);
@@ -71,7 +71,8 @@ static PyObject *histogram(PyObject *self, PyObject *args) {
         wp_histogram(isa, BYTES(symbols), (size_t)symbols.len, counts.buf);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&symbols); PyBuffer_Release(&counts);
+    PyBuffer_Release(&symbols);
+    PyBuffer_Release(&counts);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
@@ -93,7 +94,10 @@ static PyObject *split(PyObject *self, PyObject *args) {
         status = wp_split(isa, layout, BYTES(elems), n, planes, widths.buf, bits.buf, &bits_bytes);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&elems); PyBuffer_Release(&symbols); PyBuffer_Release(&widths); PyBuffer_Release(&bits);
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&symbols);
+    PyBuffer_Release(&widths);
+    PyBuffer_Release(&bits);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)bits_bytes);
 }
@@ -132,7 +136,10 @@ static PyObject *rans_encode(PyObject *self, PyObject *args) {
         status = wp_rans_encode(isa, book.buf, BYTES(symbols), (size_t)symbols.len, scratch.buf, out.buf, (size_t)out.len, &n);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&book); PyBuffer_Release(&symbols); PyBuffer_Release(&scratch); PyBuffer_Release(&out);
+    PyBuffer_Release(&book);
+    PyBuffer_Release(&symbols);
+    PyBuffer_Release(&scratch);
+    PyBuffer_Release(&out);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
 }
@@ -155,7 +162,9 @@ static PyObject *huffman_encode(PyObject *self, PyObject *args) {
         status = wp_huffman_encode(BYTES(lengths), BYTES(symbols), (size_t)symbols.len, out.buf, (size_t)out.len, &n);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&lengths); PyBuffer_Release(&symbols); PyBuffer_Release(&out);
+    PyBuffer_Release(&lengths);
+    PyBuffer_Release(&symbols);
+    PyBuffer_Release(&out);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
 }
@@ -195,7 +204,8 @@ static PyObject *decode_streams(PyObject *self, PyObject *args) {
         }
         while (n_views) PyBuffer_Release(&views[--n_views]);
     }
-    PyBuffer_Release(&out); PyBuffer_Release(&workspace);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&workspace);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(iI)", (int)status, crc);
 }
@@ -205,7 +215,8 @@ static PyObject *decode_chunks(PyObject *self, PyObject *args) {
     unsigned isa, layout, first_number;
     Py_ssize_t next, chunk_elems, n_elems;
     Py_buffer data, offsets, crcs, out, workspace;
-    if (!PyArg_ParseTuple(args, "IIy*y*y*nnnIw*w*", &isa, &layout, &data, &offsets, &crcs, &next, &chunk_elems, &n_elems, &first_number, &out, &workspace)) return NULL;
+    if (!PyArg_ParseTuple(args, "IIy*y*y*nnnIw*w*", &isa, &layout, &data, &offsets, &crcs, &next, &chunk_elems, &n_elems, &first_number, &out, &workspace))
+        return NULL;
     wp_status status = WP_ARGUMENT;
     const wp_layout *l = wp_layout_of(layout);
     size_t n_chunks = (size_t)crcs.len / 4, done = (size_t)next;
@@ -213,22 +224,27 @@ static PyObject *decode_chunks(PyObject *self, PyObject *args) {
         fits(chunk_elems > 0 && next >= 0 && (size_t)n_elems <= n_chunks * (size_t)chunk_elems, "chunks") &&
         fits((size_t)offsets.len == (n_chunks + 1) * 8 && (uintptr_t)offsets.buf % 8 == 0 && (uintptr_t)crcs.buf % 4 == 0, "offsets or crcs")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_decode_chunks(isa, layout, BYTES(data), (size_t)data.len, offsets.buf, crcs.buf, n_chunks, (size_t)chunk_elems, (size_t)n_elems, first_number,
-                                  workspace.buf, out.buf, &done);
+        status = wp_decode_chunks(isa, layout, BYTES(data), (size_t)data.len, offsets.buf, crcs.buf, n_chunks, (size_t)chunk_elems, (size_t)n_elems,
+                                  first_number, workspace.buf, out.buf, &done);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&data); PyBuffer_Release(&offsets); PyBuffer_Release(&crcs); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&offsets);
+    PyBuffer_Release(&crcs);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&workspace);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)done);
 }
 
-/* What the last chunk's statistics say: (repeats, [(codec, begin, n_bytes, plane_begin, plane_bytes, rans_bytes, escapes, repeats)]); planes are in the workspace. */
+/* What the last chunk's statistics say: (repeats, [(codec, begin, n_bytes, plane_begin, plane_bytes, rans_bytes, escapes, repeats)]); planes are in the
+ * workspace. */
 static PyObject *facts(const wp_encoded_chunk *chunk, const uint8_t *workspace) {
     PyObject *streams = PyList_New(0);
     for (unsigned i = 0; streams && i < chunk->n_streams; i++) {
         const wp_encoded_stream *s = &chunk->streams[i];
-        PyObject *item = Py_BuildValue("(Innnnnnn)", s->codec, (Py_ssize_t)s->begin, (Py_ssize_t)s->n_bytes, (Py_ssize_t)(s->plane - workspace), (Py_ssize_t)s->plane_bytes,
-                                       (Py_ssize_t)s->rans_bytes, (Py_ssize_t)s->escapes, (Py_ssize_t)s->repeats);
+        PyObject *item = Py_BuildValue("(Innnnnnn)", s->codec, (Py_ssize_t)s->begin, (Py_ssize_t)s->n_bytes, (Py_ssize_t)(s->plane - workspace),
+                                       (Py_ssize_t)s->plane_bytes, (Py_ssize_t)s->rans_bytes, (Py_ssize_t)s->escapes, (Py_ssize_t)s->repeats);
         if (!item || PyList_Append(streams, item) < 0) Py_CLEAR(streams);
         Py_XDECREF(item);
     }
@@ -247,21 +263,28 @@ static PyObject *encode_chunks(PyObject *self, PyObject *args) {
     wp_status status = WP_ARGUMENT;
     size_t n_done = 0;
     Py_ssize_t small_plane, escape_share, repeat_share;
-    if (!PyArg_ParseTuple(args, "IIy*nII(nnn)w*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &most_tables, &small_plane, &escape_share, &repeat_share, &workspace,
-                          &out, &sizes, &crcs)) return NULL;
+    if (!PyArg_ParseTuple(args, "IIy*nII(nnn)w*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &most_tables, &small_plane, &escape_share,
+                          &repeat_share, &workspace, &out, &sizes, &crcs))
+        return NULL;
     const wp_layout *l = wp_layout_of(layout);
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0, size = chunk_elems < 1 ? 0 : (size_t)chunk_elems < n ? (size_t)chunk_elems : n;
     size_t n_chunks = size ? (n + size - 1) / size : 0;
-    if (isa_ok(isa) && fits(size && (size_t)elems.len == n * l->elem_bytes, "elems") && fits((size_t)workspace.len >= wp_encode_workspace_bytes(layout, size), "workspace") &&
+    if (isa_ok(isa) && fits(size && (size_t)elems.len == n * l->elem_bytes, "elems") &&
+        fits((size_t)workspace.len >= wp_encode_workspace_bytes(layout, size), "workspace") &&
         fits((size_t)out.len >= (n_chunks - 1) * wp_encode_bound(layout, size) + wp_encode_bound(layout, n - (n_chunks - 1) * size), "out") &&
         fits((size_t)sizes.len >= 4 * n_chunks && (size_t)crcs.len >= 4 * n_chunks && ((uintptr_t)sizes.buf | (uintptr_t)crcs.buf) % 4 == 0, "sizes or crcs")) {
         attention = (wp_attention){(size_t)small_plane, (size_t)escape_share, (size_t)repeat_share};
         Py_BEGIN_ALLOW_THREADS
-        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, most_tables, &attention, workspace.buf, out.buf, sizes.buf, crcs.buf, &n_done, &stopped, &last);
+        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, most_tables, &attention, workspace.buf, out.buf, sizes.buf, crcs.buf,
+                                  &n_done, &stopped, &last);
         Py_END_ALLOW_THREADS
     }
     const uint8_t *workspace_begin = workspace.buf;
-    PyBuffer_Release(&elems); PyBuffer_Release(&workspace); PyBuffer_Release(&out); PyBuffer_Release(&sizes); PyBuffer_Release(&crcs);
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&workspace);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&sizes);
+    PyBuffer_Release(&crcs);
     if (PyErr_Occurred()) return NULL;
     PyObject *last_facts = stopped ? facts(&last, workspace_begin) : Py_NewRef(Py_None);
     return last_facts ? Py_BuildValue("(inN)", (int)status, (Py_ssize_t)n_done, last_facts) : NULL;
@@ -291,12 +314,16 @@ static PyObject *decode_difference(PyObject *self, PyObject *args) {
         Py_ssize_t n = take_streams(pairs, 3, streams, views);
         if (!PyErr_Occurred() && fits(n == 3, "streams")) {
             Py_BEGIN_ALLOW_THREADS
-            status = wp_decode_difference(isa, layout, shift, BYTES(frequent), (unsigned)frequent.len / 4, streams, BYTES(base), (size_t)n_elems, chunk_number, workspace.buf, out.buf, &crc);
+            status = wp_decode_difference(isa, layout, shift, BYTES(frequent), (unsigned)frequent.len / 4, streams, BYTES(base), (size_t)n_elems, chunk_number,
+                                          workspace.buf, out.buf, &crc);
             Py_END_ALLOW_THREADS
         }
         while (n) PyBuffer_Release(&views[--n]);
     }
-    PyBuffer_Release(&frequent); PyBuffer_Release(&base); PyBuffer_Release(&out); PyBuffer_Release(&workspace);
+    PyBuffer_Release(&frequent);
+    PyBuffer_Release(&base);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&workspace);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(iI)", (int)status, crc);
 }
@@ -315,7 +342,10 @@ static PyObject *difference_planes(PyObject *self, PyObject *args) {
         status = wp_difference_planes(isa, layout, shift, BYTES(elems), BYTES(base), n, exponents.buf, scales.buf);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&exponents); PyBuffer_Release(&scales);
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&base);
+    PyBuffer_Release(&exponents);
+    PyBuffer_Release(&scales);
     if (PyErr_Occurred()) return NULL;
     return PyLong_FromLong((long)status);
 }
@@ -334,7 +364,9 @@ static PyObject *modular_differences(PyObject *self, PyObject *args) {
         status = wp_modular_differences(layout, shift, BYTES(elems), BYTES(base), n, differences.buf);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&differences);
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&base);
+    PyBuffer_Release(&differences);
     if (PyErr_Occurred()) return NULL;
     return PyLong_FromLong((long)status);
 }
@@ -345,18 +377,27 @@ static PyObject *difference_code(PyObject *self, PyObject *args) {
     Py_buffer elems, base, rates, frequent, cells, classes, counts, extras;
     wp_status status = WP_ARGUMENT;
     size_t n_changed = 0, extras_bytes = 0;
-    if (!PyArg_ParseTuple(args, "IIy*y*y*Iy*w*w*w*w*", &layout, &shift, &elems, &base, &rates, &base_exponent, &frequent, &cells, &classes, &counts, &extras)) return NULL;
+    if (!PyArg_ParseTuple(args, "IIy*y*y*Iy*w*w*w*w*", &layout, &shift, &elems, &base, &rates, &base_exponent, &frequent, &cells, &classes, &counts, &extras))
+        return NULL;
     const wp_layout *l = wp_layout_of(layout);
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
     if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
         fits((size_t)rates.len >= (n + WP_BLOCK - 1) / WP_BLOCK && (size_t)cells.len >= n && (size_t)classes.len >= n, "rates, cells or classes") &&
-        fits(frequent.len % 4 == 0 && frequent.len <= 4 * WP_MAX_FREQUENT, "frequent") && fits(counts.len == 2 * WP_N_CELLS * WP_N_CLASSES * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n), "counts or extras")) {
+        fits(frequent.len % 4 == 0 && frequent.len <= 4 * WP_MAX_FREQUENT, "frequent") &&
+        fits(counts.len == 2 * WP_N_CELLS * WP_N_CLASSES * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n),
+             "counts or extras")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, BYTES(frequent), (unsigned)frequent.len / 4, cells.buf, classes.buf, counts.buf, extras.buf, &n_changed,
-                                    &extras_bytes);
+        status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, BYTES(frequent), (unsigned)frequent.len / 4,
+                                    cells.buf, classes.buf, counts.buf, extras.buf, &n_changed, &extras_bytes);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&elems); PyBuffer_Release(&base); PyBuffer_Release(&rates); PyBuffer_Release(&frequent); PyBuffer_Release(&cells); PyBuffer_Release(&classes); PyBuffer_Release(&counts);
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&base);
+    PyBuffer_Release(&rates);
+    PyBuffer_Release(&frequent);
+    PyBuffer_Release(&cells);
+    PyBuffer_Release(&classes);
+    PyBuffer_Release(&counts);
     PyBuffer_Release(&extras);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(inn)", (int)status, (Py_ssize_t)n_changed, (Py_ssize_t)extras_bytes);
@@ -372,11 +413,16 @@ static PyObject *conditional_encode(PyObject *self, PyObject *args) {
     if (fits(books.len % (Py_ssize_t)sizeof(wp_rans_book) == 0 && map.len == WP_N_CELLS && cells.len == symbols.len, "books, map or cells") &&
         fits((size_t)scratch.len >= wp_rans_scratch((size_t)symbols.len), "scratch")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_conditional_encode(books.buf, (unsigned)((size_t)books.len / sizeof(wp_rans_book)), base_exponent, n_rates, BYTES(map), BYTES(cells), BYTES(symbols),
-                                       (size_t)symbols.len, scratch.buf, out.buf, (size_t)out.len, &n);
+        status = wp_conditional_encode(books.buf, (unsigned)((size_t)books.len / sizeof(wp_rans_book)), base_exponent, n_rates, BYTES(map), BYTES(cells),
+                                       BYTES(symbols), (size_t)symbols.len, scratch.buf, out.buf, (size_t)out.len, &n);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&books); PyBuffer_Release(&map); PyBuffer_Release(&cells); PyBuffer_Release(&symbols); PyBuffer_Release(&scratch); PyBuffer_Release(&out);
+    PyBuffer_Release(&books);
+    PyBuffer_Release(&map);
+    PyBuffer_Release(&cells);
+    PyBuffer_Release(&symbols);
+    PyBuffer_Release(&scratch);
+    PyBuffer_Release(&out);
     if (PyErr_Occurred()) return NULL;
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n);
 }
@@ -395,7 +441,9 @@ static PyObject *scaled_base(PyObject *self, PyObject *args) {
         status = wp_scaled_base(layout, BYTES(scales), (size_t)scales.len / 2, (size_t)n_cols, (size_t)phase, BYTES(signs), (size_t)n_elems, base.buf);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&scales); PyBuffer_Release(&signs); PyBuffer_Release(&base);
+    PyBuffer_Release(&scales);
+    PyBuffer_Release(&signs);
+    PyBuffer_Release(&base);
     if (PyErr_Occurred()) return NULL;
     return PyLong_FromLong((long)status);
 }
@@ -419,11 +467,14 @@ static PyMethodDef methods[] = {
     {"rans_encode", rans_encode, METH_VARARGS, "rans_encode(isa, book, symbols, scratch, out) -> (status, n_bytes)"},
     {"rans_scratch", rans_scratch, METH_VARARGS, "rans_scratch(n) -> bytes"},
     {"huffman_encode", huffman_encode, METH_VARARGS, "huffman_encode(lengths, symbols, out) -> (status, n_bytes)"},
-    {"decode_streams", decode_streams, METH_VARARGS, "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out, workspace) -> (status, crc)"},
+    {"decode_streams", decode_streams, METH_VARARGS,
+     "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out, workspace) -> (status, crc)"},
     {"workspace_bytes", workspace_bytes, METH_NOARGS, "Size of a decoder's workspace; aligned to 8."},
-    {"decode_chunks", decode_chunks, METH_VARARGS, "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
+    {"decode_chunks", decode_chunks, METH_VARARGS,
+     "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
     {"encode_chunks", encode_chunks, METH_VARARGS,
-     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last or None)"},
+     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last "
+     "or None)"},
     {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
     {"decode_difference", decode_difference, METH_VARARGS,
      "decode_difference(isa, layout, shift, frequent, [(codec, stream)], base, n_elems, chunk_number, out, workspace) -> (status, crc)"},

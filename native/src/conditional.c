@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Section 8.8 around the kernels: rANS in which each symbol has one of up to 16 codebooks, by the rate of its block and the exponent of its base. The same update moves a small
- * weight by many steps of its last place and a large one by none: that is what the exponent tells, and the rate how large the block's updates are.
+ * Section 8.8 around the kernels: rANS in which each symbol has one of up to 16 codebooks, by the rate of its block and the exponent of its base. The same
+ * update moves a small weight by many steps of its last place and a large one by none: that is what the exponent tells, and the rate how large the block's
+ * updates are.
  */
 #include "conditional.h"
 #include "mem.h"
@@ -49,7 +50,11 @@ wp_status wp_conditional_open(wp_conditional_decoder *d, const uint8_t *p, size_
         d->map[WP_N_CONTEXTS + i] = (uint8_t)book;
     }
     p += ROW_BYTES * d->n_rates;
-    d->rans.n_tables = n_books; d->rans.id_bits = 0; d->rans.block_groups = 1; d->rans.group = 0; d->rans.ids = NULL;
+    d->rans.n_tables = n_books;
+    d->rans.id_bits = 0;
+    d->rans.block_groups = 1;
+    d->rans.group = 0;
+    d->rans.ids = NULL;
     for (unsigned b = 0; b < n_books; b++) {
         wp_status status = wp_rans_open_table(&d->rans.tables[b], &p, end, WP_CLASS_BITS);
         if (status != WP_OK) return status;
@@ -77,8 +82,13 @@ wp_status wp_conditional_close(const wp_conditional_decoder *d) { return wp_rans
 
 /* ---- encoding ---- */
 
-/* `reciprocal` is ceil(2^32 / freq): the product's upper half is the quotient, exactly, of states of 16 bits. An escape that a book does not have has no frequency. */
-typedef struct { uint64_t reciprocal; uint16_t freq; uint8_t start, is_escape; } encoder_entry;
+/* `reciprocal` is ceil(2^32 / freq): the product's upper half is the quotient, exactly, of states of 16 bits. An escape that a book does not have has no
+ * frequency. */
+typedef struct {
+    uint64_t reciprocal;
+    uint16_t freq;
+    uint8_t start, is_escape;
+} encoder_entry;
 
 static encoder_entry entry_of(unsigned freq, unsigned start, unsigned is_escape) {
     return (encoder_entry){freq ? (((uint64_t)1 << 32) + freq - 1) / freq : 0, (uint16_t)freq, (uint8_t)start, (uint8_t)is_escape};
@@ -94,8 +104,8 @@ static void fill_entries(const wp_rans_book *book, encoder_entry entries[WP_N_CL
     }
 }
 
-wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS], const uint8_t *cells,
-                                const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
+wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS],
+                                const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
     if (n_books < 1 || n_books > WP_MAX_TABLES || n_rates < 1 || n_rates > WP_MAX_RATE || base_exponent > 255) return WP_ARGUMENT;
     encoder_entry entries[WP_MAX_TABLES][WP_N_CLASSES];
     size_t head = HEAD_BYTES + ROW_BYTES * n_rates + 2 * WP_BLOCK + 4;
@@ -132,7 +142,9 @@ wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, uns
 
     const size_t renorm_bytes = (size_t)(renorm_end - renorm), literal_bytes = (size_t)(literals_end - literals), need = head + renorm_bytes + literal_bytes;
     if (need > capacity) return WP_NO_SPACE;
-    *out++ = (uint8_t)(n_books - 1); *out++ = (uint8_t)base_exponent; *out++ = (uint8_t)n_rates;
+    *out++ = (uint8_t)(n_books - 1);
+    *out++ = (uint8_t)base_exponent;
+    *out++ = (uint8_t)n_rates;
     for (unsigned i = 0; i < n_rates * WP_N_CONTEXTS; i += 2) *out++ = (uint8_t)(map[WP_N_CONTEXTS + i] | map[WP_N_CONTEXTS + i + 1] << 4);
     for (unsigned b = 0; b < n_books; b++) out = wp_rans_put_book(&books[b], out);
     for (int l = 0; l < WP_BLOCK; l++, out += 2) wp_store16(out, x[l]);

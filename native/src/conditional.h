@@ -13,7 +13,8 @@ typedef struct {
 
 /* Parses and checks a stream's head. */
 wp_status wp_conditional_open(wp_conditional_decoder *d, const uint8_t *stream, size_t n_bytes);
-/* Decodes the next n <= 128 symbols, all of one block with this rate; fewer than 128 in the last call only. `exponents` are the base's, of the same elements. */
+/* Decodes the next n <= 128 symbols, all of one block with this rate; fewer than 128 in the last call only. `exponents` are the base's, of the same elements.
+ */
 wp_status wp_conditional_next(const wp_kernels *k, wp_conditional_decoder *d, unsigned rate, const uint8_t *exponents, uint8_t *out, size_t n);
 /* All states 256, all bytes used. */
 wp_status wp_conditional_close(const wp_conditional_decoder *d);

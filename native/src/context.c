@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Section 8.6 around the kernels: rANS of the leading mantissa bits, with frequencies that depend on the exponent. Weights are close to a normal distribution: the larger the
- * exponent, the steeper it falls, and the rarer are large mantissas.
+ * Section 8.6 around the kernels: rANS of the leading mantissa bits, with frequencies that depend on the exponent. Weights are close to a normal distribution:
+ * the larger the exponent, the steeper it falls, and the rarer are large mantissas.
  */
 #include "context.h"
 #include "mem.h"
@@ -66,12 +66,16 @@ static uint8_t choose_base(const uint32_t counts[256]) {
     for (unsigned s = 0; s < 256; s++) {
         in_window += counts[s];
         if (s >= WP_N_CONTEXTS) in_window -= counts[s - WP_N_CONTEXTS];
-        if (s + 1 >= WP_N_CONTEXTS && in_window > most) { most = in_window; base = s + 1 - WP_N_CONTEXTS; }
+        if (s + 1 >= WP_N_CONTEXTS && in_window > most) {
+            most = in_window;
+            base = s + 1 - WP_N_CONTEXTS;
+        }
     }
     return (uint8_t)base;
 }
 
-wp_status wp_context_encode(unsigned isa, const uint8_t *next, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
+wp_status wp_context_encode(unsigned isa, const uint8_t *next, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
+                            size_t *out_bytes) {
     const wp_kernels *kernels = wp_kernels_of(isa);
     wp_context_encoder e;
     uint32_t counts[256], log2s[257];
@@ -100,7 +104,10 @@ wp_status wp_context_encode(unsigned isa, const uint8_t *next, const uint8_t *sy
     for (size_t i = n; i-- > n / WP_BLOCK * WP_BLOCK;) {
         const unsigned t = wp_context_of(next[i], e.base) * WP_CONTEXT_SYMBOLS + symbols[i], l = (unsigned)(i % WP_BLOCK);
         uint32_t x = e.x[l], f = e.freq[t];
-        if (x >= f << 8) { *--e.renorm = (uint8_t)x; x >>= 8; }
+        if (x >= f << 8) {
+            *--e.renorm = (uint8_t)x;
+            x >>= 8;
+        }
         e.x[l] = (uint16_t)((x / f << 8) + x % f + e.start[t]);
     }
     kernels->context_encode(&e, next, symbols, n / WP_BLOCK);

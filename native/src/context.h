@@ -11,6 +11,7 @@ wp_status wp_context_next(const wp_kernels *k, wp_context_decoder *d, const uint
 wp_status wp_context_close(const wp_context_decoder *d);
 
 /* Encodes n symbols of at most 2 bits. `scratch` holds wp_rans_scratch(n) bytes. WP_NO_SPACE if the stream exceeds `capacity`. */
-wp_status wp_context_encode(unsigned isa, const uint8_t *next, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
+wp_status wp_context_encode(unsigned isa, const uint8_t *next, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,
+                            size_t *out_bytes);
 
 #endif

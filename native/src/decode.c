@@ -45,7 +45,8 @@ static int padding_is_zero(const uint8_t *in, unsigned w, size_t m) {
 
 /* `streamed`: the output is so long that the cache loses it before anyone reads it. Then each batch is made in the workspace and written past the cache, which
  * saves reading every line of the output before it is overwritten. */
-static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, int streamed, wp_workspace *ws, uint8_t *out,
+                              uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     const wp_kernels *k = wp_kernels_of(isa);
     const unsigned r = l->raw_bits;
@@ -67,7 +68,8 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
         bits_end = bits + s[1].n_bytes;
     }
     for (unsigned p = 0; p < l->n_planes; p++)
-        if ((status = wp_plane_open(&ws->u.planes[p], &streams[p], n_elems, l->plane_bits[p], wp_has_context(l, p), ws->symbols[p], BATCH_ELEMS)) != WP_OK) return status;
+        if ((status = wp_plane_open(&ws->u.planes[p], &streams[p], n_elems, l->plane_bits[p], wp_has_context(l, p), ws->symbols[p], BATCH_ELEMS)) != WP_OK)
+            return status;
 
     for (size_t block = 0; block < n_blocks; block += BATCH_BLOCKS) {
         size_t n = n_elems - block * WP_BLOCK;
@@ -102,7 +104,11 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
                 const uint8_t *from[WP_MAX_PLANES];
                 for (unsigned p = 0; p < l->n_planes; p++) {
                     from[p] = planes[p];
-                    if (m < WP_BLOCK) { memset(tail[p], 0, WP_BLOCK); memcpy(tail[p], planes[p], m); from[p] = tail[p]; }
+                    if (m < WP_BLOCK) {
+                        memset(tail[p], 0, WP_BLOCK);
+                        memcpy(tail[p], planes[p], m);
+                        from[p] = tail[p];
+                    }
                 }
                 if (r) {
                     if (!padding_is_zero(bits, w, m)) return WP_CORRUPT;
@@ -128,8 +134,8 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
 
 static unsigned n_streams_of(const wp_layout *l, unsigned mode) { return mode == WP_MODE_WHOLE ? 1 : l->n_planes + (l->raw_bits ? 2u : 0u); }
 
-static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
-                                int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems,
+                                uint32_t chunk_number, int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l || (mode != WP_MODE_SPLIT && mode != WP_MODE_WHOLE)) return WP_UNSUPPORTED;
     if (n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
@@ -137,7 +143,10 @@ static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, co
     uint8_t number[4];
     wp_store32(number, chunk_number);
     *crc = wp_crc32c(WP_ISA_SCALAR, 0, number, 4);
-    if (mode == WP_MODE_WHOLE) { layout = WP_BYTES1; n_elems *= l->elem_bytes; }
+    if (mode == WP_MODE_WHOLE) {
+        layout = WP_BYTES1;
+        n_elems *= l->elem_bytes;
+    }
     return decode_split(isa, layout, streams, n_elems, streamed, ws, out, crc);
 }
 
@@ -181,8 +190,8 @@ static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chun
     return status != WP_OK ? status : crc != expected_crc ? WP_CHECKSUM : WP_OK;
 }
 
-wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
-                          uint32_t expected_crc, wp_workspace *ws, uint8_t *out) {
+wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number, uint32_t expected_crc,
+                          wp_workspace *ws, uint8_t *out) {
     return decode_chunk(isa, layout, chunk, chunk_bytes, n_elems, chunk_number, expected_crc, 0, ws, out);
 }
 
@@ -196,8 +205,8 @@ wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, s
         int64_t begin = offsets[i] - offsets[0], end = offsets[i + 1] - offsets[0];
         if (begin < 0 || end < begin || (uint64_t)end > data_bytes || i * chunk_elems >= n_elems) return WP_ARGUMENT;
         size_t left = n_elems - i * chunk_elems;
-        wp_status status = decode_chunk(isa, layout, data + begin, (size_t)(end - begin), left < chunk_elems ? left : chunk_elems,
-                                        first_number + (uint32_t)i, crcs[i], streamed, ws, out + i * chunk_elems * l->elem_bytes);
+        wp_status status = decode_chunk(isa, layout, data + begin, (size_t)(end - begin), left < chunk_elems ? left : chunk_elems, first_number + (uint32_t)i,
+                                        crcs[i], streamed, ws, out + i * chunk_elems * l->elem_bytes);
         if (status != WP_OK) return status;
     }
     *next = n_chunks;

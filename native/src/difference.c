@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Section 14: elements as integer differences from a base. Floats are compared in the order of their values, in which neighbours differ by one, so that a small step of
- * training is a small number whatever it does to the bits.
+ * Section 14: elements as integer differences from a base. Floats are compared in the order of their values, in which neighbours differ by one, so that a small
+ * step of training is a small number whatever it does to the bits.
  */
 #include "plane.h"
 #include "words.h"
@@ -22,8 +22,7 @@ static const wp_layout *differing(unsigned layout, unsigned shift) {
 static void fill_classes(wp_class_table *t, unsigned bits, const uint8_t *frequent, unsigned n_frequent) {
     t->entry[0] = 0;
     t->entry[1] = 1 | 1 << 8;
-    for (unsigned i = 0; i < WP_MAX_FREQUENT; i++)
-        t->entry[WP_FIRST_FREQUENT + i] = i < n_frequent ? (uint64_t)wp_load32(frequent + 4 * i) << 8 : WP_NO_CLASS;
+    for (unsigned i = 0; i < WP_MAX_FREQUENT; i++) t->entry[WP_FIRST_FREQUENT + i] = i < n_frequent ? (uint64_t)wp_load32(frequent + 4 * i) << 8 : WP_NO_CLASS;
     for (unsigned c = 2; c < WP_FIRST_FREQUENT; c++) {
         const unsigned low = (c >> 1) - 1;
         t->entry[c] = c < 2 * bits - 1 ? (low + 1) | (uint64_t)((2u | (c & 1)) << low) << 8 : WP_NO_CLASS;
@@ -128,20 +127,23 @@ wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, co
 /* The difference as sign and magnitude; its magnitude is at most 2^(bits - 1). Of floats it is negative if the element's magnitude is less. */
 static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, int is_float, uint32_t *negative) {
     const uint32_t turned = is_float ? base >> (bits - 1) : 0;
-    if (is_float) { word = wp_in_order(word, bits); base = wp_in_order(base, bits); }
+    if (is_float) {
+        word = wp_in_order(word, bits);
+        base = wp_in_order(base, bits);
+    }
     const uint32_t d = (word - base) & wp_word_mask(bits), less = d >> (bits - 1) & 1;
     *negative = (less ^ turned) & (d != 0);
     return ((d ^ (0u - less)) + less) & wp_word_mask(bits);
 }
 
 /* The loops of the functions below, for constants of the cases that matter. */
-#define FOR_KIND(loop)                                                                   \
-    if (bytes == 2 && wp_is_float(l) && shift == 0) loop(2, 0, 1);                       \
-    else if (bytes == 4 && wp_is_float(l) && shift == 0) loop(4, 0, 1);                  \
+#define FOR_KIND(loop)                                                  \
+    if (bytes == 2 && wp_is_float(l) && shift == 0) loop(2, 0, 1);      \
+    else if (bytes == 4 && wp_is_float(l) && shift == 0) loop(4, 0, 1); \
     else loop(bytes, shift, wp_is_float(l))
 
-static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const uint8_t *exponents, unsigned lowest,
-                             uint8_t *scales) {
+static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const uint8_t *exponents,
+                             unsigned lowest, uint8_t *scales) {
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++) {
         const size_t begin = b * WP_BLOCK, end = n_elems - begin < WP_BLOCK ? n_elems : begin + WP_BLOCK;
         uint64_t sum = 0;
@@ -158,7 +160,8 @@ static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n
     }
 }
 
-wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents, uint8_t *scales) {
+wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents,
+                               uint8_t *scales) {
     const wp_layout *l = differing(layout, shift);
     if (!l || n_elems == 0) return WP_ARGUMENT;
     const unsigned bytes = l->elem_bytes;
@@ -175,7 +178,8 @@ wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, co
 /* What a sign and a magnitude say, modulo 2^bits. */
 static inline uint32_t modular(uint32_t magnitude, uint32_t negative, unsigned bits) { return ((magnitude ^ (0u - negative)) + negative) & wp_word_mask(bits); }
 
-static inline void modular_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, uint32_t *differences) {
+static inline void modular_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float,
+                                 uint32_t *differences) {
     for (size_t i = 0; i < n_elems; i++) {
         uint32_t negative;
         const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, wp_load_word(base, bytes, i) >> shift, 8 * bytes - shift, is_float, &negative);
@@ -197,7 +201,10 @@ size_t wp_difference_extras_bound(size_t n_elems) { return n_elems * MAX_EXTRA /
 
 /* Frequent differences by value: open addressing, at most a quarter full. `class_of` is 0 where there is none. */
 enum { SLOTS = 256 };
-typedef struct { uint32_t value[SLOTS]; uint8_t class_of[SLOTS]; } frequent_table;
+typedef struct {
+    uint32_t value[SLOTS];
+    uint8_t class_of[SLOTS];
+} frequent_table;
 
 /* Where a value is, or would be. */
 static inline unsigned slot_of(const frequent_table *t, uint32_t value) {
@@ -217,10 +224,14 @@ static void fill_frequent(frequent_table *t, const uint8_t *frequent, unsigned n
 }
 
 /* What `code_words` makes; n_changed and extras_bytes at the end. */
-typedef struct { uint8_t *cells, *classes, *extras; uint32_t (*counts)[WP_N_CELLS * WP_N_CLASSES]; size_t n_changed, extras_bytes; } coded;
+typedef struct {
+    uint8_t *cells, *classes, *extras;
+    uint32_t (*counts)[WP_N_CELLS * WP_N_CLASSES];
+    size_t n_changed, extras_bytes;
+} coded;
 
-static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const wp_layout *l, const uint8_t *rates,
-                              uint8_t base_exponent, const frequent_table *frequent, coded *out) {
+static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const wp_layout *l,
+                              const uint8_t *rates, uint8_t base_exponent, const frequent_table *frequent, coded *out) {
     uint64_t held = 0; /* bits that are not written yet, `n_held` of them, below 8 after each element */
     unsigned n_held = 0;
     uint8_t *p = out->extras, *cells = out->cells, *classes = out->classes;
@@ -264,8 +275,9 @@ static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t 
     out->extras_bytes = (size_t)(p - out->extras) + (n_held != 0);
 }
 
-wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates, unsigned base_exponent,
-                             const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes, uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
+wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates,
+                             unsigned base_exponent, const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes,
+                             uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
     const wp_layout *l = differing(layout, shift);
     if (!l || base_exponent > 255 || n_frequent > WP_MAX_FREQUENT) return WP_ARGUMENT;
     frequent_table table;
@@ -275,10 +287,10 @@ wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *ele
     const unsigned bytes = l->elem_bytes;
     coded out = {cells, classes, extras, counts, 0, 0};
     memset(counts, 0, 2 * sizeof counts[0]);
-#define LOOP(bytes, shift, is_float)                                                                                                                \
-    do {                                                                                                                                            \
-        if (n_frequent) code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, &table, &out);                \
-        else code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, NULL, &out);                             \
+#define LOOP(bytes, shift, is_float)                                                                                              \
+    do {                                                                                                                          \
+        if (n_frequent) code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, &table, &out); \
+        else code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, NULL, &out);              \
     } while (0)
     FOR_KIND(LOOP);
 #undef LOOP
@@ -291,9 +303,11 @@ wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *ele
 /* ---- a base from the scales of rows and columns ---- */
 
 /* round(2^23 * (2^(k/16) - 1)) */
-static const uint32_t mantissas[16] = {0, 371395, 759234, 1164243, 1587184, 2028850, 2490071, 2971711, 3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309};
+static const uint32_t mantissas[16] = {0,       371395,  759234,  1164243, 1587184, 2028850, 2490071, 2971711,
+                                       3474675, 3999908, 4548394, 5121164, 5719293, 6343903, 6996167, 7677309};
 
-wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems, uint8_t *base) {
+wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems,
+                         uint8_t *base) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l || !wp_has_scales(l)) return WP_CORRUPT;
     if (n_cols == 0 || phase >= n_cols || n_scales < n_cols || (phase + n_elems + n_cols - 1) / n_cols != n_scales - n_cols) return WP_ARGUMENT;
@@ -307,7 +321,10 @@ wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales
         if (r != WP_NO_SCALE && c != WP_NO_SCALE && sum >= 16) word = sum >= 255 << 4 ? 0x7f7fffffu : (uint32_t)sum >> 4 << 23 | mantissas[sum & 15];
         word |= (uint32_t)(signs[i / 8] >> i % 8 & 1) << 31;
         wp_store_word(base, bytes, i, bytes == 2 ? word >> 16 : word);
-        if (++col == n_cols) { col = 0; row++; }
+        if (++col == n_cols) {
+            col = 0;
+            row++;
+        }
     }
     return WP_OK;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The hot loops of section 14, in plain C that compilers make vectors of; each kernels_<isa>.c includes it for its own instructions. A file whose vectors can may define
- * WP_NONZERO64(p), the mask of the bytes at p, 64 of them, that are not 0: then the unchanged elements among changed ones cost nothing; or WP_OWN_DIFFERENCES, where it has a
- * `differences` of its own.
+ * The hot loops of section 14, in plain C that compilers make vectors of; each kernels_<isa>.c includes it for its own instructions. A file whose vectors can
+ * may define WP_NONZERO64(p), the mask of the bytes at p, 64 of them, that are not 0: then the unchanged elements among changed ones cost nothing; or
+ * WP_OWN_DIFFERENCES, where it has a `differences` of its own.
  */
 #ifndef WP_DIFFERENCE_KERNELS_H
 #define WP_DIFFERENCE_KERNELS_H
@@ -31,17 +31,20 @@ static inline uint32_t read_one(uint64_t entry, const uint8_t *bits, uint64_t po
     return (magnitude ^ (0u - sign)) + sign;
 }
 
-static inline uint64_t read_all(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
+static inline uint64_t read_all(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes,
+                                wp_differences *d) {
     uint64_t all = 0;
-#define READ(i)                                                         \
-    const uint64_t entry = t->entry[classes[i]];                        \
-    const uint32_t one = read_one(entry, bits, position);               \
-    if (bytes == 2) d->of_2[i] = (uint16_t)one; else d->of_4[i] = one;  \
-    position += entry & 255;                                            \
+#define READ(i)                                           \
+    const uint64_t entry = t->entry[classes[i]];          \
+    const uint32_t one = read_one(entry, bits, position); \
+    if (bytes == 2) d->of_2[i] = (uint16_t)one;           \
+    else d->of_4[i] = one;                                \
+    position += entry & 255;                              \
     all |= entry
 #ifdef WP_NONZERO64
     if (m == WP_BLOCK) {
-        if (bytes == 2) memset(d->of_2, 0, sizeof d->of_2); else memset(d->of_4, 0, sizeof d->of_4);
+        if (bytes == 2) memset(d->of_2, 0, sizeof d->of_2);
+        else memset(d->of_4, 0, sizeof d->of_4);
         for (size_t half = 0; half < WP_BLOCK; half += 64)
             for (uint64_t changed = WP_NONZERO64(classes + half); changed; changed &= changed - 1) {
                 const size_t i = half + wp_lowest_bit(changed);
@@ -56,7 +59,8 @@ static inline uint64_t read_all(const wp_class_table *t, const uint8_t *classes,
 }
 
 /* Differences of the m <= 128 classes, whose extra bits are at `position`; returns the position behind them. As wide as the words, or 32 bits. */
-static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
+static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes,
+                            wp_differences *d) {
     return bytes == 2 ? read_all(t, classes, m, bits, position, 2, d) : read_all(t, classes, m, bits, position, 4, d);
 }
 #endif

@@ -9,12 +9,20 @@ const char *wp_isa_name(unsigned isa) { return isa < WP_N_ISAS ? names[isa] : NU
 #ifdef WP_X86_64
 #if defined(_MSC_VER) && !defined(__clang__) /* clang-cl has the intrinsic, but not in functions for every CPU */
 #include <intrin.h>
-static void cpuid(unsigned leaf, unsigned r[4]) { int v[4]; __cpuidex(v, (int)leaf, 0); for (int i = 0; i < 4; i++) r[i] = (unsigned)v[i]; }
+static void cpuid(unsigned leaf, unsigned r[4]) {
+    int v[4];
+    __cpuidex(v, (int)leaf, 0);
+    for (int i = 0; i < 4; i++) r[i] = (unsigned)v[i];
+}
 static uint64_t xgetbv0(void) { return _xgetbv(0); }
 #else
 #include <cpuid.h>
 static void cpuid(unsigned leaf, unsigned r[4]) { __cpuid_count(leaf, 0, r[0], r[1], r[2], r[3]); }
-static uint64_t xgetbv0(void) { uint32_t lo, hi; __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0)); return (uint64_t)hi << 32 | lo; }
+static uint64_t xgetbv0(void) {
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (uint64_t)hi << 32 | lo;
+}
 #endif
 
 static unsigned bit(unsigned word, unsigned i) { return word >> i & 1; }
@@ -40,9 +48,7 @@ int wp_isa_available(unsigned isa) {
            (saved & 0xe6) == 0xe6;
 }
 
-const wp_kernels *wp_kernels_of(unsigned isa) {
-    return isa == WP_ISA_AVX512 ? &wp_kernels_avx512 : isa == WP_ISA_AVX2 ? &wp_kernels_avx2 : &wp_kernels_scalar;
-}
+const wp_kernels *wp_kernels_of(unsigned isa) { return isa == WP_ISA_AVX512 ? &wp_kernels_avx512 : isa == WP_ISA_AVX2 ? &wp_kernels_avx2 : &wp_kernels_scalar; }
 #elif defined(WP_AARCH64)
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -59,7 +65,10 @@ int wp_isa_available(unsigned isa) { return isa == WP_ISA_SCALAR || (isa == WP_I
 const wp_kernels *wp_kernels_of(unsigned isa) { return isa == WP_ISA_NEON ? &wp_kernels_neon : &wp_kernels_scalar; }
 #else
 int wp_isa_available(unsigned isa) { return isa == WP_ISA_SCALAR; }
-const wp_kernels *wp_kernels_of(unsigned isa) { (void)isa; return &wp_kernels_scalar; }
+const wp_kernels *wp_kernels_of(unsigned isa) {
+    (void)isa;
+    return &wp_kernels_scalar;
+}
 #endif
 
 uint32_t wp_crc32c(unsigned isa, uint32_t crc, const uint8_t *data, size_t n_bytes) { return wp_kernels_of(isa)->crc32c(crc, data, n_bytes); }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * READ ME FIRST. One chunk, elements -> streams, while it is in the second-level cache. First batch by batch: take the elements' CRC and split them. Then,
- * plane by plane: histogram, codebook, stream, straight into the chunk. What else might shrink a plane (Huffman, zstd) is the caller's to try: he gets the planes and
- * what their statistics say.
+ * plane by plane: histogram, codebook, stream, straight into the chunk. What else might shrink a plane (Huffman, zstd) is the caller's to try: he gets the
+ * planes and what their statistics say.
  */
 #include "context.h"
 #include "mem.h"
@@ -17,7 +17,10 @@ static size_t count_repeats(const uint8_t *words, size_t n) {
     size_t repeats = 0, zeros = 0;
     for (size_t i = 0; i < n; i++) {
         uint64_t v = wp_load64(words + 8 * i);
-        if (v == 0) { repeats += zeros++ > 0; continue; }
+        if (v == 0) {
+            repeats += zeros++ > 0;
+            continue;
+        }
         size_t slot = (size_t)(v * 0x9E3779B97F4A7C15u >> 32) % TABLE_WORDS;
         while (table[slot] && table[slot] != v) slot = (slot + 1) % TABLE_WORDS;
         if (table[slot]) repeats++;
@@ -60,8 +63,8 @@ size_t wp_encode_bound(unsigned layout, size_t n_elems) {
 }
 
 /* Splits all elements and takes their CRC; returns the length of the bits. */
-static size_t split(const wp_kernels *k, unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint8_t *symbols, uint8_t *widths,
-                    uint8_t *bits, uint32_t *crc) {
+static size_t split(const wp_kernels *k, unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint8_t *symbols, uint8_t *widths, uint8_t *bits,
+                    uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     size_t bits_bytes = 0;
     for (size_t i = 0; i < n_elems; i += BATCH_ELEMS, elems += BATCH_ELEMS * l->elem_bytes) {
@@ -78,7 +81,8 @@ static size_t split(const wp_kernels *k, unsigned isa, unsigned layout, const ui
 static int all_equal(const uint8_t *p, size_t n) { return n == 0 || memcmp(p, p + 1, n - 1) == 0; }
 
 /* Encodes one plane at `out`, which has room for it raw; `next` is the plane that tells what to expect of this one, or NULL. */
-static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, unsigned most_tables, uint8_t *tables_scratch, uint8_t *scratch, uint8_t *out) {
+static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, unsigned most_tables, uint8_t *tables_scratch, uint8_t *scratch,
+                              uint8_t *out) {
     const size_t n = s->plane_bytes;
     s->codec = WP_RAW;
     s->n_bytes = s->rans_bytes = n;
@@ -90,7 +94,11 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t 
     }
     if (most_tables && next) {
         wp_status status = wp_context_encode(isa, next, s->plane, n, scratch, out, n - 1, &s->n_bytes);
-        if (status == WP_OK) { s->codec = WP_CONTEXT; s->rans_bytes = s->n_bytes; return WP_OK; }
+        if (status == WP_OK) {
+            s->codec = WP_CONTEXT;
+            s->rans_bytes = s->n_bytes;
+            return WP_OK;
+        }
         if (status != WP_NO_SPACE) return status;
         s->n_bytes = n;
     } else if (most_tables) {
@@ -104,11 +112,18 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t 
         wp_rans_tables tables = {0};
         if (most_tables > 1) wp_rans_choose_tables(s->plane, n, counts, most_tables, tables_scratch, &tables);
         const int several = tables.n_books && tables.cost_bytes < s->rans_bytes;
-        if (several) { s->rans_bytes = tables.cost_bytes; s->escapes = tables.escapes; }
+        if (several) {
+            s->rans_bytes = tables.cost_bytes;
+            s->escapes = tables.escapes;
+        }
         if (s->rans_bytes < n) {
-            if (several) status = wp_rans_encode_tables(isa, tables.books, tables.n_books, tables.ids, WP_TABLE_GROUPS, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+            if (several)
+                status = wp_rans_encode_tables(isa, tables.books, tables.n_books, tables.ids, WP_TABLE_GROUPS, s->plane, n, scratch, out, n - 1, &s->n_bytes);
             else status = wp_rans_encode_known(isa, &book, s->plane, n, scratch, out, n - 1, &s->n_bytes);
-            if (status == WP_OK) { s->codec = several ? WP_TABLES : WP_RANS; return WP_OK; }
+            if (status == WP_OK) {
+                s->codec = several ? WP_TABLES : WP_RANS;
+                return WP_OK;
+            }
             if (status != WP_NO_SPACE) return status;
             s->n_bytes = n;
         }
@@ -117,8 +132,8 @@ static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t 
     return WP_OK;
 }
 
-wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables,
-                          uint8_t *workspace, uint8_t *out, wp_encoded_chunk *chunk) {
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables, uint8_t *workspace,
+                          uint8_t *out, wp_encoded_chunk *chunk) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
     if (n_elems == 0 || n_elems > WP_MAX_CHUNK_BYTES / l->elem_bytes) return WP_ARGUMENT;
@@ -132,15 +147,22 @@ wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, s
     chunk->repeats = wp_sample_repeats(elems, n_elems * l->elem_bytes); /* after the split, which has brought them into the cache */
 
     wp_encoded_stream *s = chunk->streams;
-    for (unsigned p = 0; p < l->n_planes; p++, s++) { s->plane = workspace + p * n_elems; s->plane_bytes = n_elems; }
+    for (unsigned p = 0; p < l->n_planes; p++, s++) {
+        s->plane = workspace + p * n_elems;
+        s->plane_bytes = n_elems;
+    }
     if (l->raw_bits) {
-        s->plane = workspace + at.widths; s++->plane_bytes = n_blocks;
-        s->plane = workspace + at.bits; s++->plane_bytes = bits_bytes;
+        s->plane = workspace + at.widths;
+        s++->plane_bytes = n_blocks;
+        s->plane = workspace + at.bits;
+        s++->plane_bytes = bits_bytes;
     }
     chunk->n_streams = (unsigned)(s - chunk->streams);
 
     uint8_t *table = out + 4, *p = table + 4 * chunk->n_streams;
-    out[0] = WP_MODE_SPLIT; out[1] = (uint8_t)chunk->n_streams; out[2] = out[3] = 0;
+    out[0] = WP_MODE_SPLIT;
+    out[1] = (uint8_t)chunk->n_streams;
+    out[2] = out[3] = 0;
     for (unsigned i = 0; i < chunk->n_streams; i++, table += 4) {
         s = &chunk->streams[i];
         s->begin = (size_t)(p - out);

@@ -18,7 +18,10 @@ static int assign_codes(const uint8_t lengths[256], uint16_t codes[256]) {
     unsigned per_length[WP_MAX_CODE_BITS + 1] = {0}, next[WP_MAX_CODE_BITS + 1] = {0}, code = 0, filled = 0;
     for (int s = 0; s < 256; s++) {
         if (lengths[s] > WP_MAX_CODE_BITS) return 0;
-        if (lengths[s]) { per_length[lengths[s]]++; filled += 1u << (WP_MAX_CODE_BITS - lengths[s]); }
+        if (lengths[s]) {
+            per_length[lengths[s]]++;
+            filled += 1u << (WP_MAX_CODE_BITS - lengths[s]);
+        }
     }
     if (filled != 1u << WP_MAX_CODE_BITS) return 0;
     for (unsigned n = 1; n <= WP_MAX_CODE_BITS; n++) next[n] = code = (code + per_length[n - 1]) << 1;
@@ -86,19 +89,32 @@ wp_status wp_huffman_next(wp_huffman_decoder *d, uint8_t *out, size_t n) {
     size_t i = 0;
     /* The window's upper bits may hold part of the next byte already; OR-ing the same byte again changes nothing. */
 #define REFILL(r) (r.bits |= wp_load64(r.p) << r.n_bits, r.p += (63 - r.n_bits) >> 3, r.n_bits |= 56)
-#define ROUND(j) (out[i + 4 * j] = take(&a, table), out[i + 4 * j + 1] = take(&b, table), out[i + 4 * j + 2] = take(&c, table), out[i + 4 * j + 3] = take(&e, table))
+#define ROUND(j) \
+    (out[i + 4 * j] = take(&a, table), out[i + 4 * j + 1] = take(&b, table), out[i + 4 * j + 2] = take(&c, table), out[i + 4 * j + 3] = take(&e, table))
     while (n - i >= 16 && a.end - a.p >= 8 && b.end - b.p >= 8 && c.end - c.p >= 8 && e.end - e.p >= 8) {
-        REFILL(a); REFILL(b); REFILL(c); REFILL(e);
-        ROUND(0); ROUND(1); ROUND(2); ROUND(3); /* 4 * 12 bits <= 56 */
+        REFILL(a);
+        REFILL(b);
+        REFILL(c);
+        REFILL(e);
+        ROUND(0);
+        ROUND(1);
+        ROUND(2);
+        ROUND(3); /* 4 * 12 bits <= 56 */
         i += 16;
     }
 #undef ROUND
 #undef REFILL
-    d->in[0] = a; d->in[1] = b; d->in[2] = c; d->in[3] = e;
+    d->in[0] = a;
+    d->in[1] = b;
+    d->in[2] = c;
+    d->in[3] = e;
     for (; i < n; i++) {
         wp_bit_reader *r = &d->in[i % WP_HUFFMAN_STREAMS];
         r->bits &= ((uint64_t)1 << r->n_bits) - 1;
-        while (r->n_bits <= 48 && r->p < r->end) { r->bits |= (uint64_t)*r->p++ << r->n_bits; r->n_bits += 8; }
+        while (r->n_bits <= 48 && r->p < r->end) {
+            r->bits |= (uint64_t)*r->p++ << r->n_bits;
+            r->n_bits += 8;
+        }
         if (r->n_bits < table[r->bits & ((1u << WP_MAX_CODE_BITS) - 1)] >> 8) return WP_TRUNCATED;
         out[i] = take(r, table);
     }
@@ -168,7 +184,9 @@ wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, 
             size_t size = (size_t)(p - begin);
             if (size > WP_MAX_STREAM_BYTES) return WP_NO_SPACE;
             uint8_t *field = out + head - 9 + 3 * stream;
-            field[0] = (uint8_t)size; field[1] = (uint8_t)(size >> 8); field[2] = (uint8_t)(size >> 16);
+            field[0] = (uint8_t)size;
+            field[1] = (uint8_t)(size >> 8);
+            field[2] = (uint8_t)(size >> 16);
         }
     }
     *out_bytes = (size_t)(p - out);

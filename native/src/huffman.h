@@ -5,7 +5,11 @@
 
 enum { WP_HUFFMAN_STREAMS = 4 };
 
-typedef struct { const uint8_t *p, *end; uint64_t bits; unsigned n_bits; } wp_bit_reader;
+typedef struct {
+    const uint8_t *p, *end;
+    uint64_t bits;
+    unsigned n_bits;
+} wp_bit_reader;
 
 typedef struct {
     wp_bit_reader in[WP_HUFFMAN_STREAMS];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The hot loops, one table of function pointers for each ISA. A kernel sees whole groups of 128 elements only; the callers (split.c,
- * decode.c, rans.c, context.c, conditional.c) handle ends. Kernels have no state, allocate nothing, and must give the same bytes on every ISA: scalar is the definition.
+ * decode.c, rans.c, context.c, conditional.c) handle ends. Kernels have no state, allocate nothing, and must give the same bytes on every ISA: scalar is the
+ * definition.
  */
 #ifndef WP_KERNELS_H
 #define WP_KERNELS_H
@@ -43,7 +44,9 @@ static inline void wp_guard_stream(const uint8_t **p, const uint8_t **end, uint8
     if (*in_tail || *end - *p >= WP_TAIL) return;
     size_t left = (size_t)(*end - *p);
     for (size_t i = 0; i < WP_TAIL + WP_OVERREAD; i++) tail[i] = i < left ? (*p)[i] : 0;
-    *p = tail; *end = tail + left; *in_tail = 1;
+    *p = tail;
+    *end = tail + left;
+    *in_tail = 1;
 }
 
 /* Call before each group. Afterwards WP_OVERREAD bytes may be read at `renorm` and at `literals`. After a group that ran on tail copies, the kernel must check
@@ -53,8 +56,8 @@ static inline void wp_rans_guard(wp_rans_decoder *d) {
     wp_guard_stream(&d->literals, &d->literals_end, &d->literals_in_tail, d->literals_tail);
 }
 
-/* Section 8.8. Codebook b's rank r at [16 b + r]; the escape is a symbol of its own. step8[b], step4[2 b + i], step2[4 b + i], step1[8 b + i]: a slot above it belongs to rank
- * 8, to 4 + 8 i, 2 + 4 i, 1 + 2 i or more; 255 if there is no such rank. */
+/* Section 8.8. Codebook b's rank r at [16 b + r]; the escape is a symbol of its own. step8[b], step4[2 b + i], step2[4 b + i], step1[8 b + i]: a slot above it
+ * belongs to rank 8, to 4 + 8 i, 2 + 4 i, 1 + 2 i or more; 255 if there is no such rank. */
 enum { WP_CONDITIONAL_ESCAPE = 255 };
 
 typedef struct {
@@ -63,12 +66,18 @@ typedef struct {
     uint32_t by_slot[16 * 256]; /* [256 b + slot]: freq | (slot - start) << 8 | symbol << 16 */
 } wp_conditional_tables;
 
-/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8; of a frequent difference 0 | itself << 8; of one that must
- * not be, WP_NO_CLASS. The same by bytes, for vectors: extra bits, 0x80 for no class; and the magnitude. */
+/* Section 14.3. Of a class: how many extra bits it has, the sign among them, | the magnitude without them << 8; of a frequent difference 0 | itself << 8; of
+ * one that must not be, WP_NO_CLASS. The same by bytes, for vectors: extra bits, 0x80 for no class; and the magnitude. */
 #define WP_NO_CLASS ((uint64_t)1 << 63)
-typedef struct { uint64_t entry[WP_N_CLASSES]; uint8_t extra[WP_N_CLASSES], lead[4][WP_N_CLASSES]; } wp_class_table;
+typedef struct {
+    uint64_t entry[WP_N_CLASSES];
+    uint8_t extra[WP_N_CLASSES], lead[4][WP_N_CLASSES];
+} wp_class_table;
 /* Of a block: in 16 bits for words of 16, else in 32. */
-typedef union { uint16_t of_2[WP_BLOCK]; uint32_t of_4[WP_BLOCK]; } wp_differences;
+typedef union {
+    uint16_t of_2[WP_BLOCK];
+    uint32_t of_4[WP_BLOCK];
+} wp_differences;
 
 /* Section 8.6. A decoder between calls; `start[s - 1][c]` is where symbol s = 1, 2, 3 starts in context c. The same guard holds for `renorm`. */
 enum { WP_CONTEXT_SYMBOLS = 4 };
@@ -128,10 +137,13 @@ typedef struct {
     wp_status (*context_decode)(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups);
     void (*context_encode)(wp_context_encoder *e, const uint8_t *next, const uint8_t *symbols, size_t n_groups);
     /* Decodes one group of 128 symbols, each with the codebook row[context of its exponent] < n_tables of `d`; `t` says the same. */
-    wp_status (*conditional_decode)(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out);
-    /* Section 14, see difference_kernels.h. `differences` may read 16 bytes behind the last bit, and returns UINT64_MAX if there is a class that must not be. */
+    wp_status (*conditional_decode)(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
+                                    uint8_t *out);
+    /* Section 14, see difference_kernels.h. `differences` may read 16 bytes behind the last bit, and returns UINT64_MAX if there is a class that must not be.
+     */
     void (*exponents)(const uint8_t *base, size_t m, unsigned bytes, unsigned shift, unsigned mask, uint8_t *out);
-    uint64_t (*differences)(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d);
+    uint64_t (*differences)(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes,
+                            wp_differences *d);
     void (*apply)(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out);
     /* Whole blocks of full width: planes[p] + element, `bits` as in section 7.4 with w = raw_bits. Indexed by layout id. */
     void (*merge[WP_N_LAYOUTS])(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems);
@@ -140,16 +152,27 @@ typedef struct {
 } wp_kernels;
 
 /* The functions merge_<layout>() or split_<layout>() of a file, for the tables above. */
-#define WP_BY_LAYOUT(f)                                                                                                                            \
-    {[WP_BYTES1] = f##_bytes1, [WP_BYTES2] = f##_bytes2, [WP_BYTES4] = f##_bytes4, [WP_BYTES8] = f##_bytes8,                                       \
-     [WP_BF16] = f##_bf16, [WP_F16] = f##_f16, [WP_F32] = f##_f32, [WP_F64] = f##_f64, [WP_F8_E4M3] = f##_f8_e4m3, [WP_F8_E5M2] = f##_f8_e5m2,     \
-     [WP_BF16_LEAD] = f##_bf16_lead, [WP_F16_LEAD] = f##_f16_lead, [WP_F32_LEAD] = f##_f32_lead, [WP_F8_E4M3_LEAD] = f##_f8_e4m3_lead,             \
+#define WP_BY_LAYOUT(f)                    \
+    {[WP_BYTES1] = f##_bytes1,             \
+     [WP_BYTES2] = f##_bytes2,             \
+     [WP_BYTES4] = f##_bytes4,             \
+     [WP_BYTES8] = f##_bytes8,             \
+     [WP_BF16] = f##_bf16,                 \
+     [WP_F16] = f##_f16,                   \
+     [WP_F32] = f##_f32,                   \
+     [WP_F64] = f##_f64,                   \
+     [WP_F8_E4M3] = f##_f8_e4m3,           \
+     [WP_F8_E5M2] = f##_f8_e5m2,           \
+     [WP_BF16_LEAD] = f##_bf16_lead,       \
+     [WP_F16_LEAD] = f##_f16_lead,         \
+     [WP_F32_LEAD] = f##_f32_lead,         \
+     [WP_F8_E4M3_LEAD] = f##_f8_e4m3_lead, \
      [WP_F8_E5M2_LEAD] = f##_f8_e5m2_lead}
 
 extern const wp_kernels wp_kernels_scalar;
 /* Of ISAs that have no faster one. */
-wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
-                                       uint8_t *out);
+wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent,
+                                       const uint8_t *exponents, uint8_t *out);
 #if defined(__x86_64__) || defined(_M_X64)
 #define WP_X86_64 1
 extern const wp_kernels wp_kernels_avx2;

@@ -117,7 +117,10 @@ INLINE void v_store8(uint8_t *p, const V *v) {
     const V order = v_twice(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     V w[8], pair[8]; /* pair[2k], pair[2k + 1]: bytes 2k and 2k + 1 of the first and the last 16 elements */
     for (int k = 0; k < 8; k++) w[k] = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v[k], order), 0xD8);
-    for (int k = 0; k < 8; k += 2) { pair[k] = _mm256_unpacklo_epi8(w[k], w[k + 1]); pair[k + 1] = _mm256_unpackhi_epi8(w[k], w[k + 1]); }
+    for (int k = 0; k < 8; k += 2) {
+        pair[k] = _mm256_unpacklo_epi8(w[k], w[k + 1]);
+        pair[k + 1] = _mm256_unpackhi_epi8(w[k], w[k + 1]);
+    }
     for (int h = 0; h < 2; h++, p += 128) {
         V a0 = _mm256_unpacklo_epi16(pair[h], pair[h + 2]), a1 = _mm256_unpackhi_epi16(pair[h], pair[h + 2]);
         V b0 = _mm256_unpacklo_epi16(pair[h + 4], pair[h + 6]), b1 = _mm256_unpackhi_epi16(pair[h + 4], pair[h + 6]);
@@ -136,7 +139,10 @@ INLINE void v_load8(const uint8_t *p, V *v) {
     const V order = v_twice(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
     V w[8], x[8]; /* w: words of byte k of two elements; x[2k], x[2k + 1]: dwords of bytes 0..3 and 4..7 */
     for (int k = 0; k < 8; k++) w[k] = _mm256_shuffle_epi8(v_load(p + 32 * k), order);
-    for (int k = 0; k < 8; k += 2) { x[k] = _mm256_unpacklo_epi16(w[k], w[k + 1]); x[k + 1] = _mm256_unpackhi_epi16(w[k], w[k + 1]); }
+    for (int k = 0; k < 8; k += 2) {
+        x[k] = _mm256_unpacklo_epi16(w[k], w[k + 1]);
+        x[k + 1] = _mm256_unpackhi_epi16(w[k], w[k + 1]);
+    }
     for (int h = 0; h < 2; h++, v += 4) {
         V a0 = _mm256_unpacklo_epi32(x[h], x[h + 2]), a1 = _mm256_unpackhi_epi32(x[h], x[h + 2]);
         V b0 = _mm256_unpacklo_epi32(x[h + 4], x[h + 6]), b1 = _mm256_unpackhi_epi32(x[h + 4], x[h + 6]);
@@ -176,8 +182,10 @@ INLINE folded64 fold_open(uint64_t crc, const uint8_t *p) {
     return (folded64){_mm_xor_si128(load128(p), _mm_cvtsi32_si128((int)(uint32_t)crc)), load128(p + 16), load128(p + 32), load128(p + 48)};
 }
 INLINE void fold_step(folded64 *r, const uint8_t *p) {
-    r->a = fold(r->a, FOLD_BY_64, load128(p)); r->b = fold(r->b, FOLD_BY_64, load128(p + 16));
-    r->c = fold(r->c, FOLD_BY_64, load128(p + 32)); r->d = fold(r->d, FOLD_BY_64, load128(p + 48));
+    r->a = fold(r->a, FOLD_BY_64, load128(p));
+    r->b = fold(r->b, FOLD_BY_64, load128(p + 16));
+    r->c = fold(r->c, FOLD_BY_64, load128(p + 32));
+    r->d = fold(r->d, FOLD_BY_64, load128(p + 48));
 }
 /* The last 16 bytes stand for all before them: their CRC from a register of zero is the stream's. */
 INLINE uint64_t fold_close(const folded64 *r) {
@@ -195,7 +203,8 @@ static uint64_t crc_long(uint64_t crc, const uint8_t *p) {
         c = _mm_crc32_u64(c, wp_load64(q + 2 * RUN));
         if (++step == STEPS) break; /* c lacks its last word, which takes the other three along */
         c = _mm_crc32_u64(c, wp_load64(q + 2 * RUN + 8));
-        p += 64; q += 16;
+        p += 64;
+        q += 16;
         fold_step(&r, p);
     }
     return _mm_crc32_u64(c, wp_load64(q + 2 * RUN + 8) ^ shifted(fold_close(&r), 0x00bcf5f6) ^ shifted(a, 0x86d8e4d2) ^ shifted(b, 0x271d9844));
@@ -219,8 +228,9 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
 
 #include "lanes8.h"
 
-#define WP_NONZERO64(p) (~((uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_load(p), _mm256_setzero_si256())) | \
-                           (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_load((p) + 32), _mm256_setzero_si256())) << 32))
+#define WP_NONZERO64(p)                                                                                 \
+    (~((uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_load(p), _mm256_setzero_si256())) | \
+       (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(v_load((p) + 32), _mm256_setzero_si256())) << 32))
 #include "difference_kernels.h"
 
 INLINE __m128i expand_8_lanes(const uint8_t *p, uint32_t mask) {
@@ -265,9 +275,14 @@ typedef struct { V threshold_8, threshold_4, threshold_2, threshold_1, freqs, st
 
 INLINE decoder_tables load_decoder_tables(const wp_rans_table *t) {
     const V flip = v_set(0x80);
-    return (decoder_tables){_mm256_xor_si256(v_set(t->threshold[3][0]), flip), _mm256_xor_si256(table16(t->threshold[2]), flip),
-                            _mm256_xor_si256(table16(t->threshold[1]), flip), _mm256_xor_si256(table16(t->threshold[0]), flip), table16(t->freq),
-                            table16(t->start), table16(t->symbol), v_set(t->n_symbols)};
+    return (decoder_tables){_mm256_xor_si256(v_set(t->threshold[3][0]), flip),
+                            _mm256_xor_si256(table16(t->threshold[2]), flip),
+                            _mm256_xor_si256(table16(t->threshold[1]), flip),
+                            _mm256_xor_si256(table16(t->threshold[0]), flip),
+                            table16(t->freq),
+                            table16(t->start),
+                            table16(t->symbol),
+                            v_set(t->n_symbols)};
 }
 
 /* The next states: freq * (x >> 8) + bias, and the next bytes of the stream where that fell below 256. */
@@ -307,10 +322,12 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
     for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
         /* One comparison a pointer says both "time for the guard" and, on a tail copy, "beyond the end". */
         if (g == 0 || renorm > renorm_check || literals > literals_check) {
-            d->renorm = renorm; d->literals = literals;
+            d->renorm = renorm;
+            d->literals = literals;
             if (overran(d)) return WP_TRUNCATED;
             wp_rans_guard(d);
-            renorm = d->renorm; literals = d->literals;
+            renorm = d->renorm;
+            literals = d->literals;
             renorm_check = d->renorm_in_tail ? d->renorm_end : d->renorm_end - WP_TAIL;
             literals_check = d->literals_in_tail ? d->literals_end : d->literals_end - WP_TAIL;
         }
@@ -320,7 +337,8 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
         v_store(out + 96, decode_quarter(&s[3], &t, &renorm, &literals));
     }
     for (int i = 0; i < 4; i++) v_store2((uint8_t *)(d->x + 32 * i), s[i].lo_hi);
-    d->renorm = renorm; d->literals = literals;
+    d->renorm = renorm;
+    d->literals = literals;
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
@@ -333,7 +351,11 @@ INLINE V encode_words(V x, V freq, V start, V reciprocal) {
 }
 
 /* One 16-entry table for each high nibble that a coded symbol has; the tables' answers can be ORed. */
-typedef struct { unsigned n; V base[16], ranks[16]; V freqs, starts, reciprocals_low, reciprocals_high, escape; } encoder_tables;
+typedef struct {
+    unsigned n;
+    V base[16], ranks[16];
+    V freqs, starts, reciprocals_low, reciprocals_high, escape;
+} encoder_tables;
 
 INLINE V rank_of(const encoder_tables *t, V symbol) {
     V rank = _mm256_setzero_si256();
@@ -369,9 +391,14 @@ INLINE void encode_quarter(states *s, V symbol, const encoder_tables *t, uint8_t
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
     encoder_tables t;
     t.n = e->table->n_nibbles;
-    for (unsigned i = 0; i < t.n; i++) { t.base[i] = v_set((uint8_t)(16 * e->table->nibble[i])); t.ranks[i] = table16(e->table->ranks_of_nibble[i]); }
-    t.freqs = table16(e->table->freq8); t.starts = table16(e->table->start8);
-    t.reciprocals_low = table16(e->table->quotient_low); t.reciprocals_high = table16(e->table->quotient_high);
+    for (unsigned i = 0; i < t.n; i++) {
+        t.base[i] = v_set((uint8_t)(16 * e->table->nibble[i]));
+        t.ranks[i] = table16(e->table->ranks_of_nibble[i]);
+    }
+    t.freqs = table16(e->table->freq8);
+    t.starts = table16(e->table->start8);
+    t.reciprocals_low = table16(e->table->quotient_low);
+    t.reciprocals_high = table16(e->table->quotient_high);
     t.escape = v_set(e->table->n_symbols);
     uint8_t *renorm = e->renorm, *literals = e->literals;
     states s[4];
@@ -384,7 +411,8 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
         encode_quarter(&s[0], v_load(p), &t, &renorm, &literals);
     }
     for (int i = 0; i < 4; i++) v_store2((uint8_t *)(e->x + 32 * i), s[i].lo_hi);
-    e->renorm = renorm; e->literals = literals;
+    e->renorm = renorm;
+    e->literals = literals;
 }
 
 /* ---- rANS in a context ---- */
@@ -440,7 +468,8 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     uint8_t reciprocals_low[64], reciprocals_high[64];
     for (int i = 0; i < 64; i++) {
         uint32_t reciprocal = e->freq[i] > 1 ? 65536u / e->freq[i] : 65535u;
-        reciprocals_low[i] = (uint8_t)reciprocal; reciprocals_high[i] = (uint8_t)(reciprocal >> 8);
+        reciprocals_low[i] = (uint8_t)reciprocal;
+        reciprocals_high[i] = (uint8_t)(reciprocal >> 8);
     }
     const context_table freqs = load_context_table(e->freq), starts = load_context_table(e->start);
     const context_table low = load_context_table(reciprocals_low), high = load_context_table(reciprocals_high);
@@ -466,7 +495,8 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
 INLINE V conditional_quarter(states *s, V book, const wp_conditional_tables *t, const uint8_t **renorm, const uint8_t **literals) {
     const V zero = _mm256_setzero_si256(), fields = v_twice(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const V low = _mm256_unpacklo_epi8(s->lo_hi[0], book), high = _mm256_unpackhi_epi8(s->lo_hi[0], book);
-    const V index[4] = {_mm256_unpacklo_epi16(low, zero), _mm256_unpackhi_epi16(low, zero), _mm256_unpacklo_epi16(high, zero), _mm256_unpackhi_epi16(high, zero)};
+    const V index[4] = {_mm256_unpacklo_epi16(low, zero), _mm256_unpackhi_epi16(low, zero), _mm256_unpacklo_epi16(high, zero),
+                        _mm256_unpackhi_epi16(high, zero)};
     V found[4];
     for (int i = 0; i < 4; i++) found[i] = _mm256_shuffle_epi8(_mm256_i32gather_epi32((const int *)t->by_slot, index[i], 4), fields);
     const V a = _mm256_unpacklo_epi32(found[0], found[1]), b = _mm256_unpacklo_epi32(found[2], found[3]);
@@ -477,7 +507,8 @@ INLINE V conditional_quarter(states *s, V book, const wp_conditional_tables *t, 
     return symbol;
 }
 
-static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out) {
+static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
+                                    uint8_t *out) {
     const V books = table16(row), base = v_set(base_exponent), most = v_set(WP_N_CONTEXTS - 1);
     wp_rans_guard(d);
     for (int i = 0; i < 4; i++) {

@@ -15,8 +15,9 @@
 
 /* clang: "crc32" by name, because zig cc takes it out of its baseline and sse4.2 does not bring it back. */
 #if defined(__clang__)
-#pragma clang attribute push(                                                                                                          \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,vpclmulqdq,pclmul,sse4.2,crc32,bmi,bmi2,popcnt,avx2"))), \
+#pragma clang attribute push(                                                                                                                        \
+    __attribute__((                                                                                                                                  \
+        target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,vpclmulqdq,pclmul,sse4.2,crc32,bmi,bmi2,popcnt,avx2"))), \
     apply_to = function)
 #elif defined(__GNUC__)
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,vpclmulqdq,pclmul,sse4.2,bmi,bmi2,popcnt,avx2")
@@ -66,8 +67,10 @@ INLINE size_t v_count_window(const uint8_t *p, size_t n, uint8_t first, uint32_t
                 highs = _mm512_add_epi8(highs, _mm512_popcnt_epi8(_mm512_gf2p8affine_epi64_epi8(identity, _mm512_maskz_shuffle_epi8(~others, high, place), 0)));
                 for (; others; others &= others - 1) counts[p[i * V_LANES + _tzcnt_u64(others)]]++;
             }
-            words[0] = _mm512_add_epi16(words[0], v_and(lows, low8)); words[1] = _mm512_add_epi16(words[1], V_SHR(lows, 8));
-            words[2] = _mm512_add_epi16(words[2], v_and(highs, low8)); words[3] = _mm512_add_epi16(words[3], V_SHR(highs, 8));
+            words[0] = _mm512_add_epi16(words[0], v_and(lows, low8));
+            words[1] = _mm512_add_epi16(words[1], V_SHR(lows, 8));
+            words[2] = _mm512_add_epi16(words[2], v_and(highs, low8));
+            words[3] = _mm512_add_epi16(words[3], V_SHR(highs, 8));
         }
         uint16_t sums[4][32];
         for (int k = 0; k < 4; k++) _mm512_storeu_si512(sums[k], words[k]);
@@ -118,7 +121,10 @@ INLINE void v_store8(uint8_t *p, const V *v) {
     const V order = _mm512_loadu_si512(words_to_quarters);
     V w[8], pair[8]; /* pair[2k], pair[2k + 1]: bytes 2k and 2k + 1 of the first and the last 32 elements */
     for (int k = 0; k < 8; k++) w[k] = _mm512_permutexvar_epi16(order, v[k]);
-    for (int k = 0; k < 8; k += 2) { pair[k] = _mm512_unpacklo_epi8(w[k], w[k + 1]); pair[k + 1] = _mm512_unpackhi_epi8(w[k], w[k + 1]); }
+    for (int k = 0; k < 8; k += 2) {
+        pair[k] = _mm512_unpacklo_epi8(w[k], w[k + 1]);
+        pair[k + 1] = _mm512_unpackhi_epi8(w[k], w[k + 1]);
+    }
     for (int h = 0; h < 2; h++, p += 256) {
         V a0 = _mm512_unpacklo_epi16(pair[h], pair[h + 2]), a1 = _mm512_unpackhi_epi16(pair[h], pair[h + 2]);
         V b0 = _mm512_unpacklo_epi16(pair[h + 4], pair[h + 6]), b1 = _mm512_unpackhi_epi16(pair[h + 4], pair[h + 6]);
@@ -133,7 +139,10 @@ INLINE void v_load8(const uint8_t *p, V *v) {
     const V back = _mm512_loadu_si512(quarters_to_words);
     V w[8], x[8]; /* w: words of byte k of two elements; x[2k], x[2k + 1]: dwords of bytes 0..3 and 4..7 */
     for (int k = 0; k < 8; k++) w[k] = _mm512_shuffle_epi8(v_load(p + 64 * k), order);
-    for (int k = 0; k < 8; k += 2) { x[k] = _mm512_unpacklo_epi16(w[k], w[k + 1]); x[k + 1] = _mm512_unpackhi_epi16(w[k], w[k + 1]); }
+    for (int k = 0; k < 8; k += 2) {
+        x[k] = _mm512_unpacklo_epi16(w[k], w[k + 1]);
+        x[k + 1] = _mm512_unpackhi_epi16(w[k], w[k + 1]);
+    }
     for (int h = 0; h < 2; h++, v += 4) {
         V a0 = _mm512_unpacklo_epi32(x[h], x[h + 2]), a1 = _mm512_unpackhi_epi32(x[h], x[h + 2]);
         V b0 = _mm512_unpacklo_epi32(x[h + 4], x[h + 6]), b1 = _mm512_unpackhi_epi32(x[h + 4], x[h + 6]);
@@ -150,9 +159,7 @@ INLINE void v_load8(const uint8_t *p, V *v) {
 
 /* Register r, followed by D zero bits, is r_low * x^(D + 32) + r_high * x^(D - 32) mod P, where r_low and r_high are the (reflected) 64-bit halves. A
  * constant is x^n mod P with its 32 bits reversed, shifted left by one because the product of two reflected numbers comes out one place too low. */
-INLINE V fold(V r, V k, V data) {
-    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(r, k, 0x00), _mm512_clmulepi64_epi128(r, k, 0x11), data, 0x96);
-}
+INLINE V fold(V r, V k, V data) { return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(r, k, 0x00), _mm512_clmulepi64_epi128(r, k, 0x11), data, 0x96); }
 #define FOLD_CONSTANTS(low, high) _mm512_broadcast_i32x4(_mm_set_epi64x(high, low))
 
 static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
@@ -162,8 +169,10 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *p, size_t n) {
         V r0 = _mm512_xor_si512(v_load(p), _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)(uint32_t)c)));
         V r1 = v_load(p + 64), r2 = v_load(p + 128), r3 = v_load(p + 192);
         for (p += 256, n -= 256; n >= 256; p += 256, n -= 256) {
-            r0 = fold(r0, by_256, v_load(p)); r1 = fold(r1, by_256, v_load(p + 64));
-            r2 = fold(r2, by_256, v_load(p + 128)); r3 = fold(r3, by_256, v_load(p + 192));
+            r0 = fold(r0, by_256, v_load(p));
+            r1 = fold(r1, by_256, v_load(p + 64));
+            r2 = fold(r2, by_256, v_load(p + 128));
+            r3 = fold(r3, by_256, v_load(p + 192));
         }
         r0 = fold(fold(fold(r0, by_64, r1), by_64, r2), by_64, r3);
         for (; n >= 64; p += 64, n -= 64) r0 = fold(r0, by_64, v_load(p));
@@ -234,10 +243,12 @@ INLINE wp_status decode_groups(wp_rans_decoder *d, uint8_t *out, size_t n_groups
     for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
         /* One comparison a pointer says both "time for the guard" and, on a tail copy, "beyond the end". */
         if (g == 0 || renorm > renorm_check || literals > literals_check) {
-            d->renorm = renorm; d->literals = literals;
+            d->renorm = renorm;
+            d->literals = literals;
             if (overran(d)) return WP_TRUNCATED;
             wp_rans_guard(d);
-            renorm = d->renorm; literals = d->literals;
+            renorm = d->renorm;
+            literals = d->literals;
             renorm_check = d->renorm_in_tail ? d->renorm_end : d->renorm_end - WP_TAIL;
             literals_check = d->literals_in_tail ? d->literals_end : d->literals_end - WP_TAIL;
         }
@@ -246,7 +257,8 @@ INLINE wp_status decode_groups(wp_rans_decoder *d, uint8_t *out, size_t n_groups
     }
     v_store2((uint8_t *)d->x, s[0].lo_hi);
     v_store2((uint8_t *)(d->x + 64), s[1].lo_hi);
-    d->renorm = renorm; d->literals = literals;
+    d->renorm = renorm;
+    d->literals = literals;
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
@@ -269,7 +281,10 @@ INLINE V encode_words(V x, V freq, V start, V reciprocal) {
     return _mm512_mask_add_epi16(y, one_more, y, _mm512_sub_epi16(_mm512_set1_epi16(256), freq));
 }
 
-typedef struct { table256 ranks; V freqs, starts, reciprocals, escape; } encoder_tables;
+typedef struct {
+    table256 ranks;
+    V freqs, starts, reciprocals, escape;
+} encoder_tables;
 
 /* The next states of 64 lanes; full ones give a byte to the stream first. The reciprocals are those of the even and of the odd lanes. */
 INLINE void retreat(states *s, V freq, V start, V reciprocal_even, V reciprocal_odd, uint8_t **renorm) {
@@ -307,7 +322,8 @@ INLINE void encode_groups(wp_rans_encoder *e, const uint8_t *symbols, size_t n_g
     }
     v_store2((uint8_t *)e->x, s[0].lo_hi);
     v_store2((uint8_t *)(e->x + 64), s[1].lo_hi);
-    e->renorm = renorm; e->literals = literals;
+    e->renorm = renorm;
+    e->literals = literals;
 }
 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
@@ -376,7 +392,10 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
 
 /* ---- rANS with a codebook a symbol ---- */
 
-typedef struct { V step8, step4, step2, step1[2]; table256 freqs, starts, symbols; } conditional_tables;
+typedef struct {
+    V step8, step4, step2, step1[2];
+    table256 freqs, starts, symbols;
+} conditional_tables;
 
 /* The next bits of the stream, dealt out by a mask: its ones are where they go, the lowest first. */
 INLINE uint64_t deposit(const uint8_t *bits, uint64_t *position, uint64_t mask) {
@@ -437,8 +456,9 @@ INLINE uint64_t differences_64(const wp_class_table *t, const uint8_t *classes, 
         }
     } else {
         for (int i = 0; i < 4; i++) {
-            V bits32 = wider ? _mm512_loadu_si512((const uint8_t *)lanes + 64 * i)
-                       : wide ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint8_t *)lanes + 32 * i))) : part32(v, i);
+            V bits32 = wider  ? _mm512_loadu_si512((const uint8_t *)lanes + 64 * i)
+                       : wide ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)((const uint8_t *)lanes + 32 * i)))
+                              : part32(v, i);
             V magnitude = v_or(v_or(part32(&lead[0], i), _mm512_slli_epi32(part32(&lead[1], i), 8)),
                                v_or(_mm512_slli_epi32(part32(&lead[2], i), 16), _mm512_slli_epi32(part32(&lead[3], i), 24)));
             _mm512_storeu_si512(d + 64 * i, signed32(magnitude, bits32));
@@ -448,9 +468,13 @@ INLINE uint64_t differences_64(const wp_class_table *t, const uint8_t *classes, 
 }
 
 /* See difference_kernels.h. Extra bits are dealt out by pdep, as many elements at once as the widest among 64 allows. */
-static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes, wp_differences *d) {
+static uint64_t differences(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes,
+                            wp_differences *d) {
     uint8_t padded[WP_BLOCK] = {0};
-    if (m < WP_BLOCK) { memcpy(padded, classes, m); classes = padded; }
+    if (m < WP_BLOCK) {
+        memcpy(padded, classes, m);
+        classes = padded;
+    }
     for (size_t half = 0; half < WP_BLOCK && position != UINT64_MAX; half += 64)
         position = bytes == 2 ? differences_64(t, classes + half, bits, position, 2, (uint8_t *)(d->of_2 + half))
                               : differences_64(t, classes + half, bits, position, 4, (uint8_t *)(d->of_4 + half));
@@ -480,9 +504,10 @@ INLINE V conditional_half(states *s, V book, const conditional_tables *t, const 
     return symbol;
 }
 
-static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tables *c, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents, uint8_t *out) {
+static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tables *c, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
+                                    uint8_t *out) {
     const V books = table16(row), base = v_set(base_exponent);
-    const conditional_tables t = {table16(c->step8), v_load(c->step4), v_load(c->step2), {v_load(c->step1), v_load(c->step1 + 64)},
+    const conditional_tables t = {table16(c->step8),      v_load(c->step4),        v_load(c->step2),        {v_load(c->step1), v_load(c->step1 + 64)},
                                   load_table256(c->freq), load_table256(c->start), load_table256(c->symbol)};
     states s[2];
     v_load2((const uint8_t *)d->x, s[0].lo_hi);

@@ -41,26 +41,28 @@ MERGE(bytes1) {
     for (size_t i = 0; i < n_blocks * WP_BLOCK; i += V_LANES) v_store(elems + i, v_load(planes[0] + i));
 }
 SPLIT(bytes1) {
-    (void)widths; (void)bits;
+    (void)widths;
+    (void)bits;
     for (size_t i = 0; i < n_blocks * WP_BLOCK; i += V_LANES) v_store(planes[0] + i, v_load(elems + i));
 }
 
-#define BYTES_LAYOUT(n)                                                                                  \
-    MERGE(bytes##n) {                                                                                    \
-        (void)bits;                                                                                      \
-        for (size_t i = 0; i < n_blocks * WP_BLOCK; i += V_LANES) {                                      \
-            V v[n];                                                                                      \
-            for (int p = 0; p < n; p++) v[p] = v_load(planes[p] + i);                                    \
-            v_store##n(elems + n * i, v);                                                                \
-        }                                                                                                \
-    }                                                                                                    \
-    SPLIT(bytes##n) {                                                                                    \
-        (void)widths; (void)bits;                                                                        \
-        for (size_t i = 0; i < n_blocks * WP_BLOCK; i += V_LANES) {                                      \
-            V v[n];                                                                                      \
-            v_load##n(elems + n * i, v);                                                                 \
-            for (int p = 0; p < n; p++) v_store(planes[p] + i, v[p]);                                    \
-        }                                                                                                \
+#define BYTES_LAYOUT(n)                                               \
+    MERGE(bytes##n) {                                                 \
+        (void)bits;                                                   \
+        for (size_t i = 0; i < n_blocks * WP_BLOCK; i += V_LANES) {   \
+            V v[n];                                                   \
+            for (int p = 0; p < n; p++) v[p] = v_load(planes[p] + i); \
+            v_store##n(elems + n * i, v);                             \
+        }                                                             \
+    }                                                                 \
+    SPLIT(bytes##n) {                                                 \
+        (void)widths;                                                 \
+        (void)bits;                                                   \
+        for (size_t i = 0; i < n_blocks * WP_BLOCK; i += V_LANES) {   \
+            V v[n];                                                   \
+            v_load##n(elems + n * i, v);                              \
+            for (int p = 0; p < n; p++) v_store(planes[p] + i, v[p]); \
+        }                                                             \
     }
 BYTES_LAYOUT(2)
 BYTES_LAYOUT(4)
@@ -111,7 +113,9 @@ SPLIT(f16) {
             v_load2(elems + 2 * i, v);
             v_store(e_plane + i, v_and(V_SHR(v[1], 2), v_set(0x1f)));
             v_store(bits + i, v_select(v_set(0x80), v[1], v_select(v_set(0x60), V_SHL(v[1], 5), v_and(V_SHR(v[0], 3), v_set(0x1f)))));
-            v_to_bits(low, v[0], 2); v_to_bits(low + BIT_PLANE, v[0], 1); v_to_bits(low + 2 * BIT_PLANE, v[0], 0);
+            v_to_bits(low, v[0], 2);
+            v_to_bits(low + BIT_PLANE, v[0], 1);
+            v_to_bits(low + 2 * BIT_PLANE, v[0], 0);
         }
     }
 }
@@ -170,8 +174,11 @@ SPLIT(f64) {
             v_store(planes[1] + b * WP_BLOCK + i, v_and(V_SHR(v[7], 4), low3));
             v_store(bits + i, v_select(v_set(0x80), v[7], v_select(low3, V_SHR(v[5], 5), V_SHL(v[6], 3))));
             for (int k = 1; k < 6; k++) v_store(bits + k * WP_BLOCK + i, v_select(low3, V_SHR(v[5 - k], 5), V_SHL(v[6 - k], 3)));
-            v_to_bits(low, v[0], 4); v_to_bits(low + BIT_PLANE, v[0], 3); v_to_bits(low + 2 * BIT_PLANE, v[0], 2);
-            v_to_bits(low + 3 * BIT_PLANE, v[0], 1); v_to_bits(low + 4 * BIT_PLANE, v[0], 0);
+            v_to_bits(low, v[0], 4);
+            v_to_bits(low + BIT_PLANE, v[0], 3);
+            v_to_bits(low + 2 * BIT_PLANE, v[0], 2);
+            v_to_bits(low + 3 * BIT_PLANE, v[0], 1);
+            v_to_bits(low + 4 * BIT_PLANE, v[0], 0);
         }
     }
 }
@@ -192,7 +199,10 @@ SPLIT(f8_e4m3) {
             uint8_t *low = bits + i / 8;
             V v = v_load(elems + i);
             v_store(planes[0] + b * WP_BLOCK + i, v_and(V_SHR(v, 3), v_set(0x0f)));
-            v_to_bits(low, v, 7); v_to_bits(low + BIT_PLANE, v, 2); v_to_bits(low + 2 * BIT_PLANE, v, 1); v_to_bits(low + 3 * BIT_PLANE, v, 0);
+            v_to_bits(low, v, 7);
+            v_to_bits(low + BIT_PLANE, v, 2);
+            v_to_bits(low + 2 * BIT_PLANE, v, 1);
+            v_to_bits(low + 3 * BIT_PLANE, v, 0);
         }
     }
 }
@@ -212,7 +222,9 @@ SPLIT(f8_e5m2) {
             uint8_t *low = bits + i / 8;
             V v = v_load(elems + i);
             v_store(planes[0] + b * WP_BLOCK + i, v_and(V_SHR(v, 2), v_set(0x1f)));
-            v_to_bits(low, v, 7); v_to_bits(low + BIT_PLANE, v, 1); v_to_bits(low + 2 * BIT_PLANE, v, 0);
+            v_to_bits(low, v, 7);
+            v_to_bits(low + BIT_PLANE, v, 1);
+            v_to_bits(low + 2 * BIT_PLANE, v, 0);
         }
     }
 }
@@ -242,8 +254,11 @@ SPLIT(bf16_lead) {
             v_store(planes[0] + i, v_and(V_SHR(v[0], 5), low2));
             v_store(planes[1] + i, v_select(low1, V_SHR(v[0], 7), V_SHL(v[1], 1)));
             v_to_bits(low, v[1], 7);
-            v_to_bits(low + BIT_PLANE, v[0], 4); v_to_bits(low + 2 * BIT_PLANE, v[0], 3); v_to_bits(low + 3 * BIT_PLANE, v[0], 2);
-            v_to_bits(low + 4 * BIT_PLANE, v[0], 1); v_to_bits(low + 5 * BIT_PLANE, v[0], 0);
+            v_to_bits(low + BIT_PLANE, v[0], 4);
+            v_to_bits(low + 2 * BIT_PLANE, v[0], 3);
+            v_to_bits(low + 3 * BIT_PLANE, v[0], 2);
+            v_to_bits(low + 4 * BIT_PLANE, v[0], 1);
+            v_to_bits(low + 5 * BIT_PLANE, v[0], 0);
         }
     }
 }
@@ -298,8 +313,12 @@ SPLIT(f32_lead) {
             v_store(planes[1] + b * WP_BLOCK + i, v_select(low1, V_SHR(v[2], 7), V_SHL(v[3], 1)));
             v_store(bits + i, v_select(sign, v[3], v_select(low2, V_SHR(v[1], 6), V_SHL(v[2], 2))));
             v_store(bits + WP_BLOCK + i, v_select(low2, V_SHR(v[0], 6), V_SHL(v[1], 2)));
-            v_to_bits(low, v[0], 5); v_to_bits(low + BIT_PLANE, v[0], 4); v_to_bits(low + 2 * BIT_PLANE, v[0], 3);
-            v_to_bits(low + 3 * BIT_PLANE, v[0], 2); v_to_bits(low + 4 * BIT_PLANE, v[0], 1); v_to_bits(low + 5 * BIT_PLANE, v[0], 0);
+            v_to_bits(low, v[0], 5);
+            v_to_bits(low + BIT_PLANE, v[0], 4);
+            v_to_bits(low + 2 * BIT_PLANE, v[0], 3);
+            v_to_bits(low + 3 * BIT_PLANE, v[0], 2);
+            v_to_bits(low + 4 * BIT_PLANE, v[0], 1);
+            v_to_bits(low + 5 * BIT_PLANE, v[0], 0);
         }
     }
 }
@@ -318,7 +337,8 @@ SPLIT(f8_e4m3_lead) {
             V v = v_load(elems + b * WP_BLOCK + i);
             v_store(planes[0] + b * WP_BLOCK + i, v_and(V_SHR(v, 1), v_set(3)));
             v_store(planes[1] + b * WP_BLOCK + i, v_and(V_SHR(v, 3), v_set(0x0f)));
-            v_to_bits(bits + i / 8, v, 7); v_to_bits(bits + BIT_PLANE + i / 8, v, 0);
+            v_to_bits(bits + i / 8, v, 7);
+            v_to_bits(bits + BIT_PLANE + i / 8, v, 0);
         }
     }
 }
@@ -351,8 +371,14 @@ static void count_bytes(const uint8_t *symbols, size_t n, uint32_t counts[256]) 
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         uint64_t v = wp_load64(symbols + i);
-        c[0][v & 255]++; c[1][v >> 8 & 255]++; c[2][v >> 16 & 255]++; c[3][v >> 24 & 255]++;
-        c[4][v >> 32 & 255]++; c[5][v >> 40 & 255]++; c[6][v >> 48 & 255]++; c[7][v >> 56]++;
+        c[0][v & 255]++;
+        c[1][v >> 8 & 255]++;
+        c[2][v >> 16 & 255]++;
+        c[3][v >> 24 & 255]++;
+        c[4][v >> 32 & 255]++;
+        c[5][v >> 40 & 255]++;
+        c[6][v >> 48 & 255]++;
+        c[7][v >> 56]++;
     }
     for (; i < n; i++) c[0][symbols[i]]++;
     for (int s = 0; s < 256; s++) counts[s] = c[0][s] + c[1][s] + c[2][s] + c[3][s] + c[4][s] + c[5][s] + c[6][s] + c[7][s];
@@ -371,14 +397,20 @@ static int find_window(const uint8_t *symbols, size_t n) {
     int begin = 0;
     for (int s = 0; s < 256; s++) {
         in_window += counts[s] - (s < WINDOW ? 0 : counts[s - WINDOW]);
-        if (in_window > most) { most = in_window; begin = s < WINDOW ? 0 : s - WINDOW + 1; }
+        if (in_window > most) {
+            most = in_window;
+            begin = s < WINDOW ? 0 : s - WINDOW + 1;
+        }
     }
     return SAMPLE - most > SAMPLE / 64 ? -1 : begin;
 }
 
 static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     int begin = n < 8 * SAMPLE ? -1 : find_window(symbols, n);
-    if (begin < 0) { count_bytes(symbols, n, counts); return; }
+    if (begin < 0) {
+        count_bytes(symbols, n, counts);
+        return;
+    }
     memset(counts, 0, 256 * sizeof *counts);
     size_t done = v_count_window(symbols, n, (uint8_t)begin, counts);
     for (; done < n; done++) counts[symbols[done]]++;

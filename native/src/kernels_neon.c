@@ -72,12 +72,19 @@ INLINE size_t v_count_window(const uint8_t *p, size_t n, uint8_t first, uint32_t
 }
 
 /* clang has the stores as macros, which take a compound literal's commas for their own. */
-INLINE void v_store2(uint8_t *p, const V *v) { const uint8x16x2_t both = {{v[0], v[1]}}; vst2q_u8(p, both); }
+INLINE void v_store2(uint8_t *p, const V *v) {
+    const uint8x16x2_t both = {{v[0], v[1]}};
+    vst2q_u8(p, both);
+}
 INLINE void v_load2(const uint8_t *p, V *v) {
     uint8x16x2_t x = vld2q_u8(p);
-    v[0] = x.val[0]; v[1] = x.val[1];
+    v[0] = x.val[0];
+    v[1] = x.val[1];
 }
-INLINE void v_store4(uint8_t *p, const V *v) { const uint8x16x4_t all = {{v[0], v[1], v[2], v[3]}}; vst4q_u8(p, all); }
+INLINE void v_store4(uint8_t *p, const V *v) {
+    const uint8x16x4_t all = {{v[0], v[1], v[2], v[3]}};
+    vst4q_u8(p, all);
+}
 INLINE void v_load4(const uint8_t *p, V *v) {
     uint8x16x4_t x = vld4q_u8(p);
     for (int k = 0; k < 4; k++) v[k] = x.val[k];
@@ -85,7 +92,10 @@ INLINE void v_load4(const uint8_t *p, V *v) {
 /* Bytes k and k + 4 alternate in a vector, so that interleaving four of them interleaves eight bytes. */
 INLINE void v_store8(uint8_t *p, const V *v) {
     V low[4], high[4];
-    for (int k = 0; k < 4; k++) { low[k] = vzip1q_u8(v[k], v[k + 4]); high[k] = vzip2q_u8(v[k], v[k + 4]); }
+    for (int k = 0; k < 4; k++) {
+        low[k] = vzip1q_u8(v[k], v[k + 4]);
+        high[k] = vzip2q_u8(v[k], v[k + 4]);
+    }
     v_store4(p, low);
     v_store4(p + 64, high);
 }
@@ -93,7 +103,10 @@ INLINE void v_load8(const uint8_t *p, V *v) {
     V low[4], high[4];
     v_load4(p, low);
     v_load4(p + 64, high);
-    for (int k = 0; k < 4; k++) { v[k] = vuzp1q_u8(low[k], high[k]); v[k + 4] = vuzp2q_u8(low[k], high[k]); }
+    for (int k = 0; k < 4; k++) {
+        v[k] = vuzp1q_u8(low[k], high[k]);
+        v[k + 4] = vuzp2q_u8(low[k], high[k]);
+    }
 }
 
 #include "kernels_generic.h"
@@ -176,7 +189,11 @@ INLINE V look_up(V table, V index) { return vqtbl1q_u8(table, index); }
 typedef struct { V lo[4], hi[4]; } states;
 
 INLINE void load_states(states *s, const uint16_t *x) {
-    for (int i = 0; i < 4; i++) { uint8x16x2_t v = vld2q_u8((const uint8_t *)(x + 16 * i)); s->lo[i] = v.val[0]; s->hi[i] = v.val[1]; }
+    for (int i = 0; i < 4; i++) {
+        uint8x16x2_t v = vld2q_u8((const uint8_t *)(x + 16 * i));
+        s->lo[i] = v.val[0];
+        s->hi[i] = v.val[1];
+    }
 }
 INLINE void store_states(uint16_t *x, const states *s) {
     for (int i = 0; i < 4; i++) {
@@ -189,8 +206,8 @@ INLINE void store_states(uint16_t *x, const states *s) {
 typedef struct { V threshold_8, threshold_4, threshold_2, threshold_1, freqs, starts, symbols, escape; } decoder_tables;
 
 INLINE decoder_tables load_decoder_tables(const wp_rans_table *t) {
-    return (decoder_tables){v_set(t->threshold[3][0]), v_load(t->threshold[2]), v_load(t->threshold[1]), v_load(t->threshold[0]), v_load(t->freq), v_load(t->start),
-                            v_load(t->symbol), v_set(t->n_symbols)};
+    return (decoder_tables){v_set(t->threshold[3][0]), v_load(t->threshold[2]), v_load(t->threshold[1]), v_load(t->threshold[0]),
+                            v_load(t->freq),           v_load(t->start),        v_load(t->symbol),       v_set(t->n_symbols)};
 }
 
 /* One symbol for each of 64 lanes. */
@@ -234,10 +251,12 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
     for (size_t g = 0; g < n_groups; g++, out += WP_BLOCK) {
         /* One comparison a pointer says both "time for the guard" and, on a tail copy, "beyond the end". */
         if (g == 0 || renorm > renorm_check || literals > literals_check) {
-            d->renorm = renorm; d->literals = literals;
+            d->renorm = renorm;
+            d->literals = literals;
             if (overran(d)) return WP_TRUNCATED;
             wp_rans_guard(d);
-            renorm = d->renorm; literals = d->literals;
+            renorm = d->renorm;
+            literals = d->literals;
             renorm_check = d->renorm_in_tail ? d->renorm_end : d->renorm_end - WP_TAIL;
             literals_check = d->literals_in_tail ? d->literals_end : d->literals_end - WP_TAIL;
         }
@@ -246,12 +265,17 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
     }
     store_states(d->x, &first);
     store_states(d->x + 64, &second);
-    d->renorm = renorm; d->literals = literals;
+    d->renorm = renorm;
+    d->literals = literals;
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
 /* One 16-entry table for each high nibble that a coded symbol has; the tables' answers can be ORed: a look-up beyond a table gives 0 too. */
-typedef struct { unsigned n; V base[16], ranks[16]; V freqs, starts, reciprocals_low, reciprocals_high, escape; } encoder_tables;
+typedef struct {
+    unsigned n;
+    V base[16], ranks[16];
+    V freqs, starts, reciprocals_low, reciprocals_high, escape;
+} encoder_tables;
 
 INLINE V rank_of(const encoder_tables *t, V symbol) {
     V rank = v_set(0);
@@ -287,10 +311,10 @@ INLINE void encode_half(states *s, const uint8_t *symbols, const encoder_tables 
         const V zero = v_set(0), start = look_up(t->starts, rank[i]);
         V lo = v_select(full[i], s->hi[i], s->lo[i]), hi = vbicq_u8(s->hi[i], full[i]);
         V reciprocal_low = look_up(t->reciprocals_low, rank[i]), reciprocal_high = look_up(t->reciprocals_high, rank[i]);
-        V first = vreinterpretq_u8_u16(encode_words(low_words(lo, hi), low_words(freq[i], zero), low_words(start, zero),
-                                                    low_words(reciprocal_low, reciprocal_high)));
-        V second = vreinterpretq_u8_u16(encode_words(high_words(lo, hi), high_words(freq[i], zero), high_words(start, zero),
-                                                     high_words(reciprocal_low, reciprocal_high)));
+        V first = vreinterpretq_u8_u16(
+            encode_words(low_words(lo, hi), low_words(freq[i], zero), low_words(start, zero), low_words(reciprocal_low, reciprocal_high)));
+        V second = vreinterpretq_u8_u16(
+            encode_words(high_words(lo, hi), high_words(freq[i], zero), high_words(start, zero), high_words(reciprocal_low, reciprocal_high)));
         s->lo[i] = vuzp1q_u8(first, second);
         s->hi[i] = vuzp2q_u8(first, second);
     }
@@ -299,9 +323,14 @@ INLINE void encode_half(states *s, const uint8_t *symbols, const encoder_tables 
 static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_groups) {
     encoder_tables t;
     t.n = e->table->n_nibbles;
-    for (unsigned i = 0; i < t.n; i++) { t.base[i] = v_set((uint8_t)(16 * e->table->nibble[i])); t.ranks[i] = v_load(e->table->ranks_of_nibble[i]); }
-    t.freqs = v_load(e->table->freq8); t.starts = v_load(e->table->start8);
-    t.reciprocals_low = v_load(e->table->quotient_low); t.reciprocals_high = v_load(e->table->quotient_high);
+    for (unsigned i = 0; i < t.n; i++) {
+        t.base[i] = v_set((uint8_t)(16 * e->table->nibble[i]));
+        t.ranks[i] = v_load(e->table->ranks_of_nibble[i]);
+    }
+    t.freqs = v_load(e->table->freq8);
+    t.starts = v_load(e->table->start8);
+    t.reciprocals_low = v_load(e->table->quotient_low);
+    t.reciprocals_high = v_load(e->table->quotient_high);
     t.escape = v_set(e->table->n_symbols);
     uint8_t *renorm = e->renorm, *literals = e->literals;
     states first, second;
@@ -314,7 +343,8 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
     }
     store_states(e->x, &first);
     store_states(e->x + 64, &second);
-    e->renorm = renorm; e->literals = literals;
+    e->renorm = renorm;
+    e->literals = literals;
 }
 
 /* ---- rANS in a context ---- */
@@ -362,7 +392,10 @@ static wp_status context_decode(wp_context_decoder *d, const uint8_t *next, uint
     return WP_OK;
 }
 
-typedef struct { V base; uint8x16x4_t freqs, starts, reciprocals_low, reciprocals_high; } context_tables;
+typedef struct {
+    V base;
+    uint8x16x4_t freqs, starts, reciprocals_low, reciprocals_high;
+} context_tables;
 
 INLINE uint8x16x4_t load_table64(const uint8_t *t) { return (uint8x16x4_t){{v_load(t), v_load(t + 16), v_load(t + 32), v_load(t + 48)}}; }
 
@@ -378,10 +411,10 @@ INLINE void context_encode_half(states *s, const uint8_t *next, const uint8_t *s
         const V zero = v_set(0), start = vqtbl4q_u8(t->starts, index[i]);
         V lo = v_select(full[i], s->hi[i], s->lo[i]), hi = vbicq_u8(s->hi[i], full[i]);
         V reciprocal_low = vqtbl4q_u8(t->reciprocals_low, index[i]), reciprocal_high = vqtbl4q_u8(t->reciprocals_high, index[i]);
-        V first = vreinterpretq_u8_u16(encode_words(low_words(lo, hi), low_words(freq[i], zero), low_words(start, zero),
-                                                    low_words(reciprocal_low, reciprocal_high)));
-        V second = vreinterpretq_u8_u16(encode_words(high_words(lo, hi), high_words(freq[i], zero), high_words(start, zero),
-                                                     high_words(reciprocal_low, reciprocal_high)));
+        V first = vreinterpretq_u8_u16(
+            encode_words(low_words(lo, hi), low_words(freq[i], zero), low_words(start, zero), low_words(reciprocal_low, reciprocal_high)));
+        V second = vreinterpretq_u8_u16(
+            encode_words(high_words(lo, hi), high_words(freq[i], zero), high_words(start, zero), high_words(reciprocal_low, reciprocal_high)));
         s->lo[i] = vuzp1q_u8(first, second);
         s->hi[i] = vuzp2q_u8(first, second);
     }
@@ -391,7 +424,8 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     uint8_t reciprocals_low[64], reciprocals_high[64];
     for (int i = 0; i < 64; i++) {
         uint32_t reciprocal = e->freq[i] > 1 ? 65536u / e->freq[i] : 65535u;
-        reciprocals_low[i] = (uint8_t)reciprocal; reciprocals_high[i] = (uint8_t)(reciprocal >> 8);
+        reciprocals_low[i] = (uint8_t)reciprocal;
+        reciprocals_high[i] = (uint8_t)(reciprocal >> 8);
     }
     const context_tables t = {v_set(e->base), load_table64(e->freq), load_table64(e->start), load_table64(reciprocals_low), load_table64(reciprocals_high)};
     uint8_t *renorm = e->renorm;

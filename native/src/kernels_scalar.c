@@ -28,8 +28,14 @@ static void histogram(const uint8_t *symbols, size_t n, uint32_t counts[256]) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         uint64_t v = wp_load64(symbols + i);
-        c[0][v & 255]++; c[1][v >> 8 & 255]++; c[2][v >> 16 & 255]++; c[3][v >> 24 & 255]++;
-        c[0][v >> 32 & 255]++; c[1][v >> 40 & 255]++; c[2][v >> 48 & 255]++; c[3][v >> 56]++;
+        c[0][v & 255]++;
+        c[1][v >> 8 & 255]++;
+        c[2][v >> 16 & 255]++;
+        c[3][v >> 24 & 255]++;
+        c[0][v >> 32 & 255]++;
+        c[1][v >> 40 & 255]++;
+        c[2][v >> 48 & 255]++;
+        c[3][v >> 56]++;
     }
     for (; i < n; i++) c[0][symbols[i]]++;
     for (int s = 0; s < 256; s++) counts[s] = c[0][s] + c[1][s] + c[2][s] + c[3][s];
@@ -59,15 +65,16 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
         if (any >> 24)
             for (int l = 0; l < WP_BLOCK; l++)
                 if (escapes[l]) out[l] = *q++;
-        d->renorm = p; d->literals = q;
+        d->renorm = p;
+        d->literals = q;
         if ((d->renorm_in_tail && p > d->renorm_end) || (d->literals_in_tail && q > d->literals_end)) return WP_TRUNCATED;
     }
     memcpy(d->x, x, sizeof x);
     return WP_OK;
 }
 
-wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *tables, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
-                                       uint8_t *out) {
+wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *tables, const uint8_t row[16], uint8_t base_exponent,
+                                       const uint8_t *exponents, uint8_t *out) {
     const wp_rans_table *const restrict of_book = d->tables;
     uint16_t x[WP_BLOCK];
     (void)tables;
@@ -91,7 +98,8 @@ wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_
         for (int l = 0; l < WP_BLOCK; l++)
             if (escapes[l]) out[l] = *q++;
     memcpy(d->x, x, sizeof x);
-    d->renorm = p; d->literals = q;
+    d->renorm = p;
+    d->literals = q;
     return (d->renorm_in_tail && p > d->renorm_end) || (d->literals_in_tail && q > d->literals_end) ? WP_TRUNCATED : WP_OK;
 }
 
@@ -118,7 +126,8 @@ static void rans_encode(wp_rans_encoder *e, const uint8_t *symbols, size_t n_gro
         }
     }
     memcpy(e->x, x, sizeof x);
-    e->renorm = renorm; e->literals = literals;
+    e->renorm = renorm;
+    e->literals = literals;
 }
 
 static wp_status context_decode(wp_context_decoder *d, const uint8_t *next, uint8_t *out, size_t n_groups) {
@@ -164,53 +173,52 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
 
 /* ---- planes ---- */
 
-/* One float layout: `man` raw mantissa bits below `exp` bits of symbols below the sign. If those have two planes, the first has the `low` lowest of them (0: there is
- * one plane). `word` holds an element, and is no wider than it need be, so that
- * compilers make vectors of the loops. */
-#define FLOAT_LAYOUT(name, bytes, low, exp, man, word)                                                                                             \
-    static void merge_##name(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                            \
-        enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                                \
-        word raw[WP_BLOCK], out[WP_BLOCK];                                                                                                    \
-        for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                                    \
-            const uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = low ? planes[1] + b * WP_BLOCK : e0;                                      \
-            memset(raw, 0, sizeof raw);                                                                                                       \
-            for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                                               \
-                for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(k ? raw[i] << (k ? 8 : 0) | bits[i] : bits[i]);                            \
-            for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                                            \
-                for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(raw[i] << 1 | (bits[i / 8] >> (i % 8) & 1));                               \
-            for (int i = 0; i < WP_BLOCK; i++) {                                                                                              \
-                word e = low ? (word)((e0[i] & ((1u << low) - 1)) | (word)((word)e1[i] << low)) : e0[i];                                                  \
-                out[i] = (word)((raw[i] >> man) << (man + exp) | e << man | (raw[i] & (((word)1 << man) - 1)));                               \
-            }                                                                                                                                 \
-            memcpy(elems, out, sizeof out); /* little-endian, as mem.h demands */                                                             \
-        }                                                                                                                                     \
-    }                                                                                                                                         \
-    static void split_##name(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {                 \
-        enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                                \
-        word in[WP_BLOCK], raw[WP_BLOCK];                                                                                                     \
-        for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                                    \
-            uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = low ? planes[1] + b * WP_BLOCK : e0;                                            \
-            word any = 0;                                                                                                                     \
-            memcpy(in, elems, sizeof in);                                                                                                     \
-            for (int i = 0; i < WP_BLOCK; i++) {                                                                                              \
-                word e = (word)(in[i] >> man & (((word)1 << exp) - 1));                                                                       \
-                e0[i] = (uint8_t)(low ? e & (((word)1 << low) - 1) : e);                                                                                                           \
-                if (low) e1[i] = (uint8_t)(e >> low);                                                                       \
-                raw[i] = (word)((in[i] >> (man + exp)) << man | (in[i] & (((word)1 << man) - 1)));                                            \
-                any |= raw[i];                                                                                                                \
-            }                                                                                                                                 \
-            unsigned zeros = 0;                                                                                                               \
-            while (zeros < R && !(any >> zeros & 1)) zeros++;                                                                                 \
-            widths[b] = (uint8_t)(R - zeros);                                                                                                 \
-            for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                                               \
-                for (int i = 0; i < WP_BLOCK; i++) bits[i] = (uint8_t)(raw[i] >> (R - 8 * (k + 1)));                                          \
-            for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                                            \
-                for (int i = 0; i < WP_BLOCK; i += 8) {                                                                                       \
-                    unsigned v = 0;                                                                                                           \
-                    for (int j = 0; j < 8; j++) v |= (unsigned)(raw[i + j] >> (N_BITS - 1 - k) & 1) << j;                                     \
-                    bits[i / 8] = (uint8_t)v;                                                                                                 \
-                }                                                                                                                             \
-        }                                                                                                                                     \
+/* One float layout: `man` raw mantissa bits below `exp` bits of symbols below the sign. If those have two planes, the first has the `low` lowest of them (0:
+ * there is one plane). `word` holds an element, and is no wider than it need be, so that compilers make vectors of the loops. */
+#define FLOAT_LAYOUT(name, bytes, low, exp, man, word)                                                                        \
+    static void merge_##name(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {            \
+        enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                \
+        word raw[WP_BLOCK], out[WP_BLOCK];                                                                                    \
+        for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                    \
+            const uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = low ? planes[1] + b * WP_BLOCK : e0;                          \
+            memset(raw, 0, sizeof raw);                                                                                       \
+            for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                               \
+                for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(k ? raw[i] << (k ? 8 : 0) | bits[i] : bits[i]);            \
+            for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                            \
+                for (int i = 0; i < WP_BLOCK; i++) raw[i] = (word)(raw[i] << 1 | (bits[i / 8] >> (i % 8) & 1));               \
+            for (int i = 0; i < WP_BLOCK; i++) {                                                                              \
+                word e = low ? (word)((e0[i] & ((1u << low) - 1)) | (word)((word)e1[i] << low)) : e0[i];                      \
+                out[i] = (word)((raw[i] >> man) << (man + exp) | e << man | (raw[i] & (((word)1 << man) - 1)));               \
+            }                                                                                                                 \
+            memcpy(elems, out, sizeof out); /* little-endian, as mem.h demands */                                             \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    static void split_##name(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) { \
+        enum { R = man + 1, N_BYTES = R / 8, N_BITS = R % 8 };                                                                \
+        word in[WP_BLOCK], raw[WP_BLOCK];                                                                                     \
+        for (size_t b = 0; b < n_blocks; b++, elems += WP_BLOCK * bytes) {                                                    \
+            uint8_t *e0 = planes[0] + b * WP_BLOCK, *e1 = low ? planes[1] + b * WP_BLOCK : e0;                                \
+            word any = 0;                                                                                                     \
+            memcpy(in, elems, sizeof in);                                                                                     \
+            for (int i = 0; i < WP_BLOCK; i++) {                                                                              \
+                word e = (word)(in[i] >> man & (((word)1 << exp) - 1));                                                       \
+                e0[i] = (uint8_t)(low ? e & (((word)1 << low) - 1) : e);                                                      \
+                if (low) e1[i] = (uint8_t)(e >> low);                                                                         \
+                raw[i] = (word)((in[i] >> (man + exp)) << man | (in[i] & (((word)1 << man) - 1)));                            \
+                any |= raw[i];                                                                                                \
+            }                                                                                                                 \
+            unsigned zeros = 0;                                                                                               \
+            while (zeros < R && !(any >> zeros & 1)) zeros++;                                                                 \
+            widths[b] = (uint8_t)(R - zeros);                                                                                 \
+            for (int k = 0; k < N_BYTES; k++, bits += WP_BLOCK)                                                               \
+                for (int i = 0; i < WP_BLOCK; i++) bits[i] = (uint8_t)(raw[i] >> (R - 8 * (k + 1)));                          \
+            for (int k = 0; k < N_BITS; k++, bits += WP_BLOCK / 8)                                                            \
+                for (int i = 0; i < WP_BLOCK; i += 8) {                                                                       \
+                    unsigned v = 0;                                                                                           \
+                    for (int j = 0; j < 8; j++) v |= (unsigned)(raw[i + j] >> (N_BITS - 1 - k) & 1) << j;                     \
+                    bits[i / 8] = (uint8_t)v;                                                                                 \
+                }                                                                                                             \
+        }                                                                                                                     \
     }
 FLOAT_LAYOUT(bf16, 2, 0, 8, 7, uint16_t)
 FLOAT_LAYOUT(f16, 2, 0, 5, 10, uint16_t)
@@ -224,16 +232,17 @@ FLOAT_LAYOUT(f32_lead, 4, 2, 10, 21, uint32_t)
 FLOAT_LAYOUT(f8_e4m3_lead, 1, 2, 6, 1, uint8_t)
 FLOAT_LAYOUT(f8_e5m2_lead, 1, 2, 7, 0, uint8_t)
 
-#define BYTES_LAYOUT(n)                                                                                                                   \
-    static void merge_bytes##n(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {                      \
-        (void)bits;                                                                                                                       \
-        for (size_t i = 0; i < n_blocks * WP_BLOCK; i++)                                                                                  \
-            for (unsigned p = 0; p < n; p++) elems[i * n + p] = planes[p][i];                                                             \
-    }                                                                                                                                     \
-    static void split_bytes##n(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) {           \
-        (void)widths; (void)bits;                                                                                                         \
-        for (size_t i = 0; i < n_blocks * WP_BLOCK; i++)                                                                                  \
-            for (unsigned p = 0; p < n; p++) planes[p][i] = elems[i * n + p];                                                             \
+#define BYTES_LAYOUT(n)                                                                                                         \
+    static void merge_bytes##n(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems) {            \
+        (void)bits;                                                                                                             \
+        for (size_t i = 0; i < n_blocks * WP_BLOCK; i++)                                                                        \
+            for (unsigned p = 0; p < n; p++) elems[i * n + p] = planes[p][i];                                                   \
+    }                                                                                                                           \
+    static void split_bytes##n(const uint8_t *elems, size_t n_blocks, uint8_t *const *planes, uint8_t *widths, uint8_t *bits) { \
+        (void)widths;                                                                                                           \
+        (void)bits;                                                                                                             \
+        for (size_t i = 0; i < n_blocks * WP_BLOCK; i++)                                                                        \
+            for (unsigned p = 0; p < n; p++) planes[p][i] = elems[i * n + p];                                                   \
     }
 BYTES_LAYOUT(1)
 BYTES_LAYOUT(2)

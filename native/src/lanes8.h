@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Byte shuffles that move bytes between a stream and those of 8 lanes that a mask of 8 bits selects. Included by the SIMD files whose vectors have no such instruction. */
+/* Byte shuffles that move bytes between a stream and those of 8 lanes that a mask of 8 bits selects. Included by the SIMD files whose vectors have no such
+ * instruction. */
 #ifndef WP_LANES8_H
 #define WP_LANES8_H
 

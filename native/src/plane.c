@@ -33,7 +33,10 @@ wp_status wp_plane_open(wp_plane *p, const wp_stream *s, size_t n, unsigned plan
 wp_status wp_plane_next(const wp_kernels *k, wp_plane *p, size_t n, const uint8_t *next, uint8_t *buffer, const uint8_t **symbols) {
     *symbols = buffer;
     switch (p->codec) {
-    case WP_RAW: *symbols = p->raw; p->raw += n; return WP_OK;
+    case WP_RAW:
+        *symbols = p->raw;
+        p->raw += n;
+        return WP_OK;
     case WP_RANS:
     case WP_TABLES: return wp_rans_next(k, &p->u.rans, buffer, n);
     case WP_HUFFMAN: return wp_huffman_next(&p->u.huffman, buffer, n);

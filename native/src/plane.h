@@ -11,11 +11,18 @@ enum { WP_BATCH_BLOCKS = 32, WP_BATCH_ELEMS = WP_BATCH_BLOCKS * WP_BLOCK };
 typedef struct {
     unsigned codec;
     const uint8_t *raw; /* codec raw: what is left of the stream */
-    union { wp_rans_decoder rans; wp_huffman_decoder huffman; wp_context_decoder context; } u;
+    union {
+        wp_rans_decoder rans;
+        wp_huffman_decoder huffman;
+        wp_context_decoder context;
+    } u;
 } wp_plane;
 
 struct wp_workspace {
-    union { wp_plane planes[WP_MAX_PLANES]; wp_conditional_decoder conditional; } u;
+    union {
+        wp_plane planes[WP_MAX_PLANES];
+        wp_conditional_decoder conditional;
+    } u;
     uint8_t symbols[WP_MAX_PLANES][WP_BATCH_ELEMS];
     uint8_t widths[WP_MAX_CHUNK_BLOCKS];
     uint8_t bits[WP_BLOCK * 7];        /* one block in full width */
@@ -23,7 +30,8 @@ struct wp_workspace {
     uint8_t batch[WP_BATCH_ELEMS * 8]; /* of output that is streamed */
 };
 
-/* Checks the stream's head. `fill` gets fill_bytes symbols at once if the plane is constant. `has_context`: another plane may tell what to expect of this one. */
+/* Checks the stream's head. `fill` gets fill_bytes symbols at once if the plane is constant. `has_context`: another plane may tell what to expect of this one.
+ */
 wp_status wp_plane_open(wp_plane *p, const wp_stream *s, size_t n, unsigned plane_bits, int has_context, uint8_t *fill, size_t fill_bytes);
 /* The next n symbols are at *symbols afterwards: in `buffer`, or in the stream itself. `next` are those of the plane that follows, if there is one. */
 wp_status wp_plane_next(const wp_kernels *k, wp_plane *p, size_t n, const uint8_t *next, uint8_t *buffer, const uint8_t **symbols);

@@ -14,7 +14,10 @@
 #endif
 
 /* Memory that will be wanted soon; n_bytes may be 0. */
-typedef struct { const uint8_t *p; size_t n_bytes; } wp_range;
+typedef struct {
+    const uint8_t *p;
+    size_t n_bytes;
+} wp_range;
 
 /* Fetches the share `part` of `n_parts` of a range. */
 static inline void wp_prefetch_share(wp_range range, size_t part, size_t n_parts) {

@@ -31,13 +31,17 @@ wp_status wp_rans_open_table(wp_rans_table *t, const uint8_t **p, const uint8_t 
     unsigned start = 0;
     t->n_symbols = (uint8_t)k;
     t->has_escape = escape != 0;
-    memset(t->freq, 0, 16); memset(t->start, 255, 16); memset(t->symbol, 0, 16);
+    memset(t->freq, 0, 16);
+    memset(t->start, 255, 16);
+    memset(t->symbol, 0, 16);
     for (unsigned r = 0; r <= k; r++) {
         unsigned f = r < k ? freqs[r] : escape, s = r < k ? symbols[r] : 0;
         if (r < k && (f == 0 || seen[s]++ || s >> plane_bits)) return WP_CORRUPT;
         if (f == 0) break;
         if (start + f > 256) return WP_CORRUPT;
-        t->freq[r] = (uint8_t)f; t->start[r] = (uint8_t)start; t->symbol[r] = (uint8_t)s;
+        t->freq[r] = (uint8_t)f;
+        t->start[r] = (uint8_t)start;
+        t->symbol[r] = (uint8_t)s;
         start += f;
     }
     if (start != 256) return WP_CORRUPT;
@@ -75,7 +79,11 @@ static wp_status open_tables(wp_rans_decoder *d, const uint8_t **p, const uint8_
 
 wp_status wp_rans_open(wp_rans_decoder *d, const uint8_t *p, size_t n_bytes, size_t n, unsigned plane_bits, int has_tables) {
     const uint8_t *const end = p + n_bytes;
-    d->n_tables = 1; d->id_bits = 0; d->block_groups = SIZE_MAX / WP_BLOCK; d->group = 0; d->ids = NULL;
+    d->n_tables = 1;
+    d->id_bits = 0;
+    d->block_groups = SIZE_MAX / WP_BLOCK;
+    d->group = 0;
+    d->ids = NULL;
     wp_status status = has_tables ? open_tables(d, &p, end, n, plane_bits) : wp_rans_open_table(&d->tables[0], &p, end, plane_bits);
     return status == WP_OK ? wp_rans_open_states(d, p, end, plane_bits) : status;
 }
@@ -152,7 +160,10 @@ static uint32_t log2_fixed(uint32_t v) {
     for (int i = 0; i < 17; i++) {
         x = x * x >> 31;
         fraction <<= 1;
-        if (x >> 32) { fraction |= 1; x >>= 1; }
+        if (x >> 32) {
+            fraction |= 1;
+            x >>= 1;
+        }
     }
     return (whole << 16) + ((fraction + 1) >> 1);
 }
@@ -175,10 +186,20 @@ uint64_t wp_share_frequencies(const uint32_t *counts, unsigned n, uint64_t total
         uint64_t best_change = 0;
         for (unsigned i = 0; i < n; i++) {
             if (up ? freqs[i] == 255 : freqs[i] == 1) continue;
-            uint64_t change = up ? counts[i] * (uint64_t)(log2s[freqs[i] + 1] - log2s[freqs[i]]) : counts[i] * (uint64_t)(log2s[freqs[i]] - log2s[freqs[i] - 1]);
-            if (best == n || (up ? change > best_change : change < best_change)) { best = i; best_change = change; }
+            uint64_t change = up ? counts[i] * (uint64_t)(log2s[freqs[i] + 1] - log2s[freqs[i]])
+                                 : counts[i] * (uint64_t)(log2s[freqs[i]] - log2s[freqs[i] - 1]);
+            if (best == n || (up ? change > best_change : change < best_change)) {
+                best = i;
+                best_change = change;
+            }
         }
-        if (up) { freqs[best]++; sum++; } else { freqs[best]--; sum--; }
+        if (up) {
+            freqs[best]++;
+            sum++;
+        } else {
+            freqs[best]--;
+            sum--;
+        }
     }
     uint64_t cost = 0;
     for (unsigned i = 0; i < n; i++) cost += counts[i] * (uint64_t)((8u << 16) - log2s[freqs[i]]);
@@ -223,7 +244,10 @@ wp_status wp_rans_choose(const uint32_t counts[256], wp_rans_book *book, size_t 
             memset(book, 0, sizeof *book);
             book->n_symbols = (uint8_t)k;
             book->escape_freq = escapes ? freqs[k] : 0;
-            for (unsigned i = 0; i < k; i++) { book->symbols[i] = (uint8_t)order[i]; book->freqs[i] = freqs[i]; }
+            for (unsigned i = 0; i < k; i++) {
+                book->symbols[i] = (uint8_t)order[i];
+                book->freqs[i] = freqs[i];
+            }
         }
     }
     *cost_bytes = (size_t)(best >> 19) + 1 + 2 * WP_BLOCK + 6;
@@ -288,9 +312,11 @@ void wp_rans_encoder_table_of(const wp_rans_book *book, wp_rans_encoder_table *t
     }
     for (unsigned r = 0; r < 16; r++) {
         const unsigned f = t->freq[r], quotient = f > 1 ? 65536 / f : 65535;
-        t->freq8[r] = (uint8_t)f; t->start8[r] = (uint8_t)t->start[r];
+        t->freq8[r] = (uint8_t)f;
+        t->start8[r] = (uint8_t)t->start[r];
         t->quotient[r] = (uint16_t)quotient;
-        t->quotient_low[r] = (uint8_t)quotient; t->quotient_high[r] = (uint8_t)(quotient >> 8);
+        t->quotient_low[r] = (uint8_t)quotient;
+        t->quotient_high[r] = (uint8_t)(quotient >> 8);
     }
     for (unsigned nibble = 0; nibble < 16; nibble++) {
         uint8_t any = 0, *ranks = t->ranks_of_nibble[t->n_nibbles];
@@ -299,8 +325,8 @@ void wp_rans_encoder_table_of(const wp_rans_book *book, wp_rans_encoder_table *t
     }
 }
 
-wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigned n_books, const uint8_t *ids, size_t block_groups, const uint8_t *symbols, size_t n,
-                                uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
+wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigned n_books, const uint8_t *ids, size_t block_groups, const uint8_t *symbols,
+                                size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
     const size_t n_groups = n / WP_BLOCK, n_blocks = ids ? blocks_of(n, block_groups) : 1;
     wp_rans_encoder_table tables[WP_MAX_TABLES];
     size_t head = 2 * WP_BLOCK + 4;
@@ -321,7 +347,10 @@ wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigne
         unsigned r = e.table->rank_of_symbol[symbols[i]], l = (unsigned)(i % WP_BLOCK);
         if (r == e.table->n_symbols) *--e.literals = symbols[i];
         uint32_t x = e.x[l], f = e.table->freq[r];
-        if (x >= f << 8) { *--e.renorm = (uint8_t)x; x >>= 8; }
+        if (x >= f << 8) {
+            *--e.renorm = (uint8_t)x;
+            x >>= 8;
+        }
         e.x[l] = (uint16_t)((x / f << 8) + x % f + e.table->start[r]);
     }
     /* From the last group down, as many at once as have the same table. */
@@ -337,9 +366,13 @@ wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigne
         end = begin;
     }
 
-    const size_t renorm_bytes = (size_t)(renorm_end - e.renorm), literal_bytes = (size_t)(literals_end - e.literals), need = head + renorm_bytes + literal_bytes;
+    const size_t renorm_bytes = (size_t)(renorm_end - e.renorm), literal_bytes = (size_t)(literals_end - e.literals),
+                 need = head + renorm_bytes + literal_bytes;
     if (need > capacity) return WP_NO_SPACE;
-    if (n_books > 1) { *out++ = (uint8_t)(n_books - 1); *out++ = (uint8_t)block_groups; }
+    if (n_books > 1) {
+        *out++ = (uint8_t)(n_books - 1);
+        *out++ = (uint8_t)block_groups;
+    }
     for (unsigned i = 0; i < n_books; i++) out = wp_rans_put_book(&books[i], out);
     if (n_books > 1) {
         const unsigned bits = id_bits_of(n_books);

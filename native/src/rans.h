@@ -22,10 +22,10 @@ void wp_rans_encoder_table_of(const wp_rans_book *book, wp_rans_encoder_table *t
 /* Fills in what follows from freq, start, symbol, n_symbols and has_escape. */
 void wp_rans_complete_table(wp_rans_table *t);
 
-/* Section 8.7: block j of `block_groups` groups is coded with the book number ids[j]; each book has an escape or every symbol of its blocks. Writes a stream of 8.3 if
- * there is one book. `scratch` holds wp_rans_scratch(n) bytes. */
-wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigned n_books, const uint8_t *ids, size_t block_groups, const uint8_t *symbols, size_t n,
-                                uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
+/* Section 8.7: block j of `block_groups` groups is coded with the book number ids[j]; each book has an escape or every symbol of its blocks. Writes a stream
+ * of 8.3 if there is one book. `scratch` holds wp_rans_scratch(n) bytes. */
+wp_status wp_rans_encode_tables(unsigned isa, const wp_rans_book *books, unsigned n_books, const uint8_t *ids, size_t block_groups, const uint8_t *symbols,
+                                size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
 
 /* wp_rans_encode where it is known that the codebook is sound, and has an escape or every symbol. */
 wp_status wp_rans_encode_known(unsigned isa, const wp_rans_book *book, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Which codebook for which block (section 8.7): k-means over the blocks' histograms, with the bits that a codebook would take as the distance. Integers only, so that every machine
- * finds the same.
+ * Which codebook for which block (section 8.7): k-means over the blocks' histograms, with the bits that a codebook would take as the distance. Integers only,
+ * so that every machine finds the same.
  */
 #include "tables.h"
 #include "mem.h"
@@ -32,7 +32,10 @@ static int first_ids(const uint32_t *means, size_t n_blocks, unsigned n_tables, 
     uint32_t low = UINT32_MAX, high = 0;
     size_t in_bin[BINS] = {0};
     uint8_t id_of_bin[BINS];
-    for (size_t b = 0; b < n_blocks; b++) { low = means[b] < low ? means[b] : low; high = means[b] > high ? means[b] : high; }
+    for (size_t b = 0; b < n_blocks; b++) {
+        low = means[b] < low ? means[b] : low;
+        high = means[b] > high ? means[b] : high;
+    }
     if (low == high) return 0;
     for (size_t b = 0; b < n_blocks; b++) in_bin[(uint64_t)(means[b] - low) * (BINS - 1) / (high - low)]++;
     size_t before = 0;
@@ -56,7 +59,7 @@ void wp_rans_choose_tables(const uint8_t *symbols, size_t n, const uint32_t coun
     const size_t n_blocks = blocks_of(n);
     scratch += ((uintptr_t)0 - (uintptr_t)scratch) & 63; /* the caller's may stand anywhere */
     const unsigned n_tables = n < LEAST_FOR_2 ? 1 : n < LEAST_FOR_4 ? 2 : 4;
-    uint16_t(*const histograms)[CLASSES] = (uint16_t(*)[CLASSES])(void *)scratch;
+    uint16_t (*const histograms)[CLASSES] = (uint16_t (*)[CLASSES])(void *)scratch;
     uint32_t *const means = (uint32_t *)(void *)(scratch + n_blocks * sizeof *histograms), log2s[257];
     uint8_t *const ids = (uint8_t *)(means + n_blocks), class_of[256];
     const unsigned n_ids = n_tables < most ? n_tables : most;
@@ -68,7 +71,10 @@ void wp_rans_choose_tables(const uint8_t *symbols, size_t n, const uint32_t coun
         const size_t begin = b * WP_TABLE_GROUPS * WP_BLOCK, m = n - begin < WP_TABLE_GROUPS * WP_BLOCK ? n - begin : WP_TABLE_GROUPS * WP_BLOCK;
         uint16_t h[2][CLASSES] = {{0}};
         size_t i = 0;
-        for (; i + 2 <= m; i += 2) { h[0][class_of[symbols[begin + i]]]++; h[1][class_of[symbols[begin + i + 1]]]++; }
+        for (; i + 2 <= m; i += 2) {
+            h[0][class_of[symbols[begin + i]]]++;
+            h[1][class_of[symbols[begin + i + 1]]]++;
+        }
         if (i < m) h[0][class_of[symbols[begin + i]]]++;
         means[b] = 0;
         for (unsigned c = 0; c < CLASSES; c++) {
@@ -91,7 +97,10 @@ void wp_rans_choose_tables(const uint8_t *symbols, size_t n, const uint32_t coun
             for (unsigned i = 0; i < n_ids; i++) {
                 uint32_t cost = 0;
                 for (unsigned c = 0; c < CLASSES; c++) cost += histograms[b][c] * costs[i][c];
-                if (cost < least) { least = cost; best = i; }
+                if (cost < least) {
+                    least = cost;
+                    best = i;
+                }
             }
             changed |= best != ids[b];
             ids[b] = (uint8_t)best;
@@ -113,13 +122,19 @@ void wp_rans_choose_tables(const uint8_t *symbols, size_t n, const uint32_t coun
     for (unsigned i = 0; i < n_ids; i++) {
         unsigned distinct = 0, last = 0;
         for (unsigned s = 0; s < 256; s++)
-            if (exact[i][s]) { distinct++; last = s; }
+            if (exact[i][s]) {
+                distinct++;
+                last = s;
+            }
         if (!distinct) continue;
         wp_rans_book *book = &t->books[t->n_books];
         size_t cost;
         if (distinct == 1) {
             memset(book, 0, sizeof *book);
-            book->n_symbols = 1; book->escape_freq = 1; book->symbols[0] = (uint8_t)last; book->freqs[0] = 255;
+            book->n_symbols = 1;
+            book->escape_freq = 1;
+            book->symbols[0] = (uint8_t)last;
+            book->freqs[0] = 255;
             cost = 4 + exact[i][last] / 1024;
         } else {
             wp_rans_choose(exact[i], book, &cost);

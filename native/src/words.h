@@ -26,7 +26,10 @@ static inline unsigned wp_highest_bit(uint64_t v) { return 63u - (unsigned)__bui
 static inline unsigned wp_highest_bit(uint64_t v) {
     unsigned n = 0;
     for (unsigned step = 32; step; step /= 2)
-        if (v >> step) { v >>= step; n += step; }
+        if (v >> step) {
+            v >>= step;
+            n += step;
+        }
     return n;
 }
 static inline unsigned wp_lowest_bit(uint64_t v) { return wp_highest_bit(v & (0 - v)); }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. Chunks that cross machines: `exchange write ISA FILE` encodes every layout, many statistics and lengths with one ISA, alone and as differences from a base,
- * `exchange read ISA FILE` decodes such a file with another, compares, and encodes anew to the same bytes. Buffers stand flush with unmapped pages. `exchange isas` lists what runs here.
- * Both ends make the same elements from a fixed seed. Exit status 1 if anything differs. Run by scripts/neon.
+ * READ ME FIRST. Chunks that cross machines: `exchange write ISA FILE` encodes every layout, many statistics and lengths with one ISA, alone and as differences
+ * from a base, `exchange read ISA FILE` decodes such a file with another, compares, and encodes anew to the same bytes. Buffers stand flush with unmapped
+ * pages. `exchange isas` lists what runs here. Both ends make the same elements from a fixed seed. Exit status 1 if anything differs. Run by scripts/neon.
  */
 #define _GNU_SOURCE
 #include "fenced.h"
@@ -34,8 +34,10 @@ static void fill(uint8_t *p, const wp_layout *l, size_t n, int kind) {
     const size_t n_bytes = n * l->elem_bytes;
     if (kind == NOISE) fill_random(p, n_bytes);
     else if (kind == ZEROS) memset(p, 0, n_bytes);
-    else if (kind == FEW) for (size_t i = 0; i < n_bytes; i++) p[i] = few[below(sizeof few)];
-    else if (kind == RARE) for (size_t i = 0; i < n_bytes; i++) p[i] = below(40) ? (uint8_t)(100 + below(4)) : (uint8_t)below(256);
+    else if (kind == FEW)
+        for (size_t i = 0; i < n_bytes; i++) p[i] = few[below(sizeof few)];
+    else if (kind == RARE)
+        for (size_t i = 0; i < n_bytes; i++) p[i] = below(40) ? (uint8_t)(100 + below(4)) : (uint8_t)below(256);
     else
         for (size_t i = 0; i < n; i++) {
             uint64_t v = l->raw_bits ? weight(l, kind == SHORT_WEIGHTS && i / 300 % 2, (unsigned)(i / 900 % 3)) : next_random();
@@ -73,10 +75,15 @@ static int read_one(unsigned isa, FILE *f, unsigned layout, const uint8_t *elems
     wp_encoded_chunk chunk;
     int failed = 0;
     if (fread(in.p, head[0], 1, f) != 1) failed = fails("the file ends", layout, n, kind);
-    else if (wp_decode_chunk(isa, layout, in.p, head[0], n, number, head[1], (wp_workspace *)workspace.p, decoded.p) != WP_OK) failed = fails("can't be decoded", layout, n, kind);
+    else if (wp_decode_chunk(isa, layout, in.p, head[0], n, number, head[1], (wp_workspace *)workspace.p, decoded.p) != WP_OK)
+        failed = fails("can't be decoded", layout, n, kind);
     else if (memcmp(decoded.p, elems, n_bytes)) failed = fails("decoded to other elements", layout, n, kind);
-    else if (encode(isa, layout, elems, n, number, again.p, &chunk) != WP_OK || chunk.n_bytes != head[0] || memcmp(again.p, in.p, head[0])) failed = fails("encoded to other bytes", layout, n, kind);
-    give(in); give(decoded); give(workspace); give(again);
+    else if (encode(isa, layout, elems, n, number, again.p, &chunk) != WP_OK || chunk.n_bytes != head[0] || memcmp(again.p, in.p, head[0]))
+        failed = fails("encoded to other bytes", layout, n, kind);
+    give(in);
+    give(decoded);
+    give(workspace);
+    give(again);
     return failed;
 }
 
@@ -107,7 +114,8 @@ static int one_difference(unsigned isa, FILE *f, int writing, unsigned layout, s
     step(l, base.p, n, number, elems.p, frequent, &n_frequent);
     coded_difference c;
     difference_head head;
-    int failed = code_difference(isa, layout, 0, frequent, n_frequent, elems.p, base.p, n, 1 + number % 15, number % 4 ? 1 + number % 16 : 0, number * 37 % 256, &c) != WP_OK &&
+    int failed = code_difference(isa, layout, 0, frequent, n_frequent, elems.p, base.p, n, 1 + number % 15, number % 4 ? 1 + number % 16 : 0, number * 37 % 256,
+                                 &c) != WP_OK &&
                  fails("can't be coded as a difference", layout, n, kind);
     if (writing && !failed) {
         for (int i = 0; i < 3; i++) head.n_bytes[i] = (uint32_t)c.streams[i].n_bytes;
@@ -117,7 +125,12 @@ static int one_difference(unsigned isa, FILE *f, int writing, unsigned layout, s
         failed = fwrite(&head, sizeof head, 1, f) != 1;
         for (int i = 0; i < 3; i++) failed |= c.streams[i].n_bytes && fwrite(c.streams[i].data, c.streams[i].n_bytes, 1, f) != 1;
     } else if (!failed) {
-        if (fread(&head, sizeof head, 1, f) != 1) { give(base); give(elems); free_difference(&c); return fails("the file ends", layout, n, kind); }
+        if (fread(&head, sizeof head, 1, f) != 1) {
+            give(base);
+            give(elems);
+            free_difference(&c);
+            return fails("the file ends", layout, n, kind);
+        }
         buffer streams[3], decoded = take(n_bytes, 1), workspace = take(wp_workspace_bytes(), 1);
         wp_stream read[3];
         for (int i = 0; i < 3; i++) {
@@ -125,30 +138,43 @@ static int one_difference(unsigned isa, FILE *f, int writing, unsigned layout, s
             streams[i] = take(head.n_bytes[i], 1);
             if (head.n_bytes[i] && fread(streams[i].p, head.n_bytes[i], 1, f) != 1) failed = fails("the file ends", layout, n, kind);
             read[i] = (wp_stream){i == 1 ? head.class_codec : WP_RAW, streams[i].p, head.n_bytes[i]};
-            if (head.n_bytes[i] != c.streams[i].n_bytes || (head.n_bytes[i] && memcmp(streams[i].p, c.streams[i].data, head.n_bytes[i]))) failed = fails("coded to other bytes", layout, n, kind);
+            if (head.n_bytes[i] != c.streams[i].n_bytes || (head.n_bytes[i] && memcmp(streams[i].p, c.streams[i].data, head.n_bytes[i])))
+                failed = fails("coded to other bytes", layout, n, kind);
         }
         uint32_t crc = 0;
-        if (!failed && (wp_decode_difference(isa, layout, 0, frequent, n_frequent, read, base.p, n, number, (wp_workspace *)workspace.p, decoded.p, &crc) != WP_OK || crc != head.crc ||
-                        memcmp(decoded.p, elems.p, n_bytes))) failed = fails("a difference decodes to other elements", layout, n, kind);
+        if (!failed &&
+            (wp_decode_difference(isa, layout, 0, frequent, n_frequent, read, base.p, n, number, (wp_workspace *)workspace.p, decoded.p, &crc) != WP_OK ||
+             crc != head.crc || memcmp(decoded.p, elems.p, n_bytes)))
+            failed = fails("a difference decodes to other elements", layout, n, kind);
         for (int i = 0; i < 3; i++) give(streams[i]);
-        give(decoded); give(workspace);
+        give(decoded);
+        give(workspace);
     }
     free_difference(&c);
-    give(base); give(elems);
+    give(base);
+    give(elems);
     return failed;
 }
 
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "isas") == 0) {
-        for (unsigned isa = 0; isa < WP_N_ISAS; isa++) if (wp_isa_available(isa)) printf("%s\n", wp_isa_name(isa));
+        for (unsigned isa = 0; isa < WP_N_ISAS; isa++)
+            if (wp_isa_available(isa)) printf("%s\n", wp_isa_name(isa));
         return 0;
     }
     unsigned isa = 0;
-    if (argc == 4) while (isa < WP_N_ISAS && strcmp(wp_isa_name(isa), argv[2]) != 0) isa++;
+    if (argc == 4)
+        while (isa < WP_N_ISAS && strcmp(wp_isa_name(isa), argv[2]) != 0) isa++;
     const int writing = argc == 4 && strcmp(argv[1], "write") == 0;
-    if (argc != 4 || isa == WP_N_ISAS || !wp_isa_available(isa)) { fprintf(stderr, "usage: exchange isas | write ISA FILE | read ISA FILE\n"); return 2; }
+    if (argc != 4 || isa == WP_N_ISAS || !wp_isa_available(isa)) {
+        fprintf(stderr, "usage: exchange isas | write ISA FILE | read ISA FILE\n");
+        return 2;
+    }
     FILE *f = fopen(argv[3], writing ? "wb" : "rb");
-    if (!f) { perror(argv[3]); return 2; }
+    if (!f) {
+        perror(argv[3]);
+        return 2;
+    }
     int failed = 0;
     uint32_t number = 0;
     for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++)

@@ -29,7 +29,10 @@ static void end_line(void) {
 }
 static void check(int ok, const char *what) {
     line_checks++;
-    if (ok) { n_passed++; return; }
+    if (ok) {
+        n_passed++;
+        return;
+    }
     n_failed++;
     if (line_failures++ < 5) printf("%s: %s\n", line_name, what);
 }
@@ -98,18 +101,26 @@ static void test_histogram(unsigned isa) {
 static const size_t block_counts[] = {0, 1, 2, 3, 4, 5, 33};
 
 /* Everything a split gives, and a merge takes. */
-typedef struct { size_t n_planes; buffer planes[WP_MAX_PLANES], widths, bits; uint8_t *plane_pointers[WP_MAX_PLANES]; } parts;
+typedef struct {
+    size_t n_planes;
+    buffer planes[WP_MAX_PLANES], widths, bits;
+    uint8_t *plane_pointers[WP_MAX_PLANES];
+} parts;
 
 static parts take_parts(const wp_layout *l, size_t n_blocks, int at_end) {
     parts s = {.n_planes = l->n_planes};
-    for (size_t p = 0; p < s.n_planes; p++) { s.planes[p] = take(n_blocks * WP_BLOCK, at_end); s.plane_pointers[p] = s.planes[p].p; }
+    for (size_t p = 0; p < s.n_planes; p++) {
+        s.planes[p] = take(n_blocks * WP_BLOCK, at_end);
+        s.plane_pointers[p] = s.planes[p].p;
+    }
     s.widths = take(l->raw_bits ? n_blocks : 0, at_end);
     s.bits = take(n_blocks * wp_block_bytes(l->raw_bits, WP_BLOCK), at_end);
     return s;
 }
 static void give_parts(parts s) {
     for (size_t p = 0; p < s.n_planes; p++) give(s.planes[p]);
-    give(s.widths); give(s.bits);
+    give(s.widths);
+    give(s.bits);
 }
 
 /* Elements of a block, by kind: random; zeros; low bits zero from a random one on; one bit set in all of the block. */
@@ -149,7 +160,10 @@ static void test_split(unsigned isa, unsigned layout) {
             check(same(got.bits.p, expected.bits.p, n_blocks * wp_block_bytes(l->raw_bits, WP_BLOCK)), "bits differ");
             k->merge[layout]((const uint8_t *const *)got.plane_pointers, got.bits.p, n_blocks, back.p);
             check(same(back.p, elems.p, n * l->elem_bytes), "merge does not restore");
-            give_parts(expected); give_parts(got); give(elems); give(back);
+            give_parts(expected);
+            give_parts(got);
+            give(elems);
+            give(back);
         }
     end_line();
 }
@@ -167,21 +181,28 @@ static void test_merge(unsigned isa, unsigned layout) {
         /* Also symbols that are too wide for their field: a caller must reject them, and until then all ISAs give the same. */
         for (size_t p = 0; p < l->n_planes; p++) {
             fill_random(in.planes[p].p, n_blocks * WP_BLOCK);
-            if (c & 2) for (size_t i = 0; i < n_blocks * WP_BLOCK; i++) in.planes[p].p[i] &= (uint8_t)((1u << l->plane_bits[p]) - 1);
+            if (c & 2)
+                for (size_t i = 0; i < n_blocks * WP_BLOCK; i++) in.planes[p].p[i] &= (uint8_t)((1u << l->plane_bits[p]) - 1);
         }
         fill_random(in.bits.p, n_blocks * wp_block_bytes(l->raw_bits, WP_BLOCK));
         buffer expected = take(bytes, at_end), got = take(bytes, at_end);
         scalar->merge[layout]((const uint8_t *const *)in.plane_pointers, in.bits.p, n_blocks, expected.p);
         k->merge[layout]((const uint8_t *const *)in.plane_pointers, in.bits.p, n_blocks, got.p);
         check(same(got.p, expected.p, bytes), "differs");
-        give_parts(in); give(expected); give(got);
+        give_parts(in);
+        give(expected);
+        give(got);
     }
     end_line();
 }
 
 /* ---- rANS ---- */
 
-typedef struct { unsigned n_symbols, n_ranks; uint8_t symbols[16]; unsigned freqs[17], starts[17]; } book;
+typedef struct {
+    unsigned n_symbols, n_ranks;
+    uint8_t symbols[16];
+    unsigned freqs[17], starts[17];
+} book;
 
 /* `shape`: 0 even shares, 1 random cuts, 2 one rank takes what the others leave. */
 static book make_book(unsigned n_symbols, int escape, unsigned shape) {
@@ -190,7 +211,10 @@ static book make_book(unsigned n_symbols, int escape, unsigned shape) {
     unsigned first = below(200), window = below(2) ? 256 : 40;
     for (unsigned r = 0; r < n_symbols;) {
         uint8_t s = (uint8_t)(first + below(window));
-        if (!seen[s]) { seen[s] = 1; b.symbols[r++] = s; }
+        if (!seen[s]) {
+            seen[s] = 1;
+            b.symbols[r++] = s;
+        }
     }
     unsigned left = 256 - b.n_ranks, big = below(b.n_ranks);
     for (unsigned r = 0; r < b.n_ranks; r++) b.freqs[r] = 1;
@@ -198,8 +222,12 @@ static book make_book(unsigned n_symbols, int escape, unsigned shape) {
         unsigned r = shape == 0 ? left % b.n_ranks : shape == 1 ? below(b.n_ranks) : big;
         unsigned share = shape == 0 ? 1 : shape == 1 ? 1 + below(left) : left;
         if (b.freqs[r] + share > 255) share = 255 - b.freqs[r];
-        if (shape == 2 && share == 0) { big = (big + 1) % b.n_ranks; continue; }
-        b.freqs[r] += share; left -= share;
+        if (shape == 2 && share == 0) {
+            big = (big + 1) % b.n_ranks;
+            continue;
+        }
+        b.freqs[r] += share;
+        left -= share;
     }
     for (unsigned r = 1; r <= b.n_ranks && r <= 16; r++) b.starts[r] = b.starts[r - 1] + b.freqs[r - 1];
     return b;
@@ -208,12 +236,16 @@ static book make_book(unsigned n_symbols, int escape, unsigned shape) {
 static wp_rans_encoder make_encoder(const book *b, uint8_t *renorm, uint8_t *literals) {
     static wp_rans_encoder_table table; /* one encoder at a time */
     wp_rans_book made = {(uint8_t)b->n_symbols, b->n_ranks > b->n_symbols ? (uint8_t)b->freqs[b->n_symbols] : 0, {0}, {0}};
-    for (unsigned r = 0; r < b->n_symbols; r++) { made.symbols[r] = b->symbols[r]; made.freqs[r] = (uint8_t)b->freqs[r]; }
+    for (unsigned r = 0; r < b->n_symbols; r++) {
+        made.symbols[r] = b->symbols[r];
+        made.freqs[r] = (uint8_t)b->freqs[r];
+    }
     wp_rans_encoder_table_of(&made, &table);
     wp_rans_encoder e;
     memset(&e, 0, sizeof e);
     for (int l = 0; l < WP_BLOCK; l++) e.x[l] = 256;
-    e.renorm = renorm; e.literals = literals;
+    e.renorm = renorm;
+    e.literals = literals;
     e.table = &table;
     return e;
 }
@@ -222,14 +254,19 @@ static void fill_decoder(wp_rans_decoder *d, const book *b, const uint16_t *x, c
                          size_t n_literals) {
     memset(d, 0, sizeof *d);
     memcpy(d->x, x, sizeof d->x);
-    d->renorm = renorm; d->renorm_end = renorm + n_renorm;
-    d->literals = literals; d->literals_end = literals + n_literals;
+    d->renorm = renorm;
+    d->renorm_end = renorm + n_renorm;
+    d->literals = literals;
+    d->literals_end = literals + n_literals;
     wp_rans_table *t = &d->tables[0];
     d->table = t;
-    t->n_symbols = (uint8_t)b->n_symbols; t->has_escape = b->n_ranks > b->n_symbols;
+    t->n_symbols = (uint8_t)b->n_symbols;
+    t->has_escape = b->n_ranks > b->n_symbols;
     memset(t->start, 255, 16);
     for (unsigned r = 0; r < b->n_ranks; r++) {
-        t->freq[r] = (uint8_t)b->freqs[r]; t->start[r] = (uint8_t)b->starts[r]; t->symbol[r] = r < b->n_symbols ? b->symbols[r] : 0;
+        t->freq[r] = (uint8_t)b->freqs[r];
+        t->start[r] = (uint8_t)b->starts[r];
+        t->symbol[r] = r < b->n_symbols ? b->symbols[r] : 0;
     }
     wp_rans_complete_table(t);
 }
@@ -277,7 +314,8 @@ static void make_stream(stream *s, unsigned i, size_t n_groups) {
     static uint8_t renorm[MOST_SYMBOLS + 64], literals[MOST_SYMBOLS + 64];
     wp_rans_encoder e = make_encoder(&s->b, renorm + sizeof renorm, literals + sizeof literals);
     wp_kernels_of(WP_ISA_SCALAR)->rans_encode(&e, s->symbols, n_groups);
-    s->n_renorm = (size_t)(renorm + sizeof renorm - e.renorm); s->n_literals = (size_t)(literals + sizeof literals - e.literals);
+    s->n_renorm = (size_t)(renorm + sizeof renorm - e.renorm);
+    s->n_literals = (size_t)(literals + sizeof literals - e.literals);
     memcpy(s->renorm, e.renorm, s->n_renorm);
     memcpy(s->literals, e.literals, s->n_literals);
     memcpy(s->x, e.x, sizeof s->x);
@@ -301,14 +339,16 @@ static void test_encode(unsigned isa) {
         check((size_t)(renorm.p + 64 + room - e.renorm) == s.n_renorm && same(e.renorm, s.renorm, s.n_renorm), "renorm differs");
         check((size_t)(literals.p + 64 + literal_room - e.literals) == s.n_literals && same(e.literals, s.literals, s.n_literals), "literals differ");
         check(memcmp(e.x, s.x, sizeof s.x) == 0, "states differ");
-        give(symbols); give(renorm); give(literals);
+        give(symbols);
+        give(renorm);
+        give(literals);
     }
     end_line();
 }
 
 /* Decodes as much as there is with scalar and with `isa`, in the same pieces, and compares all that they leave behind. Returns the last status. */
-static wp_status compare_decoders(unsigned isa, const book *b, const uint16_t *x, const uint8_t *renorm_bytes, size_t n_renorm,
-                                  const uint8_t *literal_bytes, size_t n_literals, size_t n_groups, uint8_t *symbols) {
+static wp_status compare_decoders(unsigned isa, const book *b, const uint16_t *x, const uint8_t *renorm_bytes, size_t n_renorm, const uint8_t *literal_bytes,
+                                  size_t n_literals, size_t n_groups, uint8_t *symbols) {
     static wp_rans_decoder d[2];
     int at_end = (int)below(2);
     buffer renorm = take_copy(renorm_bytes, n_renorm, at_end), literals = take_copy(literal_bytes, n_literals, at_end);
@@ -323,18 +363,22 @@ static wp_status compare_decoders(unsigned isa, const book *b, const uint16_t *x
             check(same(got.p, expected.p, m * WP_BLOCK), "symbols differ");
             check(memcmp(d[0].x, d[1].x, sizeof d[0].x) == 0, "states differ");
             check(d[0].renorm_in_tail == d[1].renorm_in_tail && d[0].literals_in_tail == d[1].literals_in_tail, "one is in a tail");
-            check(d[0].renorm_in_tail ? d[0].renorm - d[0].renorm_tail == d[1].renorm - d[1].renorm_tail &&
-                                        d[0].renorm_end - d[0].renorm == d[1].renorm_end - d[1].renorm : d[0].renorm == d[1].renorm,
+            check(d[0].renorm_in_tail
+                      ? d[0].renorm - d[0].renorm_tail == d[1].renorm - d[1].renorm_tail && d[0].renorm_end - d[0].renorm == d[1].renorm_end - d[1].renorm
+                      : d[0].renorm == d[1].renorm,
                   "renorm is elsewhere");
             check(d[0].literals_in_tail ? d[0].literals - d[0].literals_tail == d[1].literals - d[1].literals_tail &&
-                                          d[0].literals_end - d[0].literals == d[1].literals_end - d[1].literals : d[0].literals == d[1].literals,
+                                              d[0].literals_end - d[0].literals == d[1].literals_end - d[1].literals
+                                        : d[0].literals == d[1].literals,
                   "literals are elsewhere");
             if (m && symbols) memcpy(symbols + done * WP_BLOCK, got.p, m * WP_BLOCK);
         }
         done += m;
-        give(expected); give(got);
+        give(expected);
+        give(got);
     }
-    give(renorm); give(literals);
+    give(renorm);
+    give(literals);
     return status;
 }
 
@@ -386,8 +430,7 @@ static void test_pair(unsigned encoder, unsigned decoder) {
         make_stream(&s, i, MOST_GROUPS);
         wp_rans_encoder e = make_encoder(&s.b, renorm + sizeof renorm, literals + sizeof literals);
         wp_kernels_of(encoder)->rans_encode(&e, s.symbols, s.n_groups);
-        fill_decoder(&d, &s.b, e.x, e.renorm, (size_t)(renorm + sizeof renorm - e.renorm), e.literals,
-                     (size_t)(literals + sizeof literals - e.literals));
+        fill_decoder(&d, &s.b, e.x, e.renorm, (size_t)(renorm + sizeof renorm - e.renorm), e.literals, (size_t)(literals + sizeof literals - e.literals));
         check(wp_kernels_of(decoder)->rans_decode(&d, symbols, s.n_groups) == WP_OK, "fails");
         check(memcmp(symbols, s.symbols, sizeof symbols) == 0, "symbols differ");
         unsigned differ = 0;
@@ -423,8 +466,14 @@ static void test_differences(unsigned isa) {
             buffer classes = take(m, (int)(i & 1));
             size_t n_bits = start;
             for (size_t j = 0; j < m; j++) { /* all lengths; rare ones; none; the longest; frequent ones; small ones, of up to 8 bits and of up to 16 */
-                unsigned c = kind == 1 ? (below(9) ? 0 : below(2 * v - 1)) : kind == 2 ? 0 : kind == 3 ? 2 * v - 2 : kind == 4 ? WP_FIRST_FREQUENT + 2 * below(32) : kind == 5 ? below(4)
-                             : kind == 6 ? below(18) : kind == 7 ? below(34) : below(2 * v - 1);
+                unsigned c = kind == 1   ? (below(9) ? 0 : below(2 * v - 1))
+                             : kind == 2 ? 0
+                             : kind == 3 ? 2 * v - 2
+                             : kind == 4 ? WP_FIRST_FREQUENT + 2 * below(32)
+                             : kind == 5 ? below(4)
+                             : kind == 6 ? below(18)
+                             : kind == 7 ? below(34)
+                                         : below(2 * v - 1);
                 if (c < WP_FIRST_FREQUENT && c >= 2 * v - 1) c = below(2 * v - 1);
                 classes.p[j] = (uint8_t)c;
                 n_bits += table.entry[c] & 255;
@@ -433,7 +482,8 @@ static void test_differences(unsigned isa) {
             buffer bits = take((n_bits + 7) / 8 + 16, 1);
             fill_random(bits.p, (n_bits + 7) / 8 + 16);
             wp_differences expected, got;
-            memset(&expected, 0x11, sizeof expected); memset(&got, 0x22, sizeof got);
+            memset(&expected, 0x11, sizeof expected);
+            memset(&got, 0x22, sizeof got);
             check(scalar->differences(&table, classes.p, m, bits.p, start, bytes, &expected) == n_bits, "scalar ends elsewhere");
             check(k->differences(&table, classes.p, m, bits.p, start, bytes, &got) == n_bits, "ends elsewhere");
             check(memcmp(&expected, &got, m * (bytes == 2 ? 2 : 4)) == 0, "differs");
@@ -449,7 +499,8 @@ static void test_differences(unsigned isa) {
                 check(k->differences(&table, classes.p, m, bits.p, start, bytes, &got) == UINT64_MAX, "takes what is no class");
                 classes.p[at] = before;
             }
-            give(classes); give(bits);
+            give(classes);
+            give(bits);
         }
     end_line();
 
@@ -465,7 +516,9 @@ static void test_differences(unsigned isa) {
                     scalar->apply(base.p, bytes, shift, is_float, &d, m, expected.p);
                     k->apply(base.p, bytes, shift, is_float, &d, m, got.p);
                     check(same(got.p, expected.p, m * bytes), "differs");
-                    give(base); give(expected); give(got);
+                    give(base);
+                    give(expected);
+                    give(got);
                 }
     end_line();
 
@@ -478,13 +531,18 @@ static void test_differences(unsigned isa) {
             scalar->exponents(base.p, m, bytes, shift, mask, expected.p);
             k->exponents(base.p, m, bytes, shift, mask, got.p);
             check(same(got.p, expected.p, m), "differs");
-            give(base); give(expected); give(got);
+            give(base);
+            give(expected);
+            give(got);
         }
     end_line();
 }
 
 /* A stream of section 8.8 of `n` classes in blocks of 128 of random rates; `cut` bytes less of renormalisation. What a rank is, `exponents` and `rates` say. */
-typedef struct { uint8_t bytes[40000], classes[MOST_SYMBOLS], exponents[MOST_SYMBOLS], rates[MOST_GROUPS]; size_t n, n_bytes; } conditional_stream;
+typedef struct {
+    uint8_t bytes[40000], classes[MOST_SYMBOLS], exponents[MOST_SYMBOLS], rates[MOST_GROUPS];
+    size_t n, n_bytes;
+} conditional_stream;
 
 static void make_conditional(conditional_stream *s, unsigned i) {
     static uint8_t cells[MOST_SYMBOLS], scratch[2 * MOST_SYMBOLS + 4096];
@@ -498,10 +556,19 @@ static void make_conditional(conditional_stream *s, unsigned i) {
         const unsigned k = 1 + below(16);
         shapes[b] = make_book(k, k == 1 || (k < 16 && below(2)), below(3));
         uint8_t seen[128] = {0};
-        for (unsigned r = 0; r < k;) { const unsigned c = below(128); if (!seen[c]) { seen[c] = 1; shapes[b].symbols[r++] = (uint8_t)c; } }
+        for (unsigned r = 0; r < k;) {
+            const unsigned c = below(128);
+            if (!seen[c]) {
+                seen[c] = 1;
+                shapes[b].symbols[r++] = (uint8_t)c;
+            }
+        }
         books[b].n_symbols = (uint8_t)k;
         books[b].escape_freq = shapes[b].n_ranks > k ? (uint8_t)shapes[b].freqs[k] : 0;
-        for (unsigned r = 0; r < k; r++) { books[b].symbols[r] = shapes[b].symbols[r]; books[b].freqs[r] = (uint8_t)shapes[b].freqs[r]; }
+        for (unsigned r = 0; r < k; r++) {
+            books[b].symbols[r] = shapes[b].symbols[r];
+            books[b].freqs[r] = (uint8_t)shapes[b].freqs[r];
+        }
     }
     for (unsigned c = 0; c < 256; c++) map[c] = (uint8_t)below(n_books);
     s->n = i % 3 == 0 ? 1 + below(WP_BLOCK) : 1 + below(MOST_SYMBOLS);
@@ -513,7 +580,8 @@ static void make_conditional(conditional_stream *s, unsigned i) {
         const unsigned r = i & 16 ? below(b->n_ranks) : below(3) ? 0 : below(b->n_ranks);
         s->classes[j] = r < b->n_symbols ? b->symbols[r] : (uint8_t)below(128);
     }
-    check(wp_conditional_encode(books, n_books, base_exponent, n_rates, map, cells, s->classes, s->n, scratch, s->bytes, sizeof s->bytes, &s->n_bytes) == WP_OK, "can't be encoded");
+    check(wp_conditional_encode(books, n_books, base_exponent, n_rates, map, cells, s->classes, s->n, scratch, s->bytes, sizeof s->bytes, &s->n_bytes) == WP_OK,
+          "can't be encoded");
 }
 
 static wp_status compare_conditional(unsigned isa, const conditional_stream *s, const uint8_t *bytes, size_t n_bytes, int is_whole) {
@@ -531,7 +599,9 @@ static wp_status compare_conditional(unsigned isa, const conditional_stream *s, 
             check(same(got.p, expected.p, m) && memcmp(d[0].rans.x, d[1].rans.x, sizeof d[0].rans.x) == 0, "differs");
             if (is_whole) check(same(got.p, s->classes + done, m), "does not restore");
         }
-        give(exponents); give(expected); give(got);
+        give(exponents);
+        give(expected);
+        give(got);
     }
     if (status == WP_OK) {
         status = wp_conditional_close(&d[0]);
@@ -552,7 +622,8 @@ static void test_conditional(unsigned isa) {
             memcpy(damaged, s.bytes, s.n_bytes);
             size_t n_bytes = s.n_bytes;
             if (j == 0) n_bytes -= 1 + below((uint32_t)n_bytes);
-            else for (unsigned c = 0; c < j; c++) damaged[below((uint32_t)n_bytes)] = (uint8_t)below(256);
+            else
+                for (unsigned c = 0; c < j; c++) damaged[below((uint32_t)n_bytes)] = (uint8_t)below(256);
             compare_conditional(isa, &s, damaged, n_bytes, 0);
         }
         /* Fewer bytes of renormalisation than states need, or of literals. */
@@ -587,13 +658,15 @@ static void check_modular(unsigned isa, unsigned layout, unsigned shift, buffer 
         for (size_t i = 0; i < m; i++) {
             const uint32_t one = wp_load32(d.p + 4 * (begin + i));
             all |= one;
-            if (l->elem_bytes == 2) block.of_2[i] = (uint16_t)one; else block.of_4[i] = one;
+            if (l->elem_bytes == 2) block.of_2[i] = (uint16_t)one;
+            else block.of_4[i] = one;
         }
         wp_kernels_of(isa)->apply(base.p + begin * l->elem_bytes, l->elem_bytes, shift, wp_is_float(l), &block, m, out.p + begin * l->elem_bytes);
     }
     check(all <= wp_word_mask(8 * l->elem_bytes - shift), "a modular difference has too many bits");
     check(same(out.p, elems.p, n * l->elem_bytes), "modular differences give other elements");
-    give(d); give(out);
+    give(d);
+    give(out);
 }
 
 /* Whole chunks of differences: what each ISA codes is the same, and each decodes it; nothing outside the buffers. */
@@ -618,28 +691,36 @@ static void test_difference_chunks(unsigned isa, unsigned layout) {
             check_modular(isa, layout, shift, elems, base, n, at_end);
             coded_difference c, expected;
             const unsigned n_books = below(3) ? 1 + below(16) : 0;
-            check(code_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, elems.p, base.p, n, 15, n_books, 100, &expected) == WP_OK, "scalar fails");
+            check(code_difference(WP_ISA_SCALAR, layout, shift, frequent, n_frequent, elems.p, base.p, n, 15, n_books, 100, &expected) == WP_OK,
+                  "scalar fails");
             check(code_difference(isa, layout, shift, frequent, n_frequent, elems.p, base.p, n, 15, n_books, 100, &c) == WP_OK, "fails");
             check(same(c.scales, expected.scales, (n + WP_BLOCK - 1) / WP_BLOCK) && same(c.exponents, expected.exponents, n), "planes differ");
             buffer streams[3];
             for (int i = 0; i < 3; i++) {
-                check(c.streams[i].n_bytes == expected.streams[i].n_bytes && same(c.streams[i].data, expected.streams[i].data, c.streams[i].n_bytes), "streams differ");
+                check(c.streams[i].n_bytes == expected.streams[i].n_bytes && same(c.streams[i].data, expected.streams[i].data, c.streams[i].n_bytes),
+                      "streams differ");
                 streams[i] = take_copy(c.streams[i].data, c.streams[i].n_bytes, at_end);
                 c.streams[i].data = streams[i].p;
             }
             uint32_t crc;
-            check(wp_decode_difference(isa, layout, shift, frequent, n_frequent, c.streams, base.p, n, 7, (wp_workspace *)workspace.p, out.p, &crc) == WP_OK, "can't be decoded");
+            check(wp_decode_difference(isa, layout, shift, frequent, n_frequent, c.streams, base.p, n, 7, (wp_workspace *)workspace.p, out.p, &crc) == WP_OK,
+                  "can't be decoded");
             check(same(out.p, elems.p, n * bytes), "decodes to other elements");
             if (c.streams[2].n_bytes) { /* extra bits that end early, on the page's edge */
                 give(streams[2]);
                 const size_t cut = 1 + below((uint32_t)c.streams[2].n_bytes);
                 streams[2] = take_copy(expected.streams[2].data, c.streams[2].n_bytes -= cut, at_end);
                 c.streams[2].data = streams[2].p;
-                check(wp_decode_difference(isa, layout, shift, frequent, n_frequent, c.streams, base.p, n, 7, (wp_workspace *)workspace.p, out.p, &crc) == WP_TRUNCATED, "missing bits are missed");
+                check(wp_decode_difference(isa, layout, shift, frequent, n_frequent, c.streams, base.p, n, 7, (wp_workspace *)workspace.p, out.p, &crc) ==
+                          WP_TRUNCATED,
+                      "missing bits are missed");
             }
             for (int i = 0; i < 3; i++) give(streams[i]);
-            free_difference(&c); free_difference(&expected);
-            give(elems); give(base); give(out);
+            free_difference(&c);
+            free_difference(&expected);
+            give(elems);
+            give(base);
+            give(out);
         }
     give(workspace);
     end_line();
@@ -649,15 +730,22 @@ int main(void) {
     signal(SIGSEGV, on_crash);
     signal(SIGBUS, on_crash);
     for (unsigned isa = 1; isa < WP_N_ISAS; isa++) {
-        if (!wp_isa_available(isa)) { printf("%s is not available here: skipped\n", wp_isa_name(isa)); continue; }
+        if (!wp_isa_available(isa)) {
+            printf("%s is not available here: skipped\n", wp_isa_name(isa));
+            continue;
+        }
         test_crc32c(isa);
         test_histogram(isa);
         test_encode(isa);
         test_decode(isa);
-        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) { test_split(isa, layout); test_merge(isa, layout); }
+        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) {
+            test_split(isa, layout);
+            test_merge(isa, layout);
+        }
         test_differences(isa);
         test_conditional(isa);
-        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) if (wp_has_differences(wp_layout_of(layout))) test_difference_chunks(isa, layout);
+        for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++)
+            if (wp_has_differences(wp_layout_of(layout))) test_difference_chunks(isa, layout);
     }
     for (unsigned a = 0; a < WP_N_ISAS; a++)
         for (unsigned b = 0; b < WP_N_ISAS; b++)

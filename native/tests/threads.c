@@ -25,7 +25,10 @@ static input inputs[WP_N_LAYOUTS];
 
 static void *room(size_t n_bytes) {
     void *p = malloc(n_bytes);
-    if (!p) { perror("malloc"); exit(2); }
+    if (!p) {
+        perror("malloc");
+        exit(2);
+    }
     return p;
 }
 
@@ -41,8 +44,8 @@ static int encode(unsigned isa, const input *in, uint8_t *out, uint32_t *sizes, 
     uint8_t *to = out;
     while (status == WP_OK && done < N_CHUNKS) { /* it stops behind chunks that do not shrink */
         const size_t begin = done * CHUNK_ELEMS;
-        status = wp_encode_chunks(isa, in->layout, elems + begin * elem_bytes, N_ELEMS - begin, CHUNK_ELEMS, (uint32_t)done, 1, &never, workspace, to, sizes + done,
-                                  crcs + done, &n, &stopped, &last);
+        status = wp_encode_chunks(isa, in->layout, elems + begin * elem_bytes, N_ELEMS - begin, CHUNK_ELEMS, (uint32_t)done, 1, &never, workspace, to,
+                                  sizes + done, crcs + done, &n, &stopped, &last);
         if (status == WP_OK && n == 0) status = WP_ARGUMENT;
         for (size_t i = done; status == WP_OK && i < done + n; i++) to += sizes[i];
         done += n;
@@ -54,7 +57,8 @@ static int encode(unsigned isa, const input *in, uint8_t *out, uint32_t *sizes, 
 static int decode(unsigned isa, const input *in, uint8_t *out) {
     wp_workspace *workspace = room(wp_workspace_bytes());
     size_t next = 0;
-    wp_status status = wp_decode_chunks(isa, in->layout, in->coded, (size_t)in->offsets[N_CHUNKS], in->offsets, in->crcs, N_CHUNKS, CHUNK_ELEMS, N_ELEMS, 0, workspace, out, &next);
+    wp_status status = wp_decode_chunks(isa, in->layout, in->coded, (size_t)in->offsets[N_CHUNKS], in->offsets, in->crcs, N_CHUNKS, CHUNK_ELEMS, N_ELEMS, 0,
+                                        workspace, out, &next);
     free(workspace);
     return status == WP_OK && next == N_CHUNKS;
 }
@@ -96,21 +100,30 @@ int main(void) {
             random ^= random << 13, random ^= random >> 7, random ^= random << 17;
             in->elems[i] = (uint8_t)(i % 3 == 0 ? 0x3c + random % 5 : random % 50 ? random >> 8 & 0x81 : random >> 8);
         }
-        if (!encode(WP_ISA_SCALAR, in, in->coded, in->sizes, in->crcs)) { printf("layout %u can't be encoded\n", layout); return 1; }
+        if (!encode(WP_ISA_SCALAR, in, in->coded, in->sizes, in->crcs)) {
+            printf("layout %u can't be encoded\n", layout);
+            return 1;
+        }
         for (int i = 0; i < N_CHUNKS; i++) in->offsets[i + 1] = in->offsets[i] + in->sizes[i];
     }
     pthread_t threads[N_THREADS];
     unsigned numbers[N_THREADS];
     for (unsigned i = 0; i < N_THREADS; i++) {
         numbers[i] = i;
-        if (pthread_create(&threads[i], NULL, work, &numbers[i])) { perror("pthread_create"); return 2; }
+        if (pthread_create(&threads[i], NULL, work, &numbers[i])) {
+            perror("pthread_create");
+            return 2;
+        }
     }
     int failed = 0;
     for (unsigned i = 0; i < N_THREADS; i++) {
         void *result;
         if (pthread_join(threads[i], &result) || !result) failed = 1;
     }
-    for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) { free(inputs[layout].elems); free(inputs[layout].coded); }
+    for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++) {
+        free(inputs[layout].elems);
+        free(inputs[layout].coded);
+    }
     printf("%d threads, %d rounds, %d layouts%s\n", N_THREADS, N_ROUNDS, WP_N_LAYOUTS - 1, failed ? "  FAILED" : "");
     return failed;
 }

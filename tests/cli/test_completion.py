@@ -60,7 +60,7 @@ def test_bash_completes_with_it(tmp_path):
         pytest.skip("no bash here")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "weightpack"
-    program.write_text(f"#!/bin/sh\nexec {PROGRAM[0]} -m weightpack \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nexec {PROGRAM[0]} -m weightpack "$@"\n')
     program.chmod(0o755)
     script = (
         'eval "$(_WEIGHTPACK_COMPLETE=bash_source weightpack)"\n'

@@ -226,9 +226,7 @@ def harmless(text):
 
 
 def test_printable():
-    assert printable(HOSTILE) == (
-        r"w\x1b[2J\x1b]52;c;cm0=\x07\r\nok: restores to 1 GB\u202eevil\u2066\x9b31m\x00\u200f\u2028x"
-    )
+    assert printable(HOSTILE) == (r"w\x1b[2J\x1b]52;c;cm0=\x07\r\nok: restores to 1 GB\u202eevil\u2066\x9b31m\x00\u200f\u2028x")
     assert printable("zéro.名前 \U0001f600") == "zéro.名前 \U0001f600"
     for code in range(sys.maxunicode + 1):
         assert harmless(printable(chr(code))), hex(code)

@@ -185,8 +185,7 @@ def test_device_maps(tmp_path, enabled):
 
 
 @pytest.mark.parametrize(
-    ("saved", "loaded"),
-    [("LlamaForCausalLM", "LlamaModel"), ("LlamaModel", "LlamaForCausalLM"), ("LlamaForCausalLM", "LlamaForSequenceClassification")],
+    ("saved", "loaded"), [("LlamaForCausalLM", "LlamaModel"), ("LlamaModel", "LlamaForCausalLM"), ("LlamaForCausalLM", "LlamaForSequenceClassification")]
 )
 def test_heads_come_and_go(tmp_path, saved, loaded, enabled):
     torch.manual_seed(0)

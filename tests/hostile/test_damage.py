@@ -151,11 +151,7 @@ def test_what_only_the_sha256_can_tell_is_refused_by_verify(twins, tmp_path):
     other_file = Parts(
         pack(tmp_path, samples.safetensors_file({"x": ("U16", (3 * CHUNK_ELEMS,), bytes(6 * CHUNK_ELEMS))}), weightpack.PackOptions(chunk_elems=CHUNK_ELEMS))
     ).bodies["x"]
-    for change in (
-        lambda r, p: r.chunks.__setitem__(1, Record(p.bodies["b"], 3).chunks[1]),
-        lambda r, p: p.bodies["b"],
-        lambda r, p: other_file,
-    ):
+    for change in (lambda r, p: r.chunks.__setitem__(1, Record(p.bodies["b"], 3).chunks[1]), lambda r, p: p.bodies["b"], lambda r, p: other_file):
         path = tmp_path / "spliced.safetensors"
         path.write_bytes(changed(packed, "a", 3, change))
         with pytest.raises(ChecksumError, match="SHA-256"):

@@ -57,9 +57,7 @@ def checkpoint(pickle, compression, storage=WEIGHTS):
 
 def storage_pickle(key="0", storage="FloatStorage"):
     """Pickle, by hand, the persistent id of a storage."""
-    return (
-        b"\x80\x02(X\x07\0\0\0storagectorch\n" + storage.encode() + b"\nX" + struct.pack("<I", len(key)) + key.encode() + b"X\x03\0\0\0cpuJ\0\0\1\0tQ."
-    )
+    return b"\x80\x02(X\x07\0\0\0storagectorch\n" + storage.encode() + b"\nX" + struct.pack("<I", len(key)) + key.encode() + b"X\x03\0\0\0cpuJ\0\0\1\0tQ."
 
 
 COMPRESSIONS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
@@ -108,9 +106,7 @@ weightpack.pack(sys.argv[1], sys.argv[1] + ".packed", threads=1, overwrite=True)
 def pack_in(tmp_path, data, more_bytes):
     """Segment, estimate and pack a file in a process that may take so many bytes more; return what it was taken for."""
     (tmp_path / "source.pt").write_bytes(data)
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "source.pt"), str(more_bytes)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path / "source.pt"), str(more_bytes)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     weightpack.unpack(tmp_path / "source.pt.packed", tmp_path / "back", overwrite=True)
     assert (tmp_path / "back").read_bytes() == data

@@ -77,8 +77,6 @@ print(done)
 def test_kernels_stay_inside_their_buffers(isa):
     if sys.platform != "linux":
         pytest.skip("guard pages are set up with Linux's mmap")
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, isa, str(Path(samples.__file__).parent)], capture_output=True, text=True, timeout=300, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", PROGRAM, isa, str(Path(samples.__file__).parent)], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, f"exit {result.returncode}: {result.stderr[-2000:]}"
     assert int(result.stdout) == len(LAYOUTS) * 3 * 11 * 2 * 3

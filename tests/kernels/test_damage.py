@@ -253,7 +253,10 @@ FIELDS = {
     "tables_ids_cut": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables()[:14])]), TruncatedError),
     "tables_literal_without_escape": (BYTES1, 129, make_chunk(SPLIT, [(TABLES, with_tables(end=b"a"))]), CorruptionError),
     "tables_symbol_too_wide": (
-        F16, 129, make_chunk(SPLIT, [(TABLES, with_tables(second=b"\2\0\5\x20\x80\x80")), (CONSTANT, b"\0"), (RAW, b"")]), CorruptionError
+        F16,
+        129,
+        make_chunk(SPLIT, [(TABLES, with_tables(second=b"\2\0\5\x20\x80\x80")), (CONSTANT, b"\0"), (RAW, b"")]),
+        CorruptionError,
     ),
     "bits_short": (BF16, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"\2"), (RAW, b"\0")]), TruncatedError),
     "bits_long": (BF16, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"\1"), (RAW, b"\0\0")]), CorruptionError),

@@ -727,4 +727,3 @@ def test_wrong_calls_are_refused_rather_than_written(call):
         with pytest.raises(WeightpackError, match="bug in weightpack") as caught:
             call(backend)
         assert not isinstance(caught.value, FormatError)
-

@@ -89,8 +89,7 @@ def test_packed_bytes_are_the_same_on_every_backend_and_thread_count(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*(("minilm", dtype) for dtype in ("as shipped", "bf16", "fp16", "e4m3", "int8")), ("mgm", "as shipped"), ("wordllama", "as shipped")],
+    ("name", "dtype"), [*(("minilm", dtype) for dtype in ("as shipped", "bf16", "fp16", "e4m3", "int8")), ("mgm", "as shipped"), ("wordllama", "as shipped")]
 )
 def test_real_model_packs_to_the_same_bytes_on_every_backend(model, tmp_path, name, dtype):
     source = variant(dtype, model(name), tmp_path)

@@ -12,6 +12,7 @@ ANY_KINDS = ["gaussian", "zeros", "constant", "noise", "all256", "one_escape", "
 FLOAT_KINDS = ["trailing7", "trailing7_in_some_blocks", "nan_payloads", "minus_zero", "subnormals"]
 F32_KINDS = ["bf16_in_f32", "f16_in_some_rows_of_f32"]
 
+
 def kinds_of(layout):
     return ANY_KINDS + (FLOAT_KINDS if layout.raw_bits else []) + (F32_KINDS if layout.id == LayoutId.F32 else [])
 

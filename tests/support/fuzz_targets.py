@@ -222,6 +222,4 @@ def shards(data: bytes) -> None:
     assert [str(path) for path in found.weights] == ["a.safetensors"]
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (header, index, tensor, frame, packed, based, damaged, manifest, shards)
-}
+TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in (header, index, tensor, frame, packed, based, damaged, manifest, shards)}

@@ -229,8 +229,7 @@ def _handler(hub: Hub):
                 files = [_described(path, entry) for path, entry in sorted(tree.items())]
                 siblings = [{"rfilename": f["path"], "size": f["size"], "blobId": f["oid"]} for f in files]
                 return self.reply(
-                    200,
-                    {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo.private, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings},
+                    200, {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo.private, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
                 )
             if action == "preupload":
                 files = [

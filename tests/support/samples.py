@@ -247,7 +247,7 @@ def foreign_files() -> dict[str, bytes]:
         "unknown dtypes": safetensors_file(
             {"a": ("F31", (7, 9), weights(900, "BF16")), "b": ("C128", (2,), rng().bytes(50)), "c": ("X", (0,), b""), "d": a, "e": ("X", (), a[2])}
         ),
-        "odd names": safetensors_file({"": a, "a b\n\"\\": b, "__metadata": ("U8", (1,), b"x"), "\u00fc\U0001f600": ("U8", (3,), b"abc")}),
+        "odd names": safetensors_file({"": a, 'a b\n"\\': b, "__metadata": ("U8", (1,), b"x"), "\u00fc\U0001f600": ("U8", (3,), b"abc")}),
     }
 
 

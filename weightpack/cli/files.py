@@ -350,9 +350,7 @@ def estimate(src: tuple[str, ...], profile: str, codec: str, revision: str | Non
 
     def work(source: str) -> dict[str, Reports[EstimateReport]]:
         with seekable(source) as path:
-            return {
-                name: _of_source(api.estimate(path, options=options, revision=revision, token=token), source) for name, options in asked.items()
-            }
+            return {name: _of_source(api.estimate(path, options=options, revision=revision, token=token), source) for name, options in asked.items()}
 
     def described(by_step: dict[str, Reports[EstimateReport]]) -> object:
         lists = {name: [asdict(report) for report in reports] for name, reports in by_step.items()}

@@ -40,9 +40,7 @@ def bench(src: str | None, megabytes: int, folder: str | None, profile: str, thr
         if sys.stderr.isatty():
             say(f"measuring {what} ...", err=True)
 
-    report = measure.bench(
-        src, max_bytes=megabytes * 1_000_000, threads=threads, profile=profile, folder=Path(folder) if folder else None, step=step
-    )
+    report = measure.bench(src, max_bytes=megabytes * 1_000_000, threads=threads, profile=profile, folder=Path(folder) if folder else None, step=step)
     if as_json:
         say_json(asdict(report))
         return
@@ -53,9 +51,7 @@ def bench(src: str | None, megabytes: int, folder: str | None, profile: str, thr
             return [f"{m.source_bytes / seconds / 1e9:.2f}", f"{m.memcpy_seconds / seconds:.2f}"]
 
         rows = [["ISA", "codec", "threads", "of original", "encode GB/s", "/memcpy", "decode GB/s", "/memcpy"]]
-        rows += [
-            [s.isa, s.codec, str(s.threads), percent(s.packed_bytes, m.source_bytes), *rate(s.encode_seconds), *rate(s.decode_seconds)] for s in m.speeds
-        ]
+        rows += [[s.isa, s.codec, str(s.threads), percent(s.packed_bytes, m.source_bytes), *rate(s.encode_seconds), *rate(s.decode_seconds)] for s in m.speeds]
         say()
         say(f"{m.dtype}, {human_bytes(m.source_bytes)} in memory; memcpy {rate(m.memcpy_seconds)[0]} GB/s")
         say_table(rows, right="llrrrrrr")

@@ -51,9 +51,7 @@ def _complete_tensor(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.option("--force", "-f", is_flag=True, help="Write to a terminal, too.")
 @revision_option
 @token_option
-def cat(
-    file: str, tensor: str, npy: bool, as_json: bool, base: str | None, threads: int | None, force: bool, revision: str | None, token: str | None
-) -> None:
+def cat(file: str, tensor: str, npy: bool, as_json: bool, base: str | None, threads: int | None, force: bool, revision: str | None, token: str | None) -> None:
     """Write the bytes of one TENSOR of FILE, plain or packed, to standard output. FILE may be a directory with shards, a URL or a Hub repo, too."""
     from weightpack import api
     from weightpack.io.parallel import thread_count

@@ -114,4 +114,3 @@ def parse_table(body: memoryview, max_bytes: int) -> tuple[ItemTable, int]:
     if position != len(body):
         raise CorruptionError("the item has bytes behind its last part")
     return ItemTable(n_bytes, stored_rest_bytes, tuple(parts)), table_end
-

@@ -188,9 +188,7 @@ def record_bound(layout: Layout, n_elems: int, chunk_elems: int) -> int:
     return table_end(n_chunks) + n_chunks * chunk_bound(layout, chunk_elems)
 
 
-def build_difference_chunk(
-    streams: Sequence[Stream], shift: int, frequent: Words, rows: tuple[int, int] | None = None
-) -> bytes:
+def build_difference_chunk(streams: Sequence[Stream], shift: int, frequent: Words, rows: tuple[int, int] | None = None) -> bytes:
     """Serialise a chunk of the mode *difference*, or of the mode *scaled* if `rows` (elements of a row, column of the first) are given."""
     head = bytes((shift, frequent.size)) + (b"" if rows is None else _SCALED.pack(*rows))
     return build_chunk(Mode.DIFFERENCE if rows is None else Mode.SCALED, streams, head + frequent.astype("<u4").tobytes())

@@ -146,9 +146,7 @@ class _Commit:
         self.hub.preupload_lfs_files(self.repo_id, [operation], revision=self.revision, create_pr=self.create_pr)
         self.operations.append(operation)
 
-    def add_plain(
-        self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None, *, hf_flag: bool
-    ) -> Manifest:
+    def add_plain(self, folder: Path, options: PackOptions, threads: int | None, verify: bool, progress: FileProgress | None, *, hf_flag: bool) -> Manifest:
         """Pack the weights, one after the other, and add everything but card and manifest."""
         plan, files = plan_packing(folder, Job(options=options, hf_flag=hf_flag)), {}
         with private_folder(Path(tempfile.gettempdir(), "weightpack-push")) as scratch:

@@ -46,9 +46,7 @@ class AtomicFile:
         of another name).
     """
 
-    def __init__(
-        self, target: str | os.PathLike[str], *, overwrite: bool = False, like: str | os.PathLike[str] | os.stat_result | None = None
-    ) -> None:
+    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, like: str | os.PathLike[str] | os.stat_result | None = None) -> None:
         self.target = Path(target)
         self._overwrite = overwrite
         self._replaced = state_of(self.target)

@@ -18,7 +18,6 @@ from weightpack.errors import OptionError, TruncatedError
 from weightpack.io.parallel import Scratch
 
 if TYPE_CHECKING:
-
     from weightpack.format.buffers import Buffer, Bytes
 
 _HASH_BYTES = 1 << 20

@@ -158,14 +158,11 @@ class Kernels(Protocol):
         mode other than split and whole, or `len(crcs)`. Errors name the chunk.
         """
 
-    def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes
-    ) -> int:
+    def decode_streams(self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes) -> int:
         """Decode streams, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""
 
     def decode_difference(
-        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int,
-        out: Bytes,
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         """Decode rates, classes and extras, none of them zstd, onto `base` (n_elems * elem_bytes,) into `out`; return the CRC as `decode_streams` does.
 

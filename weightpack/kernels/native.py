@@ -43,7 +43,6 @@ class Status(IntEnum):
     NEEDS_CALLER = 51
 
 
-
 def available() -> list[str]:
     """Return the ISAs that the core has and this CPU can run, slowest first; none if it was not compiled."""
     return [name for name, runs in _core.isas() if runs] if _BUILT else []
@@ -120,9 +119,7 @@ class NativeKernels:
         n_elems = elems.size // layout.elem_bytes
         workspace = self._planes.get(_core.encode_workspace_bytes(layout.id, min(n_elems, chunk_elems)))
         sizes, crcs = np.empty((2, -(-n_elems // chunk_elems)), np.uint32)
-        status, n, facts = _core.encode_chunks(
-            self._isa, layout.id, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs
-        )
+        status, n, facts = _core.encode_chunks(self._isa, layout.id, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs)
         _check(status)
         last = SplitChunk(facts[0], [EncodedPlane._make(plane) for plane in facts[1]], workspace) if facts else None
         return EncodedChunks(sizes[:n].tolist(), crcs[:n].tolist(), last)
@@ -138,18 +135,13 @@ class NativeKernels:
                 _check(status)
         return done
 
-    def decode_streams(
-        self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes
-    ) -> int:
-        status, crc = _core.decode_streams(
-            self._isa, layout.id, mode, streams, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)
-        )
+    def decode_streams(self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes) -> int:
+        status, crc = _core.decode_streams(self._isa, layout.id, mode, streams, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes))
         _check(status)
         return crc
 
     def decode_difference(
-        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int,
-        out: Bytes,
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         status, crc = _core.decode_difference(
             self._isa, layout.id, shift, frequent, streams, base, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes)

@@ -108,8 +108,7 @@ class NumpyKernels:
         return numbered_crc(crc32c, out[:n_bytes], chunk_number)
 
     def decode_difference(
-        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int,
-        out: Bytes,
+        self, layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, chunk_number: int, out: Bytes
     ) -> int:
         decode_difference(layout, shift, frequent, streams, base, n_elems, out)
         return numbered_crc(crc32c, out[: n_elems * layout.elem_bytes], chunk_number)

@@ -14,7 +14,6 @@ import numpy as np
 from weightpack.kernels.numpy_checks import u8
 
 if TYPE_CHECKING:
-
     from weightpack.format.buffers import Buffer, Words
 
 

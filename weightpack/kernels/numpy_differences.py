@@ -69,9 +69,7 @@ def _extra_bits(classes: Bytes) -> NDArray[np.int64]:
 # ---- decoding
 
 
-def decode_difference(
-    layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, out: Bytes
-) -> None:
+def decode_difference(layout: Layout, shift: int, frequent: Words, streams: Sequence[Stream], base: Bytes, n_elems: int, out: Bytes) -> None:
     n_bytes = n_elems * layout.elem_bytes
     need(0 < n_bytes <= MAX_CHUNK_BYTES and n_elems <= MAX_CHUNK_BLOCKS * BLOCK_ELEMS, "the chunk's size")
     need(layout.has_differences and (not shift or shift + 2 <= 8 * layout.elem_bytes), "the mode of the chunk")

@@ -154,8 +154,7 @@ def _by_kind(files: ModelFiles) -> ModelFiles:
     other_weights = tuple(
         path
         for path in files.others
-        if path.suffix != _SAFETENSORS
-        and (_OTHER_WEIGHTS.fullmatch(path.name) or (path.parent in beside_onnx and not _NO_ONNX_DATA.fullmatch(path.name)))
+        if path.suffix != _SAFETENSORS and (_OTHER_WEIGHTS.fullmatch(path.name) or (path.parent in beside_onnx and not _NO_ONNX_DATA.fullmatch(path.name)))
     )
     holding = {*weights, *other_weights}
     others = tuple(path for path in files.others if path not in holding)

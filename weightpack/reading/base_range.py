@@ -16,9 +16,7 @@ from weightpack.reading.convert import convert, converts
 from weightpack.sources.model import Tensor
 
 if TYPE_CHECKING:
-
     from weightpack.format.buffers import Bytes
-
 
 
 def check_range(base: BaseRange, tensor: Tensor, file_bytes: int) -> None:

@@ -140,10 +140,7 @@ def _find(
             return found
     if given is not None:
         raise WrongBaseError(f"needs another base than the one that was named: {described(reference)}", path=file.name)
-    raise BaseNotFoundError(
-        f"is a difference from a base that is not here: {_what_to_do(reference)}. It is {described(reference)}",
-        path=file.name,
-    )
+    raise BaseNotFoundError(f"is a difference from a base that is not here: {_what_to_do(reference)}. It is {described(reference)}", path=file.name)
 
 
 def _what_to_do(reference: BaseReference) -> str:

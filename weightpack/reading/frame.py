@@ -37,9 +37,7 @@ def decode(frame: bytes | bytearray | memoryview, *, threads: int | None = 1, ma
     return shaped(data, dtype, shape)
 
 
-def decode_bytes(
-    frame: bytes | bytearray | memoryview, *, threads: int | None = 1, max_bytes: int = 1 << 40
-) -> tuple[NDArray[np.uint8], str, tuple[int, ...]]:
+def decode_bytes(frame: bytes | bytearray | memoryview, *, threads: int | None = 1, max_bytes: int = 1 << 40) -> tuple[NDArray[np.uint8], str, tuple[int, ...]]:
     """Decode a tensor frame; return (n_bytes,) uint8, dtype and shape."""
     view = memoryview(frame).cast("B")
     end = head_bytes(view)

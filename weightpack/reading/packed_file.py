@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
 
 
-
-
 _FIRST_BYTES = 256  # read of a record at first
 
 

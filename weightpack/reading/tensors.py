@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
 
 
-
 class TensorReader:
     """Reads tensors' bytes from a packed or a plain safetensors file."""
 

@@ -44,9 +44,7 @@ class VerifyResult:
     state: str = "packed"
 
 
-def verify_file(
-    packed: PackedFile, *, against: RandomReader | None = None, threads: int = 1, progress: Progress | None = None
-) -> VerifyResult:
+def verify_file(packed: PackedFile, *, against: RandomReader | None = None, threads: int = 1, progress: Progress | None = None) -> VerifyResult:
     """Restore the source in memory, piece by piece, and compare its SHA-256 with the index; and its bytes with `against`.
 
     Raises

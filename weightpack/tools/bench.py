@@ -28,7 +28,6 @@ from weightpack.writing.record import encode_record
 from weightpack.writing.save import safetensors_image
 
 if TYPE_CHECKING:
-
     from weightpack.format.buffers import Bytes
 
 

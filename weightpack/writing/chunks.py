@@ -19,7 +19,6 @@ from weightpack.writing.differences import encode_difference, encode_scaled, sca
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 
 if TYPE_CHECKING:
-
     from weightpack.format.buffers import Bytes
     from weightpack.format.layouts import Layout
     from weightpack.options import PackOptions

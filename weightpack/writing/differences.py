@@ -127,9 +127,7 @@ def _shift(data: Bytes, layout: Layout) -> int:
     return min(zeros, 8 * layout.elem_bytes - 2)
 
 
-def _chunk(
-    data: Bytes, base: Bytes, layout: Layout, options: PackOptions, planes: Sequence[Stream] = (), rows: tuple[int, int] | None = None
-) -> bytes:
+def _chunk(data: Bytes, base: Bytes, layout: Layout, options: PackOptions, planes: Sequence[Stream] = (), rows: tuple[int, int] | None = None) -> bytes:
     """Return a chunk with the streams rates, classes and extra bits behind `planes`."""
     kernels, shift = kernel_choice.active(), _shift(data, layout)
     exponents, scales = kernels.difference_planes(layout, shift, data, base)
@@ -200,4 +198,3 @@ def _rates(scales: Bytes) -> Bytes:
     top = int(changed[-1 - changed.size // _OUTLIERS])
     rates: Bytes = np.where(scales, np.clip(scales.astype(np.int64) - top + MAX_RATE, 1, MAX_RATE), 0).astype(np.uint8)
     return rates
-

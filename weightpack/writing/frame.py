@@ -43,9 +43,7 @@ def encode(array: NDArray[Any], *, options: PackOptions | None = None, threads: 
     return encode_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8), dtype_name(array.dtype), shape, options=options, threads=threads)
 
 
-def encode_bytes(
-    data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...], *, options: PackOptions | None = None, threads: int | None = 1
-) -> bytes:
+def encode_bytes(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...], *, options: PackOptions | None = None, threads: int | None = 1) -> bytes:
     """Encode a tensor's bytes, (n_bytes,) uint8, as a frame; `dtype` in safetensors' spelling."""
     if dtype not in DTYPE_BITS or tensor_bytes(dtype, shape) != data.size:
         raise OptionError(f"{data.size} bytes do not hold {dtype} of shape {list(shape)}")
