@@ -117,3 +117,14 @@ def test_adapter_measures_what_is_installed_here(tmp_path):
         result = json.loads(done.stdout.strip().splitlines()[-1])
         assert result["source_bytes"] == values.nbytes, result
         assert 0.5 < result["packed_bytes"] / values.nbytes < 0.95
+
+
+def test_scales_of_distributed_checkpoints_are_those_of_the_committed_results():
+    import json
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "dcp_scales.json").read_text())
+    sizes = result["checkpoint_bytes"]
+    share = {profile: {how: f"{100 * n / result['source_bytes']:.2f}" for how, n in ways.items()} for profile, ways in sizes.items()}
+    fast, dense = share["fast"], share["dense"]
+    page = (ROOT / "docs" / "DCP.md").read_text()
+    assert f"{fast['without']} % into {fast['scales']} %, dense {dense['without']} % into {dense['scales']} %" in page
