@@ -318,5 +318,5 @@ def test_a_type_checker_knows_what_comes_out(tmp_path):
         weightpack.torch.safe_open("x", "np")  # type: ignore[arg-type]
     """)
     )
-    said, _, status = mypy.run(["--strict", "--python-version=3.12", f"--cache-dir={tmp_path / 'cache'}", str(program)])
+    said, _, status = mypy.run(["--strict", "--enable-error-code=arg-type", "--python-version=3.12", f"--cache-dir={tmp_path / 'cache'}", str(program)])
     assert status == 0, said
