@@ -271,7 +271,7 @@ def test_a_checkpoint_that_cannot_be_packed(tmp_path):
                     trainer.train()
                 assert [each.problem for each in series.series(tmp_path / on_error).checkpoints] == [None] * 6
             else:
-                with pytest.raises(OSError):
+                with pytest.raises(OptionError, match="the store is a file"):
                     trainer.train()
                 assert series.last_checkpoint(tmp_path / on_error) == tmp_path / on_error / "checkpoint-2"
     for bad in ({"on_error": "ignore"}, {"anchor_every": 0}, {"threads": 0}, {"profile": "none such"}):

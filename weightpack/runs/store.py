@@ -160,10 +160,16 @@ def _copy(source: Path, target: Path) -> None:
         file.commit()
 
 
+def _has_store(run: Path) -> bool:
+    """Is something there that is, or should be, a store? A file in its place holds nothing, and stops nobody but who wants to pack."""
+    state = state_of(run / STORE)
+    return state is not None and not stat.S_ISREG(state.st_mode)
+
+
 def unshare(run: str | os.PathLike[str], after: int) -> None:
     """Give checkpoints after a step bytes of their own. A trainer that goes on at that step writes over them in place, and with them into the store."""
     folder = Path(run)
-    if state_of(folder / STORE) is None:
+    if not _has_store(folder):
         return
     with locked(folder):
         for step, path in steps(folder):
@@ -206,7 +212,7 @@ def _living(run: Path, limits: Limits) -> Iterator[tuple[Path, SeriesFile | None
 def collect(run: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> None:
     """Remove from the store what no checkpoint of the run needs, and what killed processes left in it. See `make_store` for what it raises."""
     folder = Path(run)
-    if state_of(folder / STORE) is not None:
+    if _has_store(folder):
         with locked(folder):
             share(folder, limits)
             collect_locked(folder, limits)
