@@ -83,7 +83,7 @@ def aligned_bytes(n_bytes: int) -> Bytes:
 
 
 class TorchFramework:
-    """Makes torch tensors of bytes. They are decoded in CPU memory, which torch aligns to 64 bytes, then moved to `device`."""
+    """Makes torch tensors of bytes, in CPU memory, which torch aligns to 64 bytes, and moves them to `device`; or there at once (`empty_on`)."""
 
     def __init__(self, device: Any = "cpu") -> None:
         try:
@@ -91,25 +91,30 @@ class TorchFramework:
         except ImportError:
             raise MissingExtraError("torch tensors need PyTorch: `pip install weightpack[torch]`") from None
         self._torch = torch
-        self._device = torch.device(device)
+        self.device = torch.device(device)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TorchFramework, (self._device,)
+        return TorchFramework, (self.device,)
 
     def empty(self, dtype: str, shape: Sequence[int]) -> tuple[torch.Tensor, Bytes]:
+        tensor, memory = self.empty_on("cpu", dtype, shape)
+        return tensor, memory.numpy()
+
+    def empty_on(self, device: Any, dtype: str, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a new tensor on a device and its memory there, (n_bytes,) uint8, to be filled."""
         if dtype not in TORCH_NAMES or not hasattr(self._torch, TORCH_NAMES[dtype]):
             raise OptionError(f"this torch has no dtype for {dtype}")
-        memory = self._torch.empty(tensor_bytes(dtype, tuple(shape)) or 0, dtype=self._torch.uint8)
+        memory = self._torch.empty(tensor_bytes(dtype, tuple(shape)) or 0, dtype=self._torch.uint8, device=device)
         if dtype == "F4":  # two elements a byte: safetensors gives the packed shape
             shape = (*shape[:-1], shape[-1] // 2)
         flat = memory.view(getattr(self._torch, TORCH_NAMES[dtype]))
         try:
-            return flat.reshape(tuple(shape)), memory.numpy()
+            return flat.reshape(tuple(shape)), memory
         except (RuntimeError, OverflowError) as error:
             raise LimitError(f"torch has no {dtype} tensor of shape {list(shape)}: {error}") from None
 
     def finish(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def part(self, tensor: torch.Tensor, key: Any) -> torch.Tensor:
         chosen = tensor[key]

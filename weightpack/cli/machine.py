@@ -66,9 +66,12 @@ def bench(src: str | None, megabytes: int, folder: str | None, profile: str, thr
 
 
 @click.command()
+@click.option("--gpu", is_flag=True, help="Decode on the first CUDA device, compare with what was encoded, and show its speed.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(gpu: bool, as_json: bool) -> int | None:
     """Show versions, the CPU's kernels, what is installed, and what each profile costs and buys."""
+    if gpu:
+        return _doctor_gpu(as_json)
     from importlib import metadata
 
     from weightpack import kernels, options
@@ -98,7 +101,7 @@ def doctor(as_json: bool) -> None:
     }
     if as_json:
         say_json(state)
-        return
+        return None
     show: Callable[[Any], str] = lambda v: ", ".join(v) if isinstance(v, list) else str(v)  # noqa: E731
     for key, value in state.items():
         if key == "packages":
@@ -111,3 +114,22 @@ def doctor(as_json: bool) -> None:
             say(f"{'native core':20}{'built' if value else 'not built: numpy is used, slowly. Install a C compiler and reinstall'}")
         else:
             say(f"{key:20}{show(value)}")
+    return None
+
+
+def _doctor_gpu(as_json: bool) -> int:
+    """Say what the GPU's decoder does here: 0 if it is right, or there is none; 1 if something came out wrong."""
+    from weightpack.tools.gpu import check_gpu
+
+    report = check_gpu()
+    if as_json:
+        say_json(asdict(report))
+    elif report.reason is not None:
+        say(f"no decoder on a GPU: {report.reason}. The CPU decodes.")
+    else:
+        say(f"{report.name}, compute capability {report.capability}; ready after {report.seconds_to_compile:.1f} s")
+        rows = [["layout", "chunks decoded", "left to the CPU", "wrong", "GB/s"]]
+        rows += [[c.layout, str(c.n_decoded), str(c.n_for_cpu), str(c.n_wrong), f"{c.n_bytes / c.seconds / 1e9:.0f}"] for c in report.layouts]
+        say_table(rows, right="lrrrr")
+        say("decoding alone, of few chunks: a whole shard is faster (docs/GPU.md)")
+    return 0 if report.is_right or report.reason is not None else 1

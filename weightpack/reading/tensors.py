@@ -18,6 +18,7 @@ from weightpack.io.parallel import ordered_map, thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.bases import open_with_bases, weights_below
+from weightpack.reading.on_gpu import fill_on_gpu, gpu_decoder
 from weightpack.reading.packed_file import Piece, StoredTensor
 from weightpack.reading.restored import close_packed
 from weightpack.sources.model import Tensor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from weightpack.format.buffers import Bytes
+    from weightpack.gpu.decoder import GpuDecoder
 
 
 class TensorReader:
@@ -38,10 +40,10 @@ class TensorReader:
         with located(path=file.name):
             header = read_header(file, limits.max_json_memory)
             found = None if base is None else weights_below(Path(base))
-            self._packed = open_with_bases(file, limits, base=found) if is_packed(header) else None
-            if self._packed:
-                self.tensors = {name: stored.tensor for name, stored in self._packed.tensors.items()}
-                self.metadata = self._packed.metadata
+            self.packed = open_with_bases(file, limits, base=found) if is_packed(header) else None
+            if self.packed:
+                self.tensors = {name: stored.tensor for name, stored in self.packed.tensors.items()}
+                self.metadata = self.packed.metadata
             else:
                 check_tiles(header, file.size - header.data_begin)
                 self.tensors = {tensor.name: tensor for tensor in segments_of(header, file.size).tensors}
@@ -49,8 +51,8 @@ class TensorReader:
 
     def close(self) -> None:
         """Close the file, and the bases that it needs."""
-        if self._packed is not None:
-            close_packed(self._packed)
+        if self.packed is not None:
+            close_packed(self.packed)
         else:
             self.file.close()
 
@@ -62,20 +64,20 @@ class TensorReader:
 
     def check(self, name: str) -> None:
         """Refuse a tensor whose record can't hold as much as the header claims, before memory for it is asked for."""
-        if self._packed is not None:
-            holder = self._packed.stored(self._packed.stored(name).holder)
+        if self.packed is not None:
+            holder = self.packed.stored(self.packed.stored(name).holder)
             if holder.has_record:
-                self._packed.record_head(holder)
+                self.packed.record_head(holder)
 
     def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
         """Fill buffers: for each (name, begin, out), `len(out)` bytes of the tensor from byte `begin`. Of packed tensors only the chunks that hold them are
         decoded; all chunks of all tensors are one queue for the threads."""
-        if self._packed is None:
+        if self.packed is None:
             for name, begin, out in wanted:
                 with located(path=self.file.name, tensor=name):
                     self.file.read_into(self.tensor(name).offset + begin, memoryview(out))
             return
-        packed = self._packed
+        packed = self.packed
 
         def work(task: tuple[StoredTensor, Piece, int, Bytes]) -> None:
             packed.decode_part(*task)
@@ -187,6 +189,10 @@ class SafeOpen(Generic[T]):
 
     def _fill(self, wanted: Sequence[tuple[Tensor, int, Sequence[int]]]) -> list[T]:
         """Make a tensor of each shape and fill it from a byte of its tensor on."""
+        if isinstance(self._framework, TorchFramework) and self._open().packed is not None:
+            decoder = gpu_decoder(self._framework.device)
+            if decoder is not None:
+                return self._fill_on_gpu(wanted, self._framework, decoder)
         made = []
         for tensor, _, shape in wanted:
             with located(path=self._open().file.name, tensor=tensor.name):
@@ -194,6 +200,17 @@ class SafeOpen(Generic[T]):
                 made.append(self._framework.empty(tensor.dtype, shape))
         self._open().read([(tensor.name, begin, memory) for (tensor, begin, _), (_, memory) in zip(wanted, made, strict=True)], self._threads)
         return [self._framework.finish(result) for result, _ in made]
+
+    def _fill_on_gpu(self, wanted: Sequence[tuple[Tensor, int, Sequence[int]]], framework: TorchFramework, decoder: GpuDecoder) -> list[Any]:
+        reader, made = self._open(), []
+        assert reader.packed is not None
+        for tensor, _, shape in wanted:
+            with located(path=reader.file.name, tensor=tensor.name):
+                reader.check(tensor.name)
+                made.append(framework.empty_on(decoder.device, tensor.dtype, shape))
+        parts = [(tensor.name, begin, memory) for (tensor, begin, _), (_, memory) in zip(wanted, made, strict=True)]
+        fill_on_gpu(reader.packed, parts, decoder, self._threads)
+        return [result for result, _ in made]
 
     def close(self) -> None:
         """Close the file."""
