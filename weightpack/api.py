@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from weightpack.errors import ChecksumError, OptionError, PathNotFoundError, located
-from weightpack.format.manifest import MANIFEST, PACKED_SUFFIX
+from weightpack.format.manifest import MANIFEST, PACKED_SAFETENSORS, PACKED_SUFFIX
 from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
 from weightpack.io.files import LocalFile, RandomReader
 from weightpack.io.parallel import thread_count
@@ -59,7 +59,7 @@ def pack(
 ) -> JobResult:
     """Pack a file of any kind, a model directory, or a Hub repo.
 
-    Of a directory, weights of every kind are packed: safetensors files under their own names, others as NAME.wp.safetensors. All other files, and folders, are
+    Of a directory, weights of every kind are packed: safetensors files under their own names, others as NAME.wp. All other files, and folders, are
     carried over with permissions and times; links are followed. The result says what was left out.
 
     Parameters
@@ -67,7 +67,7 @@ def pack(
     src
         A file, a directory, or a repo id such as "bert-base-uncased".
     dst
-        Default: `model.wp.safetensors` beside `model.safetensors`, `model.gguf.wp.safetensors` beside `model.gguf`; `name-wp` beside the directory `name`, or
+        Default: `model.wp.safetensors` beside `model.safetensors`, `model.gguf.wp` beside `model.gguf` and so for every other name; `name-wp` beside the directory `name`, or
         here for a repo. It may not be the source, lie in it, or hold it.
     base
         What the source has been trained from, or an earlier checkpoint of it: a file, a directory or a repo id (`name` or `name@revision`), plain or packed.
@@ -135,7 +135,7 @@ def unpack(
     Parameters
     ----------
     dst
-        Default: `model.safetensors` for `model.wp.safetensors`, `model.gguf` for `model.gguf.wp.safetensors`; `name` for a directory `name-wp`.
+        Default: `model.safetensors` for `model.wp.safetensors`, `model.gguf` for `model.gguf.wp`; `name` for a directory `name-wp`.
     base
         Of a file that is stored as a difference: a file, a directory or a repo id. Default: it is looked for beside the file, in the folders beside its
         folder, in those that the environment variable WEIGHTPACK_BASES names, and on the Hub if the file says that it is there.
@@ -177,7 +177,8 @@ def unpack(
 def packed_path(src: PathLike, folder: Path | None = None) -> Path:
     """Return where `pack` puts a source that is to have no other target: beside it, and a repo here.
 
-    In a `folder` it keeps its name, as files of packed directories do; but one that is no .safetensors gets `.wp.safetensors` at its end, as beside the source.
+    A safetensors file keeps its name in a `folder`, as in packed directories, and is `.wp.safetensors` beside itself. Any other gets `.wp` at its end everywhere: no
+    loader that takes every *.safetensors of a folder takes it for a shard.
     """
     path = Path(src)
     if path.is_dir():
@@ -186,9 +187,9 @@ def packed_path(src: PathLike, folder: Path | None = None) -> Path:
     if not path.exists():
         name = os.fspath(src).rsplit("/")[-1]
         return folder / name if folder is not None else Path(f"{name}-wp")
-    if folder is not None and path.suffix == ".safetensors":
-        return folder / path.name
-    return (path.parent if folder is None else folder) / f"{path.name.removesuffix('.safetensors')}{PACKED_SUFFIX}"
+    if path.suffix != ".safetensors":
+        return (path.parent if folder is None else folder) / f"{path.name}{PACKED_SUFFIX}"
+    return path.with_suffix(PACKED_SAFETENSORS) if folder is None else folder / path.name
 
 
 def unpacked_path(src: PathLike, folder: Path | None = None, *, limits: Limits = DEFAULT_LIMITS) -> Path:
@@ -209,11 +210,16 @@ def unpacked_path(src: PathLike, folder: Path | None = None, *, limits: Limits =
         if folder is not None:
             return folder / name.removesuffix("-wp")
         return path.resolve().with_name(name.removesuffix("-wp") if name.endswith("-wp") else f"{name}-unpacked")
-    if not path.name.endswith(PACKED_SUFFIX):
-        if folder is None:
-            raise OptionError(f"name the target with -o (dst=): only for files named *{PACKED_SUFFIX} it follows from the name", path=str(path))
-        return folder / path.name
-    name = f"{path.name.removesuffix(PACKED_SUFFIX)}{'.safetensors' if source_format(path, limits) == 'safetensors' else ''}"
+    if path.suffix == PACKED_SUFFIX:
+        name = path.stem
+    elif path.name.endswith(PACKED_SAFETENSORS):  # earlier versions wrote this behind other names, too
+        name = f"{path.name.removesuffix(PACKED_SAFETENSORS)}{'.safetensors' if source_format(path, limits) == 'safetensors' else ''}"
+    elif folder is None:
+        raise OptionError(
+            f"name the target with -o (dst=): only for files named *{PACKED_SAFETENSORS} or *{PACKED_SUFFIX} it follows from the name", path=str(path)
+        )
+    else:
+        name = path.name
     return (path.parent if folder is None else folder) / name
 
 
@@ -375,10 +381,11 @@ def _published_sha256(repo: str, token: str | None) -> dict[str, str | None]:
 
 
 def _compare_published(results: list[VerifyResult], published: dict[str, str | None], repo: str) -> None:
-    for result in results:
-        name = result.name.replace(PACKED_SUFFIX, ".safetensors")
-        if result.state != "packed" or not name.endswith(".safetensors"):
-            continue
+    names = [(result, result.name.replace(PACKED_SAFETENSORS, ".safetensors")) for result in results if result.state == "packed"]
+    names = [(result, name) for result, name in names if name.endswith(".safetensors")]
+    if not names:
+        raise OptionError(f"no safetensors file is here to compare with one of the repo {repo!r}")
+    for result, name in names:
         if name not in published:
             raise OptionError(f"the repo {repo!r} has no file {name!r} to compare with")
         if published[name] is None:

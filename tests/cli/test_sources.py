@@ -35,7 +35,7 @@ def test_beside_themselves_and_back(folder):
     assert packed.returncode == 0, packed.stderr
     assert "total: 4 of 4 sources" in packed.stdout.splitlines()[-1]
     assert len(packed.stdout.splitlines()) == 5
-    targets = ("a.wp.safetensors", "b.wp.safetensors", "c.npy.wp.safetensors", "model-wp")
+    targets = ("a.wp.safetensors", "b.wp.safetensors", "c.npy.wp", "model-wp")
     verified = run("verify", *targets, cwd=folder)
     assert verified.returncode == 0, verified.stderr
     proven = [*targets[:-1], "model-wp/model.safetensors", "1"]
@@ -48,7 +48,7 @@ def test_into_a_folder_and_back(folder):
     """Safetensors files keep their names there, so that what loads them finds them; the others get an end that tells."""
     packed = run("pack", *ALL, "-o", "new/packed", cwd=folder)
     assert packed.returncode == 0, packed.stderr
-    assert sorted(path.name for path in (folder / "new/packed").iterdir()) == ["a.safetensors", "b.safetensors", "c.npy.wp.safetensors", "model"]
+    assert sorted(path.name for path in (folder / "new/packed").iterdir()) == ["a.safetensors", "b.safetensors", "c.npy.wp", "model"]
     assert run("unpack", *(folder / "new/packed").iterdir(), "-o", "back", cwd=folder).returncode == 0
     assert content(folder / "back") == {name: data for name, data in content(folder).items() if name.split("/")[0] in ALL}
     single = run("unpack", "new/packed/a.safetensors", "-o", "other/", cwd=folder)
@@ -62,7 +62,7 @@ def test_the_others_are_done_and_the_worst_code_counts(folder):
     damaged = bytearray((folder / "b.wp.safetensors").read_bytes())
     damaged[-700] ^= 1
     (folder / "b.wp.safetensors").write_bytes(damaged)
-    sources = ("a.wp.safetensors", "b.wp.safetensors", "./none.wp.safetensors", "c.npy.wp.safetensors")
+    sources = ("a.wp.safetensors", "b.wp.safetensors", "./none.wp.safetensors", "c.npy.wp")
     result = run("verify", *sources, cwd=folder)
     refused(result, 2, "b.wp.safetensors", "./none.wp.safetensors: no such file")
     assert len(result.stderr.splitlines()) == 2
@@ -79,7 +79,7 @@ def test_the_others_are_done_and_the_worst_code_counts(folder):
     inspected = call("inspect", *sources[:3], cwd=folder)
     refused(inspected, 2)
     assert "total: 2 of 3 sources" in inspected.stdout
-    assert len(json.loads(call("inspect", "a.wp.safetensors", "c.npy.wp.safetensors", "--json", cwd=folder).stdout)) == 2
+    assert len(json.loads(call("inspect", "a.wp.safetensors", "c.npy.wp", "--json", cwd=folder).stdout)) == 2
 
 
 def test_a_directory_is_described_and_refused_file_by_file(folder):

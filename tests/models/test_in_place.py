@@ -173,7 +173,7 @@ def test_other_kinds_are_unpacked_in_place_one_after_the_other(tmp_path):
     folders.write(source / "pytorch_model.bin", samples.weights(100_000, "F32"))
     folder = tmp_path / "m-wp"
     weightpack.pack(source)
-    assert (folder / "pytorch_model.bin.wp.safetensors").exists()
+    assert (folder / "pytorch_model.bin.wp").exists()
     weightpack.unpack(folder, in_place=True)
     assert folders.contents(folder) == folders.contents(source)
 

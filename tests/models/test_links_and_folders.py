@@ -132,7 +132,7 @@ def test_permissions_and_times_are_kept(tmp_path):
     before = folders.states(folder)
     _, packed, back = trip(folder)
     assert folders.states(back) == before
-    of_packed = {name.removesuffix(".wp.safetensors"): state for name, state in folders.states(packed).items() if name != "weightpack.json"}
+    of_packed = {name.removesuffix(".wp"): state for name, state in folders.states(packed).items() if name != "weightpack.json"}
     assert of_packed == before
     assert packed.stat().st_mode & 0o777 == back.stat().st_mode & 0o777 == 0o711
 

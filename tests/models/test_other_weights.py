@@ -53,9 +53,9 @@ def test_a_directory_with_only_one_file_of_another_kind(tmp_path, name):
     folders.write(tmp_path / "m" / "sub" / name, data)
     folders.write(tmp_path / "m" / "config.json", "{}")
     result, names = trip(tmp_path / "m")
-    assert names == {"config.json", "sub", f"sub/{name}.wp.safetensors", "weightpack.json"}
+    assert names == {"config.json", "sub", f"sub/{name}.wp", "weightpack.json"}
     assert result.ratio < 0.9
-    assert json.loads((tmp_path / "m-wp" / "weightpack.json").read_text())["files"][f"sub/{name}"]["packed"] == f"sub/{name}.wp.safetensors"
+    assert json.loads((tmp_path / "m-wp" / "weightpack.json").read_text())["files"][f"sub/{name}"]["packed"] == f"sub/{name}.wp"
 
 
 def test_weights_of_many_kinds_in_one_directory(tmp_path):
@@ -67,7 +67,7 @@ def test_weights_of_many_kinds_in_one_directory(tmp_path):
     folders.write(source / "tiny.bin", FLOATS[:40_000])
     folders.write(source / "tokenizer.model", FLOATS)  # no name of weights: loaders want it as it is
     result, names = trip(source)
-    assert {name.removesuffix(".wp.safetensors") for name in names if ".wp." in name} == {"pytorch_model.bin", "table.npy", "table.npz"}
+    assert {name.removesuffix(".wp") for name in names if name.endswith(".wp")} == {"pytorch_model.bin", "table.npy", "table.npz"}
     assert {"spm.bin", "tiny.bin", "tokenizer.model", "model-00001-of-00002.safetensors"} <= names
     assert [note.name for note in result.kept] == ["spm.bin"]
     estimated = weightpack.estimate(source)
@@ -104,7 +104,7 @@ def test_a_name_that_the_packed_form_would_have_is_taken(tmp_path):
     folders.write(source / "old.bin", FLOATS)
     weightpack.pack(source / "old.bin")
     result, _ = trip(source)
-    assert {note.name for note in result.kept} == {"old.bin", "old.bin.wp.safetensors"}
+    assert {note.name for note in result.kept} == {"old.bin", "old.bin.wp"}
 
 
 # ---- indexes of shards

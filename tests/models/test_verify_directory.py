@@ -78,7 +78,7 @@ def test_what_differs_is_missing_or_is_too_many_is_named(model):
     folders.write(model / "model-00001-of-00002.safetensors", samples.bf16_file(seed=9, name="w0", n=4000))
     found = problems(packed, against=model)
     assert found.keys() == {
-        "extra.txt", "tokenizer.json", "config.json", "new.json", "new_empty", "modeling_x.py", "pytorch_model.bin.wp.safetensors",
+        "extra.txt", "tokenizer.json", "config.json", "new.json", "new_empty", "modeling_x.py", "pytorch_model.bin.wp",
         "model-00001-of-00002.safetensors",
     }  # fmt: skip
     assert "differs from" in str(found["tokenizer.json"])
@@ -138,10 +138,10 @@ def test_unpacking_what_is_no_longer_as_it_was(model):
 
 def test_a_missing_shard_is_refused(model):
     packed = model.with_name("m-wp")
-    (packed / "pytorch_model.bin.wp.safetensors").unlink()
-    assert problems(packed).keys() == {"pytorch_model.bin.wp.safetensors"}
+    (packed / "pytorch_model.bin.wp").unlink()
+    assert problems(packed).keys() == {"pytorch_model.bin.wp"}
     for verify in (True, False):
-        with pytest.raises(TruncatedError, match=r"pytorch_model\.bin\.wp\.safetensors"):
+        with pytest.raises(TruncatedError, match=r"pytorch_model\.bin\.wp"):
             weightpack.unpack(packed, model.with_name("back"), verify=verify)
 
 

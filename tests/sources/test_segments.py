@@ -102,7 +102,7 @@ def test_what_torch_saves(tmp_path):
     state["tied"] = state["w"]
     torch.save(state, tmp_path / "pytorch_model.bin")
     result = weightpack.pack(tmp_path / "pytorch_model.bin")
-    assert result.target == str(tmp_path / "pytorch_model.bin.wp.safetensors")
+    assert result.target == str(tmp_path / "pytorch_model.bin.wp")
     dtypes = sorted(tensor.dtype for tensor in weightpack.inspect(result.target)[0].tensors)
     assert dtypes == sorted(["F32", "BF16", "F16", "F8_E4M3", "I64", "BOOL", "F64", "F32"])
     original = (tmp_path / "pytorch_model.bin").read_bytes()
@@ -122,7 +122,7 @@ def test_no_code_of_a_pickle_runs(tmp_path):
 
     torch.save({"w": torch.ones(5000), "x": Harm()}, tmp_path / "model.pt")
     weightpack.pack(tmp_path / "model.pt")
-    assert [t.dtype for t in weightpack.inspect(tmp_path / "model.pt.wp.safetensors")[0].tensors] == ["F32"]
+    assert [t.dtype for t in weightpack.inspect(tmp_path / "model.pt.wp")[0].tensors] == ["F32"]
     assert not (tmp_path / "harm").exists()
 
 
@@ -192,9 +192,9 @@ def test_command_line(tmp_path):
 
     run("pack", "model.gguf", "--delete-source")
     assert not (tmp_path / "model.gguf").exists()
-    assert "Q8_0" in run("inspect", "model.gguf.wp.safetensors", "--tensors")
-    run("verify", "model.gguf.wp.safetensors")
-    run("unpack", "model.gguf.wp.safetensors")
+    assert "Q8_0" in run("inspect", "model.gguf.wp", "--tensors")
+    run("verify", "model.gguf.wp")
+    run("unpack", "model.gguf.wp")
     assert (tmp_path / "model.gguf").read_bytes() == FILES["gguf"]
     assert "U8" in run("estimate", "model.gguf")
-    run("unpack", "model.gguf.wp.safetensors", "--force", "-o", ".")
+    run("unpack", "model.gguf.wp", "--force", "-o", ".")

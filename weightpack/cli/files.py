@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.argument("src", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o", "--output", "dst", type=PATH,
-    help="Target; of several SRC a folder. [default: model.wp.safetensors beside model.safetensors; NAME-wp for a directory or repo NAME]",
+    help="Target; of several SRC a folder. [default: model.wp.safetensors beside model.safetensors, NAME.wp beside any other file; NAME-wp for a directory or repo]",
 )  # fmt: skip
 @stdout_option
 @click.option("--base", type=PATH, help="Store SRC as its difference from this: what it was trained from, or an earlier checkpoint; a file, directory or repo.")

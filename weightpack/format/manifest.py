@@ -17,7 +17,8 @@ from weightpack.format.safetensors import is_count, parse_json
 
 MANIFEST = "weightpack.json"
 MANIFEST_VERSION = 2
-PACKED_SUFFIX = ".wp.safetensors"
+PACKED_SUFFIX = ".wp"  # behind a whole name: no loader of *.safetensors takes the file for a shard
+PACKED_SAFETENSORS = ".wp.safetensors"  # in the place of .safetensors, beside such a file
 MAX_NAME_BYTES, MAX_PART_BYTES = 4096, 255
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from weightpack.errors import OptionError, PathNotFoundError
 
 _REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)  # no part is hidden, or `.`, `..` or an option
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy", ".")
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy", ".wp", ".")
 # The same weights in other formats: hundreds of megabytes that packing would only copy.
 _OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ckpt",
@@ -23,7 +23,7 @@ _OTHER_WEIGHTS = [
 
 def is_repo_id(text: str) -> bool:
     """Could this be a repo id (`name` or `owner/name`)? A name alone that ends as files of weights do is none, nor is any path that shows that it is one."""
-    return _REPO_ID.fullmatch(text) is not None and not text.endswith((".safetensors", ".") if "/" in text else _FILE_SUFFIXES)
+    return _REPO_ID.fullmatch(text) is not None and not text.endswith((".safetensors", ".wp", ".") if "/" in text else _FILE_SUFFIXES)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ class PublishedFile:
 
 
 def published_weights(repo_id: str, *, revision: str | None = None, token: str | None = None) -> list[PublishedFile]:
-    """List a repo's safetensors files, by path. The URLs have the owner, where an old name lacks one, and pin one commit. See `hub_errors` for what it
+    """List a repo's safetensors files, and packed ones of other kinds, by path. The URLs have the owner, where an old name lacks one, and pin one commit. See `hub_errors` for what it
     raises."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -137,7 +137,7 @@ def published_weights(repo_id: str, *, revision: str | None = None, token: str |
     with hub_errors(repo_id, revision):
         info = api.model_info(repo_id, revision=revision)
         entries = list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha))
-    files = [entry for entry in entries if isinstance(entry, RepoFile) and entry.path.endswith(".safetensors")]
+    files = [entry for entry in entries if isinstance(entry, RepoFile) and entry.path.endswith((".safetensors", ".wp"))]
     if not files:
         raise OptionError(f"the repo {repo_id!r} has no .safetensors file")
     return [

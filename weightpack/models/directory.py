@@ -23,7 +23,7 @@ MAX_ENTRIES = 1_000_000  # of a directory and all below it: links can make a few
 _SAFETENSORS, _INDEX = ".safetensors", ".safetensors.index.json"
 # Names under which weights of other kinds are kept; what is in the file decides.
 _OTHER_WEIGHTS = re.compile(
-    r".+(\.(bin|pt|pth|ckpt|pkl|gguf|ggml|onnx|onnx_data|npz|npy|h5|hdf5|keras|msgpack|ot|tflite|pdparams|safetensors)|\.data-\d+-of-\d+)", re.I | re.S
+    r".+(\.(bin|pt|pth|ckpt|pkl|gguf|ggml|onnx|onnx_data|npz|npy|h5|hdf5|keras|msgpack|ot|tflite|pdparams|safetensors|wp)|\.data-\d+-of-\d+)", re.I | re.S
 )
 _ONNX = re.compile(r".+\.onnx", re.I | re.S)
 # Beside an ONNX file any name may be that of its data, but for these.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from weightpack.errors import NotPackedError, located
+from weightpack.format.manifest import PACKED_SUFFIX
 from weightpack.io.files import LocalFile
 from weightpack.models.directory import has_manifest, model_files
 from weightpack.models.jobs import Job
@@ -45,11 +46,12 @@ def inspect_directory(folder: Path, limits: Limits = DEFAULT_LIMITS, *, codecs: 
 
 def _inspect_without_manifest(folder: Path, limits: Limits, codecs: bool) -> Reports[FileReport]:
     files = model_files(folder)
-    packed = {path for path in files.weights if is_packed_file(folder / path)}
+    packed = {path for path in (*files.weights, *files.other_weights) if path.suffix in (".safetensors", PACKED_SUFFIX) and is_packed_file(folder / path)}
     if not packed:
         raise NotPackedError("not a packed directory: neither a manifest nor a packed file is in it", path=str(folder))
-    reports = [_inspect(folder / path, limits, codecs, path in packed) for path in files.weights]
-    others = _bytes(folder, (*files.others, *files.other_weights))
+    described = sorted({*packed, *files.weights})
+    reports = [_inspect(folder / path, limits, codecs, path in packed) for path in described]
+    others = _bytes(folder, (path for path in files.files if path not in described))
     source_bytes, packed_bytes = sum(report.source_bytes for report in reports), sum(report.packed_bytes for report in reports)
     return Reports(reports, Total(len(files.files), source_bytes + others, packed_bytes + others))
 

@@ -85,6 +85,9 @@ def plan_packing(folder: Path, job: Job, *, in_place: bool = False) -> Plan:
             check_plain(folder / path, in_place=in_place)
             packed[path] = path
     for path in files.other_weights:
+        if path.suffix == PACKED_SUFFIX and is_packed_file(folder / path):
+            kept.append(Note(str(path), "it is packed already"))
+            continue
         if (pointer := _is_lfs_pointer(folder / path)) or not _is_worth_packing(folder / path, job.options):
             if pointer:
                 warnings.append(Note(str(path), "a pointer of Git LFS, not the file: run `git lfs pull`"))

@@ -88,7 +88,7 @@ def stand(folder: Path) -> Standing:
             changed.append(name)
         elif file.packed is None and name in there:
             carried[name] = there[name]
-        elif file.packed in there and _is_packed(folder / file.packed):
+        elif file.packed in there and (file.packed != name or _is_packed(folder / name)):
             packed[name] = there[file.packed]
             doubled += [name] if name != file.packed and name in there else []
         elif file.packed is not None and name in there:

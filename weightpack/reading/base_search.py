@@ -21,7 +21,7 @@ from weightpack.reading.packed_file import PackedFile
 
 SEARCH_VARIABLE = "WEIGHTPACK_BASES"
 FETCH_VARIABLE = "WEIGHTPACK_FETCH_BASES"
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".npz", ".npy", ".wp")
 _MOST_CANDIDATES = 10_000
 
 
