@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -179,6 +180,19 @@ def test_difference_of_a_packed_difference(folder):
     (folder / "base.safetensors").rename(folder / "away" / "base")
     refused(call("diff", "tuned", "delta.wp.safetensors", cwd=folder), 2, "base")
     assert call("diff", "tuned", "delta.wp.safetensors", "--base", "away/base", cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("other", ["damaged.safetensors", "text.safetensors", "cut.safetensors", "none.safetensors", "pipe"])
+def test_what_can_not_be_compared_is_no_difference(folder, other):
+    """Exit code 1 means that tensors differ, as of diff(1)."""
+    packed = bytearray((folder / "packed.safetensors").read_bytes())
+    (folder / "cut.safetensors").write_bytes(packed[:-100])
+    packed[-20] ^= 1
+    (folder / "damaged.safetensors").write_bytes(packed)
+    (folder / "text.safetensors").write_text("no model at all")
+    os.mkfifo(folder / "pipe")
+    for pair in (("plain.safetensors", other), (other, "plain.safetensors")):
+        refused(call("diff", *pair, cwd=folder), 2, other)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from weightpack._humane import percent
-from weightpack.cli.failures import ExitCode
+from weightpack.cli.failures import ExitCode, explain
 from weightpack.cli.options import PATH, base_to_unpack_option, json_option, quiet_option, revision_option, threads_option, token_option, verbose_option
-from weightpack.cli.output import StandardOutput, say, say_json, say_table
-from weightpack.errors import OptionError
+from weightpack.cli.output import StandardOutput, complain, say, say_json, say_table
+from weightpack.errors import OptionError, WeightpackError
 
 if TYPE_CHECKING:
     from weightpack.tools.compare import TensorDifference
@@ -85,11 +85,17 @@ def cat(file: str, tensor: str, npy: bool, as_json: bool, base: str | None, thre
 def diff(first: str, second: str, base: str | None, threads: int | None, as_json: bool, verbose: bool, quiet: bool) -> ExitCode:
     """Say which tensors differ between FIRST and SECOND (files, directories, URLs or Hub repos, plain or packed), and how much.
 
-    Elements differ if a bit of them does. Exit code 0: all tensors are equal; 1: some differ, or only one side has them.
+    Elements differ if a bit of them does. Exit code 0: all tensors are equal; 1: some differ, or only one side has them; 2: they could not be compared, as
+    one is damaged, or not there.
     """
     from weightpack.tools.compare import Change, compare
 
-    compared = list(compare(first, second, threads=threads, base=base))
+    try:
+        compared = list(compare(first, second, threads=threads, base=base))
+    except WeightpackError as error:  # 1 means that they differ
+        if (explained := explain(error)) is not None:
+            complain(explained.reason, explained.details)
+        return ExitCode.BAD_CALL
     counts = Counter(tensor.change for tensor in compared)
     equal = counts[Change.EQUAL] == len(compared)
     if as_json:
