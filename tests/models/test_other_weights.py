@@ -180,6 +180,35 @@ def test_a_pointer_of_another_kind_is_a_warning(tmp_path):
     assert [(note.name, "git lfs pull" in note.reason) for note in result.warnings] == [("pytorch_model.bin", True)]
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "tokenizer.json", "model.gguf", "model.safetensors", "weights", "model.onnx_data"])
+def test_a_pointer_alone_is_refused_under_any_name(tmp_path, name):
+    """Packed, it would look as if the weights were."""
+    path = folders.write(tmp_path / name, LFS_POINTER)
+    calls = (weightpack.pack, weightpack.estimate, lambda path: weightpack.pack(path, in_place=True), lambda path: weightpack.pack(path, delete_source=True))
+    for call in calls:
+        with pytest.raises(FormatError, match=rf"{name}: .*git lfs pull"):
+            call(path)
+    assert folders.contents(tmp_path) == {name: LFS_POINTER}
+
+
+def test_pointers_of_every_name_in_a_directory_are_said(tmp_path):
+    source = folders.write(tmp_path / "m" / "pytorch_model.bin", LFS_POINTER).parent
+    folders.write(source / "tokenizer.json", LFS_POINTER)
+    with pytest.raises(OptionError, match=r"pytorch_model\.bin: a pointer of Git LFS.*git lfs pull"):
+        weightpack.pack(source)
+    result, _ = trip(folders.sharded(source.parent / "m"))
+    assert [note.name for note in result.warnings] == ["pytorch_model.bin"]
+    folders.write(source / "tokenizer.json", LFS_POINTER)
+    weightpack.pack(source, in_place=True)
+    weightpack.unpack(source, in_place=True)
+    assert sorted(note.name for note in weightpack.pack(source, tmp_path / "third").warnings) == ["pytorch_model.bin", "tokenizer.json"]
+
+
+def test_a_text_about_pointers_is_none(tmp_path):
+    path = folders.write(tmp_path / "notes.bin", LFS_POINTER + b"#" * 1024)
+    weightpack.pack(path)
+
+
 def test_a_pointer_in_a_packed_directory_is_refused_by_its_path(tmp_path):
     source = folders.sharded(tmp_path / "m")
     packed = tmp_path / "m-wp"

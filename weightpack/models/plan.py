@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 
 from weightpack.errors import OptionError, located
 from weightpack.format.manifest import MANIFEST, MAX_PART_BYTES, PACKED_SUFFIX, name_problem
-from weightpack.io.files import LocalFile, read_at
+from weightpack.io.files import LocalFile
 from weightpack.models.directory import ModelFiles, Note, has_manifest, model_files, packed_config
 from weightpack.models.jobs import Job
 from weightpack.models.standing import stand
 from weightpack.options import PackOptions
-from weightpack.sources import segment
+from weightpack.sources import is_pointer, segment
 from weightpack.sources.safetensors import is_packed_file
 from weightpack.writing.estimate import estimate_file
 
@@ -25,7 +25,7 @@ ONLY_SAFETENSORS = "only safetensors files are packed in place: packed, it would
 _LEAST_BYTES = 1 << 16  # of a file of another kind than safetensors; below, its packed form is of no use to anybody
 _MOST_SHARE = 0.98
 _SAMPLE_BYTES = 16 << 20
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_IS_POINTER = "a pointer of Git LFS, not the file: run `git lfs pull`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def plan_packing(folder: Path, job: Job, *, in_place: bool = False) -> Plan:
     """
     files = model_files(folder)
     refuse_names(folder, (*files.files, *files.folders))
-    kept, warnings, packed = [], list(files.warnings), {}
+    kept: list[Note] = []
+    packed: dict[PurePosixPath, PurePosixPath] = {}
     for path in files.weights:
         if in_place and path in files.linked and not (folder / path).is_symlink():
             kept.append(Note(str(path), REACHED_BY_LINK))
@@ -88,10 +89,10 @@ def plan_packing(folder: Path, job: Job, *, in_place: bool = False) -> Plan:
         if path.suffix == PACKED_SUFFIX and is_packed_file(folder / path):
             kept.append(Note(str(path), "it is packed already"))
             continue
-        if (pointer := _is_lfs_pointer(folder / path)) or not _is_worth_packing(folder / path, job.options):
-            if pointer:
-                warnings.append(Note(str(path), "a pointer of Git LFS, not the file: run `git lfs pull`"))
-            elif (folder / path).stat().st_size >= _LEAST_BYTES:
+        if _is_lfs_pointer(folder / path):
+            continue
+        if not _is_worth_packing(folder / path, job.options):
+            if (folder / path).stat().st_size >= _LEAST_BYTES:
                 kept.append(Note(str(path), "it holds no weights that packing makes smaller by 2 %"))
             continue
         name = path.with_name(f"{path.name}{PACKED_SUFFIX}")
@@ -103,13 +104,14 @@ def plan_packing(folder: Path, job: Job, *, in_place: bool = False) -> Plan:
             kept.append(Note(str(path), "the name of its packed form would be too long"))
         else:
             packed[path] = name
+    pointers = [Note(str(path), _IS_POINTER) for path in (*files.other_weights, *files.others) if _is_lfs_pointer(folder / path)]
     if not packed:
-        raise OptionError(_nothing(kept), path=str(folder))
+        raise OptionError(_nothing([*pointers, *kept]), path=str(folder))
     config = packed_config(files) if job.hf_flag else None
     if in_place and config is not None and CONFIG in files.linked:
         raise OptionError(IS_LINK, path=str(folder / CONFIG))
     carried = tuple(path for path in files.files if path not in packed and not (path == CONFIG and config is not None))
-    return Plan(files, packed, carried, config, tuple(kept), tuple(warnings))
+    return Plan(files, packed, carried, config, tuple(kept), (*files.warnings, *pointers))
 
 
 def check_plain(path: Path, *, in_place: bool) -> None:
@@ -149,7 +151,7 @@ def refuse_names(folder: Path, names: Iterable[PurePosixPath]) -> None:
 
 def _is_lfs_pointer(path: Path) -> bool:
     with LocalFile(path) as file:
-        return bytes(read_at(file, 0, min(len(_LFS_POINTER), file.size))) == _LFS_POINTER
+        return is_pointer(file)
 
 
 def _is_worth_packing(path: Path, options: PackOptions) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from weightpack.errors import FormatError, LimitError, located
 from weightpack.io.files import RandomReader, read_at
 from weightpack.sources.gguf import segment_gguf
+from weightpack.sources.mistaken import LFS_POINTER, MOST_POINTER_BYTES
 from weightpack.sources.model import Segments, listable
 from weightpack.sources.npy import segment_npy
 from weightpack.sources.onnx import looks_like_onnx, segment_onnx
@@ -16,7 +17,7 @@ from weightpack.sources.safetensors import must_be_safetensors, segment_safetens
 from weightpack.sources.sniff import with_small_gaps
 from weightpack.sources.zip import segment_zip
 
-__all__ = ["segment"]
+__all__ = ["is_pointer", "refuse_pointer", "segment"]
 
 _MOST_DEPTH = 2  # of files in files
 
@@ -41,6 +42,17 @@ def segment(source: RandomReader) -> Segments:
         except (FormatError, LimitError):
             pass
         return with_small_gaps(source, Segments("bytes", (), ((0, source.size),) if source.size else (), None))
+
+
+def is_pointer(source: RandomReader) -> bool:
+    """Is this a pointer of Git LFS, as a clone has it in the place of a file that was not fetched?"""
+    return source.size < MOST_POINTER_BYTES and bytes(read_at(source, 0, min(len(LFS_POINTER), source.size))) == LFS_POINTER
+
+
+def refuse_pointer(source: RandomReader) -> None:
+    """Raise FormatError if a file that is to be packed is a pointer of Git LFS: packed, it would look as if the weights were."""
+    if is_pointer(source):
+        raise FormatError("not the file, but a Git LFS pointer to it: run `git lfs pull` where it was cloned", path=source.name)
 
 
 def _known(source: RandomReader, depth: int = 0) -> Segments | None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 FIRST_BYTES = 512
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MOST_POINTER_BYTES = 1024  # "must be less than 1024 bytes": the specification of Git LFS
 _AGAIN = "perhaps a server's answer that was saved in its place: fetch the file again"
 _BEGINS = {
-    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer: run `git lfs pull` where it was cloned",
+    LFS_POINTER: "a Git LFS pointer: run `git lfs pull` where it was cloned",
     b"PK\x03\x04": "a zip file, as torch.save writes (.pt, .bin)", b"PK\x05\x06": "an empty zip file", b"\x80\x02": "a pickle, as old torch.save writes",
     b"\x80\x03": "a pickle", b"\x80\x04": "a pickle", b"\x80\x05": "a pickle", b"GGUF": "a GGUF file", b"\x93NUMPY": "a numpy array (.npy)",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file (.h5)", b"\x1f\x8b": "compressed with gzip", b"\x28\xb5\x2f\xfd": "compressed with zstd",

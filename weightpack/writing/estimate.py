@@ -12,7 +12,7 @@ from weightpack.format.layouts import layout_of
 from weightpack.format.record import table_end
 from weightpack.io.files import RandomReader, read_at
 from weightpack.options import PackOptions
-from weightpack.sources import segment
+from weightpack.sources import refuse_pointer, segment
 from weightpack.sources.model import Tensor
 from weightpack.writing.chunks import Chunking, encode_runs
 
@@ -44,6 +44,7 @@ def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int
     With a budget, tensors of a dtype are sampled in turn, by falling size, one of so many that about `budget_bytes` are read (one tensor of each dtype
     at least); the others are taken to shrink as the sampled do.
     """
+    refuse_pointer(source)
     tensors = segment(source).tensors
     groups: dict[str, list[Tensor]] = {}
     for tensor in tensors:

@@ -27,7 +27,7 @@ from weightpack.reading.base_range import base_elems
 from weightpack.reading.bases import OpenBase
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
-from weightpack.sources import segment
+from weightpack.sources import refuse_pointer, segment
 from weightpack.sources.model import Segments, Tensor
 from weightpack.writing.chunks import Chunking, encode_runs
 from weightpack.writing.match import match_tensors
@@ -114,6 +114,7 @@ def pack_file(
         The source changed meanwhile, or the packed file does not decode to it (a bug).
     """
     with located(path=source.name):
+        refuse_pointer(source)
         segments = segment(source)
         if segments.metadata is not None and {INDEX_KEY, INDEX_CRC_KEY} & segments.metadata.keys():
             raise OptionError("the file is packed already")
