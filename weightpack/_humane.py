@@ -14,8 +14,8 @@ def human_bytes(n_bytes: float) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """Format part / whole."""
-    return f"{100 * part / whole:.2f} %" if whole else "100 %"
+    """Format part / whole; of nothing there is no share."""
+    return f"{100 * part / whole:.2f} %" if whole else "-"
 
 
 def printable(text: str) -> str:

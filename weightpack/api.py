@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from weightpack.errors import ChecksumError, OptionError, PathNotFoundError, located
 from weightpack.format.manifest import MANIFEST, PACKED_SAFETENSORS, PACKED_SUFFIX
 from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
-from weightpack.io.files import LocalFile, RandomReader
+from weightpack.io.files import LocalFile, RandomReader, refuse_irregular_file
 from weightpack.io.parallel import thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.models.delete import delete_source as remove_source
@@ -67,8 +67,8 @@ def pack(
     src
         A file, a directory, or a repo id such as "bert-base-uncased".
     dst
-        Default: `model.wp.safetensors` beside `model.safetensors`, `model.gguf.wp` beside `model.gguf` and so for every other name; `name-wp` beside the directory `name`, or
-        here for a repo. It may not be the source, lie in it, or hold it.
+        Default: `model.wp.safetensors` beside `model.safetensors`, `model.gguf.wp` beside `model.gguf` and so for every other name; `name-wp` beside the
+        directory `name`, or here for a repo. It may not be the source, lie in it, or hold it.
     base
         What the source has been trained from, or an earlier checkpoint of it: a file, a directory or a repo id (`name` or `name@revision`), plain or packed.
         The source is stored as its difference from it, where that is smaller, and can be restored only with it.
@@ -177,8 +177,8 @@ def unpack(
 def packed_path(src: PathLike, folder: Path | None = None) -> Path:
     """Return where `pack` puts a source that is to have no other target: beside it, and a repo here.
 
-    A safetensors file keeps its name in a `folder`, as in packed directories, and is `.wp.safetensors` beside itself. Any other gets `.wp` at its end everywhere: no
-    loader that takes every *.safetensors of a folder takes it for a shard.
+    A safetensors file keeps its name in a `folder`, as in packed directories, and is `.wp.safetensors` beside itself. Any other gets `.wp` at its end
+    everywhere: no loader that takes every *.safetensors of a folder takes it for a shard.
     """
     path = Path(src)
     if path.is_dir():
@@ -254,6 +254,7 @@ def _base(base: PathLike | None, src: Path, token: str | None, cache_dir: str | 
         return Base((path,))
     if path.is_dir():
         return Base(_base_files(path, src))
+    refuse_irregular_file(path)
     folder = _fetched(text, token, cache_dir)
     return Base(_base_files(folder, src), text.partition("@")[0], folder.name)  # a snapshot's folder is named by its commit
 

@@ -86,3 +86,16 @@ def test_the_search_for_a_base_passes_them_over(tmp_path):
     with pytest.raises(BaseNotFoundError):
         weightpack.unpack(packed, tmp_path / "back", overwrite=True)
     assert weightpack.inspect(packed)[0].lineage
+
+
+def test_none_is_a_base(odd_path, tmp_path, monkeypatch):
+    """And no repo of a Hub is looked for under its name."""
+    if odd_path.resolve() == Path("/proc/self/status").resolve() or "/proc/" in os.path.realpath(odd_path):
+        pytest.skip("a regular file, which is refused as it is opened")
+    source = tmp_path / "tuned.safetensors"
+    source.write_bytes(samples.bf16_file(seed=1, name="w", n=4000))
+    packed = weightpack.pack(source).target
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: weightpack.pack(source, "x", base=odd_path.name), lambda: weightpack.unpack(packed, "y", base=odd_path.name)):
+        with pytest.raises(OptionError, match="to a file first"):
+            call()

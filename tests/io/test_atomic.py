@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import weightpack
-from weightpack.errors import OptionError
+from weightpack.errors import OptionError, PathNotFoundError
 from weightpack.io.atomic import AtomicFile, replace_file, sync_folder
 from weightpack.io.working_names import leftovers, working_name
 
@@ -283,3 +283,18 @@ def test_a_stranger_s_file_is_no_leftover(tmp_path):
     os.chown(theirs, STRANGER, STRANGER)
     write(target)
     assert theirs.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("verb", [weightpack.pack, weightpack.unpack])
+def test_a_folder_that_is_not_there_is_named(tmp_path, verb):
+    (tmp_path / "model.bin").write_bytes(b"x" * 100)
+    source = weightpack.pack(tmp_path / "model.bin").target if verb is weightpack.unpack else tmp_path / "model.bin"
+    with pytest.raises(PathNotFoundError, match="no such folder") as error:
+        verb(source, tmp_path / "none" / "deeper" / "x")
+    assert error.value.filename == str(tmp_path / "none" / "deeper")
+
+
+def test_errors_name_the_target_and_no_working_file(tmp_path):
+    with pytest.raises(OSError, match="too long") as error:
+        write(tmp_path / ("x" * 300))
+    assert error.value.filename == str(tmp_path / ("x" * 300))

@@ -350,3 +350,31 @@ def test_each_failing_call_leaves_a_state_that_is_gone_on_from(tmp_path, monkeyp
         assert {name: data for name, data in folders.contents(folder).items() if not name.endswith(".wp-partial")} == whole, at
         shutil.rmtree(folder)
     assert failed > calls // 2
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["the opposite job", "the same job"])
+@pytest.mark.parametrize("verb", [weightpack.pack, weightpack.unpack], ids=["pack", "unpack"])
+def test_what_a_killed_job_was_writing_does_not_stay(tmp_path, verb, back):
+    """It is as large as a shard, and hidden."""
+    source, folder = folders.sharded(tmp_path / "source"), tmp_path / "m"
+    if verb is weightpack.pack:
+        shutil.copytree(source, folder)
+    else:
+        weightpack.pack(source, folder)
+    folders.write(folder / ".model-00001-of-00002.safetensors.0123456789abcdef.wp-partial", b"half a shard")
+    weightpack.pack(source, tmp_path / "p")
+    manifest = json.loads((tmp_path / "p" / "weightpack.json").read_text())
+    folders.write(folder / "weightpack.json", json.dumps({**manifest, "in_place": verb.__name__}))
+    other = weightpack.unpack if verb is weightpack.pack else weightpack.pack
+    (other if back else verb)(folder, in_place=True)
+    assert not [name for name in folders.contents(folder) if "partial" in name]
+
+
+def test_the_manifest_that_holds_a_private_config_is_as_private(tmp_path):
+    source = folders.sharded(tmp_path / "m")
+    (source / "config.json").chmod(0o600)
+    weightpack.pack(source, tmp_path / "packed", hf_flag=True)
+    weightpack.pack(source, in_place=True, hf_flag=True)
+    for folder in (source, tmp_path / "packed"):
+        assert "original" in (folder / "weightpack.json").read_text()
+        assert (folder / "weightpack.json").stat().st_mode & 0o077 == 0

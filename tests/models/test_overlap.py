@@ -10,7 +10,9 @@ import pytest
 import samples
 
 import weightpack
+import weightpack.series
 from weightpack.errors import OptionError
+from weightpack.models.jobs import Job
 
 
 @pytest.fixture
@@ -150,3 +152,29 @@ def test_what_is_packed_already_says_so(tmp_path):
     (tmp_path / "m-wp" / "weightpack.json").unlink()
     with pytest.raises(OptionError, match="packed already, file by file"):
         weightpack.pack(packed)
+
+
+def test_plain_files_are_not_unpacked_into_a_packed_directory(rep):
+    """Its manifest would say of them that they are packed: nothing could be done with the directory any more."""
+    packed, other = rep / "bert-wp", rep / "other-wp"
+    weightpack.pack(rep / "models" / "bert", packed)
+    weightpack.pack(rep / "models" / "bert", other)
+    before = folders.contents(other)
+    with pytest.raises(OptionError, match=r"weightpack\.json"):
+        weightpack.unpack(packed, other, overwrite=True)
+    assert folders.contents(other) == before
+    weightpack.pack(rep / "models" / "bert", other, overwrite=True)
+    weightpack.verify(other, against=rep / "models" / "bert")
+
+
+def test_a_run_is_not_restored_into_its_own_store(tmp_path):
+    run = tmp_path / "run"
+    folders.write(run / "checkpoint-1" / "model.safetensors", samples.bf16_file(seed=1, name="w", n=4000))
+    folders.write(run / "checkpoint-1" / "trainer_state.json", '{"global_step": 1}')
+    weightpack.series.pack_run(run, Job())
+    before = folders.contents(run)
+    (tmp_path / "link").symlink_to(run / "_weightpack")
+    for target in (run / "_weightpack", run / "_weightpack" / "x", tmp_path / "link"):
+        with pytest.raises(OptionError, match="store"):
+            weightpack.series.restore(run, 1, target, Job(overwrite=True))
+    assert folders.contents(run) == before

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 @click.argument("src", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o", "--output", "dst", type=PATH,
-    help="Target; of several SRC a folder. [default: model.wp.safetensors beside model.safetensors, NAME.wp beside any other file; NAME-wp for a directory or repo]",
+    help="Target; of several SRC a folder. [default: model.wp.safetensors beside model.safetensors, NAME.wp beside any other file; NAME-wp for a directory "
+    "or repo]",
 )  # fmt: skip
 @stdout_option
 @click.option("--base", type=PATH, help="Store SRC as its difference from this: what it was trained from, or an earlier checkpoint; a file, directory or repo.")
@@ -100,7 +101,7 @@ def pack(
                 copy_out(Path(job.target), output)
         return TimedJob(without_copies(job, source, DASH if output else job.target), time.perf_counter() - start)
 
-    return _run_jobs(src, work, output, packing=True, as_json=as_json, verbose=verbose, quiet=quiet)
+    return _run_jobs(src, work, output, packing=True, in_place=in_place, as_json=as_json, verbose=verbose, quiet=quiet)
 
 
 @click.command()
@@ -144,7 +145,7 @@ def unpack(
                 )  # fmt: skip
         return TimedJob(without_copies(job, source, job.target), time.perf_counter() - start)
 
-    return _run_jobs(src, work, output, packing=False, as_json=as_json, verbose=verbose, quiet=quiet)
+    return _run_jobs(src, work, output, packing=False, in_place=in_place, as_json=as_json, verbose=verbose, quiet=quiet)
 
 
 def _output(
@@ -167,13 +168,14 @@ def _output(
 
 
 def _run_jobs(
-    sources: tuple[str, ...], work: Callable[[str], TimedJob], output: StandardOutput | None, *, packing: bool, as_json: bool, verbose: bool, quiet: bool
-) -> ExitCode:
+    sources: tuple[str, ...], work: Callable[[str], TimedJob], output: StandardOutput | None, *, packing: bool, in_place: bool,
+    as_json: bool, verbose: bool, quiet: bool,
+) -> ExitCode:  # fmt: skip
     batch = Batch(sources, work)
     silent = quiet or as_json or output is not None
     for _, done in batch.run():
         if not silent:
-            report_job(done, packing=packing, verbose=verbose)
+            report_job(done, packing=packing, in_place=in_place, verbose=verbose)
     if as_json:
         say_json(batch.as_json(TimedJob.as_json))
     elif batch.several and not silent:

@@ -33,7 +33,7 @@ def _sizes(source_bytes: int, packed_bytes: int, packing: bool) -> str:
     return f"{human_bytes(packed_bytes)} -> {human_bytes(source_bytes)}"
 
 
-def report_job(done: TimedJob, *, packing: bool, verbose: bool = False) -> None:
+def report_job(done: TimedJob, *, packing: bool, in_place: bool = False, verbose: bool = False) -> None:
     """Print a job for people: a line, with `verbose` one for each file, and what is not as one might expect."""
     job = done.job
     rate = human_bytes(job.source_bytes / done.seconds) if done.seconds else "-"
@@ -43,7 +43,7 @@ def report_job(done: TimedJob, *, packing: bool, verbose: bool = False) -> None:
     for note in job.kept:
         say(f"  carried over as it is: {note.name}: {note.reason}")
     for note in job.left_out:
-        say(f"  left out: {note.name}: {note.reason}")
+        say(f"  {'not looked at' if in_place else 'left out'}: {note.name}: {note.reason}")
     for note in job.warnings:
         complain(f"warning: {note.name}: {note.reason}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from weightpack.errors import OptionError
+from weightpack.errors import OptionError, PathNotFoundError, WeightpackError
 from weightpack.io.working_names import leftovers, make_locked, remove, working_name
 
 if TYPE_CHECKING:
@@ -132,14 +132,23 @@ class AtomicFile:
         try:  # an interrupt may come between any two lines
             self.fd = make_locked(self.path, lambda: os.open(self.path, _CREATE, mode))
             return self
-        except BaseException:
+        except BaseException as error:
             self._clean_up()
+            self._name(error)
+            if isinstance(error, FileNotFoundError) and not self.target.parent.exists():
+                raise PathNotFoundError("no such folder, where the target is to be written", path=str(self.target.parent)) from None
             raise
+
+    def _name(self, error: BaseException | None) -> None:
+        """Let an error name the target: not a working file, that nobody knows; and calls on descriptors name no file."""
+        if not isinstance(error, OSError) or isinstance(error, ConnectionError | WeightpackError):
+            return
+        if error.errno is not None and error.filename in (None, str(self.path)):
+            error.filename = str(self.target)
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._clean_up()
-        if isinstance(exc, OSError) and exc.errno is not None and exc.filename is None and not isinstance(exc, ConnectionError):
-            exc.filename = str(self.target)  # calls on descriptors name no file
+        self._name(exc)
 
     def _clean_up(self) -> None:
         self._close()
@@ -151,9 +160,12 @@ class AtomicFile:
             self.fd = -1
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file, whole and synced or not at all."""
+def replace_file(path: Path, data: bytes, *, hidden_as: Path | None = None) -> None:
+    """Write a small file, whole and synced or not at all. A new one can be read by nobody who can't read `hidden_as`."""
     with AtomicFile(path, overwrite=True) as file:
+        if hidden_as is not None and hasattr(os, "fchmod"):
+            with contextlib.suppress(OSError):  # a disk without permissions
+                os.fchmod(file.fd, stat.S_IMODE(os.fstat(file.fd).st_mode) & stat.S_IMODE(hidden_as.stat().st_mode))
         file.write_at(0, data)
         file.commit()
 

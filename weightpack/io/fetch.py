@@ -128,8 +128,8 @@ class PublishedFile:
 
 
 def published_weights(repo_id: str, *, revision: str | None = None, token: str | None = None) -> list[PublishedFile]:
-    """List a repo's safetensors files, and packed ones of other kinds, by path. The URLs have the owner, where an old name lacks one, and pin one commit. See `hub_errors` for what it
-    raises."""
+    """List a repo's safetensors files, and packed ones of other kinds, by path. The URLs have the owner, where an old name lacks one, and pin one commit.
+    See `hub_errors` for what it raises."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 

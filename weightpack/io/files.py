@@ -157,6 +157,16 @@ def _open_regular(path: str) -> tuple[int, os.stat_result]:
     return fd, state
 
 
+def refuse_irregular_file(path: str | os.PathLike[str]) -> None:
+    """Raise OptionError if a path names a pipe, a device or a socket; nothing if it names a file, a folder, or nothing that can be seen."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OptionError(_NOT_REGULAR, path=os.fspath(path))
+
+
 class MemoryFile:
     """Buffers that stand for a file, one after the other, without being copied."""
 

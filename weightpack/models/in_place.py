@@ -18,6 +18,7 @@ from weightpack.errors import OptionError, located
 from weightpack.format.manifest import MANIFEST, Manifest, ManifestFile
 from weightpack.io.atomic import replace_file, sync_folder
 from weightpack.io.files import LocalFile
+from weightpack.io.working_names import leftovers, remove
 from weightpack.models.carry import described, replace_like
 from weightpack.models.directory import ModelFiles, Note, has_manifest, packed_config, path_below
 from weightpack.models.jobs import Job, JobResult, described_packed, open_packed, pack_one, refuse_other, refuse_unproven, unpack_one
@@ -25,7 +26,7 @@ from weightpack.models.pack import changed_entry, other_bytes, packed_entry
 from weightpack.models.plan import CONFIG, IS_LINK, ONLY_SAFETENSORS, check_plain, plan_packing, refuse_names
 from weightpack.models.standing import Standing, refuse_missing, stand
 from weightpack.models.unpack import edited, full_disk
-from weightpack.sources import segment
+from weightpack.sources import refuse_pointer, segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,15 @@ def pack_in_place(path: Path, job: Job) -> JobResult:
     one = replace(job, overwrite=True)
     if path.is_file():
         with located(path=str(path)), LocalFile(path) as file:
+            refuse_pointer(file)
             if (kind := segment(file).source_format) != "safetensors":
                 raise OptionError(f"only safetensors files are packed in place: packed, it would be no {kind} file under its name", path=str(path))
         return JobResult(str(path), (pack_one(path, path, one),))
     start = _go_on(path, job) if has_manifest(path) else _begin(path, job)
     weights = [name for name in start.manifest.packed if name not in start.packed]
     _refuse_read_only(path, [*weights, MANIFEST])
-    replace_file(path / MANIFEST, start.manifest.to_bytes())  # before anything changes: it holds the old config
+    hidden_as = None if start.config is None else path / CONFIG
+    replace_file(path / MANIFEST, start.manifest.to_bytes(), hidden_as=hidden_as)  # before anything changes: it holds the old config
     if start.config is not None:
         replace_like(path / CONFIG, start.config)
     files, results = dict(start.manifest.files), []
@@ -61,6 +64,7 @@ def pack_in_place(path: Path, job: Job) -> JobResult:
         result = pack_one(path / name, path / name, one) if there is None else described_packed(path / there, path / there, job.limits)
         results.append(result)
         files[name] = packed_entry(result, there or PurePosixPath(name))
+    _remove_leftovers(path, start.packed)
     manifest = replace(start.manifest, files=files, in_place=None)
     replace_file(path / MANIFEST, manifest.to_bytes())
     return JobResult(str(path), tuple(results), *other_bytes(path, manifest), start.files.left_out, start.kept, start.warnings)
@@ -134,6 +138,7 @@ def unpack_in_place(path: Path, job: Job) -> JobResult:
         target = path_below(path, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_like(target, original)
+    _remove_leftovers(path, standing.plain)
     (path / MANIFEST).unlink()
     sync_folder(path)
     names = map(str, (*standing.carried.values(), *standing.plain.values(), *standing.extra, *standing.changed))
@@ -160,6 +165,13 @@ def _refuse_unreplaceable(folder: Path, standing: Standing, job: Job) -> None:
             if growth + opened.index.source_bytes > free > 0:
                 raise full_disk(folder, growth + opened.index.source_bytes, free)
             growth += opened.index.source_bytes - opened.file.size
+
+
+def _remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed jobs left beside files that this one does not write anew: nobody else would, and it can be as large as they are."""
+    for name in names:
+        for path, _ in leftovers(folder / name):
+            remove(path)
 
 
 def _refuse_read_only(folder: Path, names: Iterable[str]) -> None:

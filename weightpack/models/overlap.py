@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from weightpack.errors import OptionError
+from weightpack.format.manifest import MANIFEST
 from weightpack.io.folder import refuse_overlap
-from weightpack.models.directory import ModelFiles
+from weightpack.models.directory import ModelFiles, has_manifest
 from weightpack.models.jobs import Job
 
 
@@ -15,6 +17,14 @@ def refuse_target(source: Path, target: Path, job: Job) -> None:
     refuse_overlap(source, target)
     for base in job.base.paths if job.base else ():
         refuse_overlap(base, target, what="base")
+
+
+def refuse_packed_target(target: Path) -> None:
+    """Raise OptionError if plain files would come into a packed directory, whose manifest would then say of them that they are packed."""
+    if has_manifest(target):
+        raise OptionError(
+            f"the target is a packed directory: its {MANIFEST} would be false of what is unpacked into it. Name another, or remove that file", path=str(target)
+        )
 
 
 def refuse_linked_target(files: ModelFiles, target: Path) -> None:

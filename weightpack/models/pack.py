@@ -46,7 +46,7 @@ def pack_directory(folder: Path, target: Path, job: Job) -> JobResult:
             results.append(result)
             entries[str(name)] = packed_entry(result, packed)
         manifest = Manifest(entries, tuple(map(str, empty)))
-        replace_file(work.path / MANIFEST, manifest.to_bytes())
+        replace_file(work.path / MANIFEST, manifest.to_bytes(), hidden_as=None if plan.config is None else folder / CONFIG)  # which it holds
     names = set(plan.names)
     strangers = [path for path in list_files(target).files if path not in names] if job.overwrite else []
     warnings = (*plan.warnings, *(Note(str(path), "it was in the target before, and is no part of what was packed") for path in strangers))

@@ -14,7 +14,7 @@ from weightpack.io.folder import work_folder
 from weightpack.models.carry import carry_over, described
 from weightpack.models.directory import Note
 from weightpack.models.jobs import Job, JobResult, open_packed, refuse_other, unpack_one
-from weightpack.models.overlap import refuse_linked_target, refuse_target
+from weightpack.models.overlap import refuse_linked_target, refuse_packed_target, refuse_target
 from weightpack.models.pack import job_name, proven_unpacked, resumed
 from weightpack.models.standing import Standing, refuse_missing, stand
 
@@ -32,6 +32,8 @@ def unpack_directory(folder: Path, target: Path, job: Job) -> JobResult:
         Files that were carried over are not as they were.
     """
     refuse_target(folder, target, job)
+    if job.overwrite:
+        refuse_packed_target(target)
     standing = stand(folder)
     refuse_linked_target(standing.files, target)
     refuse_missing(standing, carried=job.verify)

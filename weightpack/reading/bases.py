@@ -15,7 +15,7 @@ from pathlib import Path
 
 from weightpack.errors import BaseNotFoundError, FormatError, LimitError, OptionError, PathNotFoundError, WrongBaseError
 from weightpack.format.index import BaseFile, BaseReference, Index
-from weightpack.io.files import LocalFile, RandomReader
+from weightpack.io.files import LocalFile, RandomReader, refuse_irregular_file
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.base_search import FETCH_VARIABLE, SEARCH_VARIABLE, SUFFIXES, candidates, known_sha256
 from weightpack.reading.packed_file import PackedFile, described
@@ -207,5 +207,6 @@ def weights_below(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
+        refuse_irregular_file(path)
         raise PathNotFoundError("no such file or directory", path=os.fspath(path))
     return sorted(each for each in path.rglob("*") if each.name.endswith(SUFFIXES) and each.is_file())

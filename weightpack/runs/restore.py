@@ -13,16 +13,17 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from weightpack.errors import OptionError
-from weightpack.io.folder import private_folder, work_folder
+from weightpack.io.folder import private_folder, refuse_overlap, work_folder
 from weightpack.io.working_names import is_working_name
 from weightpack.models.carry import carry_over
 from weightpack.models.jobs import Job, JobResult, open_packed, unpack_one
+from weightpack.models.overlap import refuse_packed_target
 from weightpack.models.pack import proven_unpacked, resumed
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.reading.verify import VerifyResult, verify_file
 from weightpack.runs.files import packed_names, steps
 from weightpack.runs.look import refuse_incomplete, series
-from weightpack.runs.store import make_store
+from weightpack.runs.store import STORE, make_store
 
 
 def restore(run: str | os.PathLike[str], step: int, target: str | os.PathLike[str], job: Job) -> JobResult:
@@ -42,6 +43,9 @@ def restore(run: str | os.PathLike[str], step: int, target: str | os.PathLike[st
     if not path.is_dir():
         there = ", ".join(str(number) for number, _ in steps(Path(run))) or "none"
         raise OptionError(f"no checkpoint of step {step}; there are: {there}", path=str(run))
+    refuse_overlap(Path(run) / STORE, goal, what="run's store")
+    if job.overwrite:
+        refuse_packed_target(goal)
     one = replace(job, overwrite=False, base=None)
     packed = {PurePosixPath(name) for name in packed_names(path)}
     names = sorted(PurePosixPath(entry.relative_to(path).as_posix()) for entry in path.rglob("*") if entry.is_file())
