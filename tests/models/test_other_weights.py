@@ -89,6 +89,17 @@ def test_data_beside_an_onnx_file(tmp_path):
     assert all("/onnx/" in file.source for file in result.files)
 
 
+@pytest.mark.parametrize("bits", [16, 19])
+def test_floats_of_32_bits_that_were_shorter_before_are_found(tmp_path, bits):
+    """As exports have them: the end of each mantissa is zero."""
+    words = np.frombuffer(FLOATS, "<u4") >> (32 - bits) << (32 - bits)
+    for name in ("tf_model.h5", "flax_model.msgpack"):
+        folders.write(tmp_path / "m" / name, b"\x89HDF some header" + words.tobytes())
+    result, _ = trip(tmp_path / "m")
+    assert len(result.files) == 2
+    assert result.ratio < 0.48
+
+
 def test_nothing_to_pack(tmp_path):
     folders.write(tmp_path / "m" / "notes.txt", "x")
     with pytest.raises(OptionError, match="no weights in this directory"):

@@ -91,6 +91,8 @@ def _kind(source: RandomReader, offset: int, n_bytes: int) -> tuple[str, int]:
             words = sample[skip : skip + (sample.size - skip) // size * size].view(f"<u{size}")
             exponents = words >> shift & mask
             cost = _information(exponents) + _UNIT * (8 * sample.size - words.size * int(mask).bit_length())
+            if dtype == "F32" and (least := _information(words)) <= words.size * _UNIT:  # of 16 or 19 bits before: mantissas end with zeros
+                cost += least + _information(words >> 8) - 2 * 8 * words.size * _UNIT
             # What is fp16 looks like bf16 too, whose exponents would be its own and the first bits of its mantissas, and a little better.
             if cost + (_SURE * sample.size if kind[0] == "F16" else 0) < best:
                 best, kind = cost, (dtype, (begin + skip) % size)
