@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from weightpack.errors import ChecksumError, OptionError, PathNotFoundError, located
 from weightpack.format.manifest import MANIFEST, PACKED_SAFETENSORS, PACKED_SUFFIX
 from weightpack.io.fetch import fetch_repo, is_repo_id, published_weights
-from weightpack.io.files import LocalFile, RandomReader, refuse_irregular_file
+from weightpack.io.files import LocalFile, RandomReader, named_path, refuse_irregular_file
 from weightpack.io.parallel import thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.models.delete import delete_source as remove_source
@@ -100,11 +100,11 @@ def pack(
     LosslessError
         The source changed meanwhile, or the result does not decode to it. No target is written.
     """
-    path = Path(src)
+    path = named_path(src)
     job = Job(thread_count(threads), overwrite, progress, options or load_profile(), verify, hf_flag, base=_base(base, path, token, cache_dir))
     if not path.exists():
         if not is_repo_id(os.fspath(src)):
-            raise PathNotFoundError("no such file or directory", path=os.fspath(src))
+            raise _no_such(os.fspath(src))
         if in_place or delete_source:
             raise OptionError("only files and directories of this machine are packed in place or deleted", path=os.fspath(src))
         path = fetch_repo(os.fspath(src), revision=revision, token=token, cache_dir=cache_dir)
@@ -153,7 +153,7 @@ def unpack(
     BaseNotFoundError, WrongBaseError
         The file is a difference from a base that was not found, or is another than the one named. No target is written.
     """
-    path = Path(src)
+    path = named_path(src)
     job = Job(thread_count(threads), overwrite, progress, verify=verify, limits=limits, base=_found_base(base))
     if not path.exists():
         raise PathNotFoundError("no such file or directory", path=os.fspath(src))
@@ -174,13 +174,17 @@ def unpack(
     return result
 
 
+def _no_such(src: str) -> PathNotFoundError:
+    return PathNotFoundError("what is to be packed has to be on this machine: download it first" if is_url(src) else "no such file or directory", path=src)
+
+
 def packed_path(src: PathLike, folder: Path | None = None) -> Path:
     """Return where `pack` puts a source that is to have no other target: beside it, and a repo here.
 
     A safetensors file keeps its name in a `folder`, as in packed directories, and is `.wp.safetensors` beside itself. Any other gets `.wp` at its end
     everywhere: no loader that takes every *.safetensors of a folder takes it for a shard.
     """
-    path = Path(src)
+    path = named_path(src)
     if path.is_dir():
         name = path.resolve().name
         return folder / name if folder is not None else path.resolve().with_name(f"{name}-wp")
@@ -202,7 +206,7 @@ def unpacked_path(src: PathLike, folder: Path | None = None, *, limits: Limits =
     OptionError
         Its name says nothing: beside it, the target would have the same.
     """
-    path = Path(src)
+    path = named_path(src)
     if not path.exists():
         raise PathNotFoundError("no such file or directory", path=os.fspath(src))
     if path.is_dir():
@@ -234,7 +238,7 @@ def unpack_stream(
     FormatError, LimitError, BaseNotFoundError, WrongBaseError
         As `unpack`; what was written by then is not the whole source.
     """
-    path = Path(src)
+    path = named_path(src)
     if not path.exists():
         raise PathNotFoundError("no such file or directory", path=os.fspath(src))
     if path.is_dir():
@@ -249,7 +253,7 @@ def _base(base: PathLike | None, src: Path, token: str | None, cache_dir: str | 
     """Return the files that `src` is packed against."""
     if base is None:
         return None
-    path, text = Path(base), os.fspath(base)
+    path, text = named_path(base), os.fspath(base)
     if path.is_file():
         return Base((path,))
     if path.is_dir():
@@ -280,7 +284,7 @@ def _found_base(base: PathLike | None) -> Base | None:
     """Return the files that the base of a packed file is to be among."""
     if base is None:
         return None
-    path = Path(base)
+    path = named_path(base)
     return Base(tuple(weights_below(path if path.exists() else _fetched(os.fspath(base)))))
 
 
@@ -327,9 +331,9 @@ def verify(
     FolderError
         Of a directory: `problems` names each file that differs, is missing or is too many. A job in place that has not ended is a problem too.
     """
-    path, text = Path(src), os.fspath(src)
+    path, text = named_path(src), os.fspath(src)
     published = None
-    if against is not None and not Path(against).exists():
+    if against is not None and not named_path(against).exists():
         published = _published_sha256(os.fspath(against), token)
     if not decode and published is None:
         raise OptionError("without decoding there is only a Hub repo's SHA-256 to compare with: name one with --against")
@@ -342,6 +346,8 @@ def verify(
             path = fetch_packed(text, revision=revision, token=token)
         job = Job(thread_count(threads), progress=progress, limits=limits, base=_found_base(base))
         original = None if against is None or published is not None else Path(against)
+        if original is not None and original.is_dir() != path.is_dir():
+            raise OptionError(f"a directory is compared with a directory, a file with a file: not with {os.fspath(against or '')!r}", path=text)
         results = verify_directory(path, job, original) if path.is_dir() else _verify_one(path, job, original)
     if published is not None:
         _compare_published(results, published, os.fspath(against or ""))
@@ -419,7 +425,7 @@ def inspect(
     Reports of FileReport
         One a file of weights, and the `total`: of a directory that of all files on the disk.
     """
-    if Path(src).is_dir():
+    if named_path(src).is_dir():
         return inspect_directory(Path(src), limits, codecs=codecs is not False)
     with open_weights(src, revision=revision, token=token) as files:
         reports = []
@@ -434,7 +440,7 @@ def estimate(src: PathLike, *, options: PackOptions | None = None, revision: str
 
     Of a URL or a Hub repo about 32 MB a file are fetched, in single chunks. Of a directory the `total` holds all files.
     """
-    if Path(src).is_dir():
+    if named_path(src).is_dir():
         return estimate_directory(Path(src), options or load_profile())
     reports = []
     with open_weights(src, revision=revision, token=token) as files:
@@ -454,7 +460,7 @@ def _total(reports: Sequence[FileReport | EstimateReport]) -> Total:
 @contextmanager
 def open_weights(src: PathLike, *, revision: str | None = None, token: str | None = None) -> Iterator[list[RandomReader]]:
     """Open a file, or the weights of a directory or a Hub repo, or a URL; of the latter two only what is read is fetched."""
-    path, text = Path(src), os.fspath(src)
+    path, text = named_path(src), os.fspath(src)
     with ExitStack() as stack:
         if path.exists():
             paths = _weights(path) if path.is_dir() else [path]
@@ -479,5 +485,5 @@ def _weights(folder: Path) -> list[Path]:
 
 def _named(dst: PathLike) -> Path:
     """Return a target whose last part is its name, which `.` and `..` are not."""
-    path = Path(dst)
+    path = named_path(dst)
     return path.resolve() if path.name in ("", "..") else path

@@ -96,7 +96,7 @@ class PathNotFoundError(OptionError, FileNotFoundError):
     """There is no file, directory or repo of the name that was given: the same through every function, and what Python's own `open` raises."""
 
     def __init__(self, reason: str, *, path: str | None = None, tensor: str | None = None, chunk: int | None = None) -> None:
-        super().__init__(reason, path=path, tensor=tensor, chunk=chunk)
+        super().__init__(reason, path="''" if path == "" else path, tensor=tensor, chunk=chunk)
         self.errno, self.strerror = errno.ENOENT, reason
 
     @property

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib.util
 import json
 import os
 import pickle
@@ -267,3 +269,40 @@ def _strings(value):
     if isinstance(value, list):
         return [text for each in value for text in _strings(each)]
     return [value] if isinstance(value, str) else []
+
+
+def test_an_empty_name_is_not_the_folder_that_one_is_in(folder):
+    """A variable that is not set, as in `weightpack pack "$MODEL" --in-place`."""
+    before = sorted(path.name for path in folder.iterdir())
+    for verb in (
+        ("pack", ""), ("pack", "", "--in-place"), ("pack", ".", "-o", ""), ("unpack", ""), ("verify", ""), ("inspect", ""), ("estimate", ""), ("cat", "", "x"),
+        ("diff", "", "."), ("series", "", "--pack"), ("push", "", "me/x"), ("verify", "packed.safetensors", "--against", ""),
+        ("pack", "plain.safetensors", "--base", ""),
+    ):  # fmt: skip
+        refused(call(*verb, cwd=folder), 2, "empty")
+    with contextlib.chdir(folder):
+        for door in DOORS.values():
+            with pytest.raises(errors.PathNotFoundError):
+                door("")
+        for call_it in (weightpack.series.series, lambda path: weightpack.pack(".", path), lambda path: weightpack.push(path, "me/x")):
+            with pytest.raises(errors.PathNotFoundError):
+                call_it("")
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_file_is_not_compared_with_a_directory(folder):
+    (folder / "m").mkdir()
+    (folder / "plain.safetensors").rename(folder / "m" / "plain.safetensors")
+    weightpack.pack(folder / "m")
+    for packed, original in (("packed.safetensors", "m"), ("m-wp", "m/plain.safetensors")):
+        refused(call("verify", packed, "--against", original, cwd=folder), 2, packed, original, "directory")
+
+
+def test_what_is_remote_is_not_packed(folder):
+    for url in ("https://example.org/x.safetensors", "hf://me/x/model.safetensors"):
+        refused(call("pack", url, cwd=folder), 2, url, "download it first")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("aiohttp") is not None, reason="what reads URLs is installed")
+def test_the_extra_for_urls_is_named(folder):
+    refused(call("inspect", "http://localhost:9/x.safetensors", cwd=folder), 2, "http://localhost:9/x.safetensors", "weightpack[http]")

@@ -11,8 +11,10 @@ from pathlib import Path
 import folders
 import pytest
 import samples
+from command import call
 
 import weightpack
+from weightpack._humane import human_bytes
 from weightpack.errors import ChecksumError, CorruptionError, FolderError, TruncatedError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -180,3 +182,11 @@ def test_directories_of_version_1(tmp_path):
     assert problems(packed, against=tmp_path / "back").keys() == {"tokenizer.json"}
     weightpack.unpack(packed, in_place=True)
     assert {name: hashlib.sha256(data).hexdigest() for name, data in folders.contents(packed).items() if data is not None} == expected
+
+
+def test_the_command_line_ends_with_a_total_of_all_files(model):
+    packed = model.with_name("m-wp")
+    done = call("verify", packed, cwd=model.parent)
+    n_bytes = sum(len(data) for data in folders.contents(packed).values() if data is not None)
+    n_files = len([data for data in folders.contents(model).values() if data is not None])
+    assert done.stdout.splitlines()[-1].startswith(f"all {n_files} files: {human_bytes(n_bytes)} for ")

@@ -44,7 +44,7 @@ def numpy_dtype(dtype: str, *, raw: bool = False) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError:
             raise MissingExtraError(
-                f"numpy has no {dtype}: `pip install ml_dtypes`, read it with weightpack.torch, or with raw=True as {_RAW[dtype]} words"
+                f"numpy has no {dtype}: `pip install weightpack[numpy]` (ml_dtypes), read it with weightpack.torch, or with raw=True as {_RAW[dtype]} words"
             ) from None
         found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
         return found

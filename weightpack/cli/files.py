@@ -239,6 +239,9 @@ def _show_verified(source: str, results: Reports[VerifyResult], restores: str) -
     for result in results:
         if result.state in ("added", "not covered"):
             say(f"not proven: {result.name}: {'the source had no such file' if result.state == 'added' else 'the manifest does not know it'}")
+    if len(results) > 1:
+        total = results.total
+        say(f"all {total.n_files} files: {human_bytes(total.packed_bytes)} for {human_bytes(total.source_bytes)} of the source")
 
 
 @click.command()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +31,16 @@ class _ProfileOption(click.Option):
         return super().get_help_record(ctx)
 
 
-PATH = click.Path(allow_dash=True)  # of any kind, existing or not: repos and URLs are names, too
+class _Path(click.Path):
+    """A path, or what else names something; but not nothing, which would be the folder that one is in."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("it is empty: a variable that is not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(allow_dash=True)  # of any kind, existing or not: repos and URLs are names, too
 
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Threads to use; the result does not depend on it. [default: the CPUs there are]")
 force_option = click.option("--force", "-f", is_flag=True, help="Replace the target if it exists.")

@@ -16,6 +16,7 @@ from weightpack.errors import OptionError, PathNotFoundError
 from weightpack.format.manifest import MANIFEST, Manifest, ManifestFile
 from weightpack.hub.card import CARD, model_card
 from weightpack.io.fetch import fetch_repo, hub_errors, is_repo_id
+from weightpack.io.files import named_path
 from weightpack.io.folder import private_folder
 from weightpack.models.carry import described
 from weightpack.models.directory import has_manifest
@@ -80,7 +81,7 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    text, folder = os.fspath(src), Path(src)
+    text, folder = os.fspath(src), named_path(src)
     if not is_repo_id(repo_id):
         raise OptionError(f"not a repo id: {repo_id!r}; it is `owner/name`")
     if not folder.exists() and is_repo_id(text):

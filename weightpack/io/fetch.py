@@ -73,7 +73,7 @@ def _plain(error: BaseException, repo_id: str) -> Exception | None:
             return OSError(f"the Hub has trouble with {repo_id!r}: {_first_line(cause)}; run it again")
         if type(cause).__module__.split(".")[0] in _HTTP_LIBRARIES:
             what = f"{type(cause).__name__}: {_first_line(cause)}"
-            return OSError(f"the connection to the Hub failed ({what}); run it again")
+            return OSError(f"the Hub can't be asked for the repo {repo_id!r} ({what}); run it again")
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -10,11 +10,12 @@ import stat
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from weightpack.errors import OptionError, TruncatedError
+from weightpack.errors import OptionError, PathNotFoundError, TruncatedError
 from weightpack.io.parallel import Scratch
 
 if TYPE_CHECKING:
@@ -155,6 +156,19 @@ def _open_regular(path: str) -> tuple[int, os.stat_result]:
         os.close(fd)
         raise
     return fd, state
+
+
+def named_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that was given by its name, which is not empty: an empty one is a variable that was not set, not the folder that one is in.
+
+    Raises
+    ------
+    PathNotFoundError
+        It is empty.
+    """
+    if not os.fspath(path):
+        raise PathNotFoundError("no name at all: a variable that is not set?", path="")
+    return Path(path)
 
 
 def refuse_irregular_file(path: str | os.PathLike[str]) -> None:

@@ -112,7 +112,8 @@ class RemoteFile:
         except WeightpackError:
             raise
         except ImportError as error:
-            raise MissingExtraError(f"{self.name}: {error}") from None
+            with_what = "`pip install weightpack[http]`" if self.name.startswith("http") else str(error)
+            raise MissingExtraError(f"another package is needed to read this: {with_what}", path=self.name) from None
         except (FileNotFoundError, NotADirectoryError) as error:
             self._raise_other_cause(error)
             reason = "no such file (or it is private: log in with `hf auth login`)" if self.name.startswith("hf://") else "no such file"

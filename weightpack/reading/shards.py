@@ -11,6 +11,7 @@ from weightpack.arrays.memory import T
 from weightpack.errors import CorruptionError, LimitError, OptionError, TruncatedError
 from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.safetensors import parse_json
+from weightpack.io.files import named_path
 from weightpack.io.remote import is_url
 from weightpack.reading.tensors import SafeOpen
 
@@ -34,7 +35,7 @@ def load_tensors(filename: PathOrUrl, open_file: Callable[[PathOrUrl], SafeOpen[
         A shard is missing.
     """
     tensors: dict[str, T] = {}
-    for path in [filename] if (isinstance(filename, str) and is_url(filename)) or not Path(filename).is_dir() else _files_of(Path(filename)):
+    for path in [filename] if (isinstance(filename, str) and is_url(filename)) or not named_path(filename).is_dir() else _files_of(Path(filename)):
         with open_file(path) as opened:
             names = opened.offset_keys()
             if twice := tensors.keys() & set(names):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from weightpack.errors import FormatError, LimitError, PathNotFoundError, TruncatedError, WeightpackError
 from weightpack.format.safetensors import check_tiles
-from weightpack.io.files import LocalFile
+from weightpack.io.files import LocalFile, named_path
 from weightpack.models.directory import check_shards, list_files, small_file
 from weightpack.options import DEFAULT_LIMITS, Limits
 from weightpack.runs.files import SeriesFile, described, has_sharded_state, packable, step_of, steps
@@ -74,7 +74,7 @@ def series(run: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Seri
     OptionError
         There is no such directory.
     """
-    folder = Path(run)
+    folder = named_path(run)
     if not folder.is_dir():
         raise PathNotFoundError("no such directory", path=str(folder))
     checkpoints: list[Checkpoint] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from weightpack.errors import OptionError, PathNotFoundError, located
 from weightpack.io.atomic import state_of, sync_folder
-from weightpack.io.files import LocalFile
+from weightpack.io.files import LocalFile, named_path
 from weightpack.models.jobs import FileResult, Job, JobResult, open_packed, pack_one
 from weightpack.reading.bases import Base
 from weightpack.reading.verify import verify_file
@@ -50,7 +50,7 @@ def pack_checkpoint(run: str | os.PathLike[str], step: int, job: Job, *, anchor_
     LosslessError
         A file changed meanwhile, or does not decode to its source. It stays as it is.
     """
-    folder = Path(run)
+    folder = named_path(run)
     path = folder / f"checkpoint-{step}"
     if anchor_every < 1:
         raise OptionError(f"anchor_every is {anchor_every}: it must be at least 1")

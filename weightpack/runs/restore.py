@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from weightpack.errors import OptionError
+from weightpack.io.files import named_path
 from weightpack.io.folder import private_folder, refuse_overlap, work_folder
 from weightpack.io.working_names import is_working_name
 from weightpack.models.carry import carry_over
@@ -39,7 +40,7 @@ def restore(run: str | os.PathLike[str], step: int, target: str | os.PathLike[st
     LimitError
         A file, or the chain that it stands on, is beyond the job's limits. There is no target then.
     """
-    path, goal = Path(run) / f"checkpoint-{step}", Path(target)
+    path, goal = named_path(run) / f"checkpoint-{step}", named_path(target)
     if not path.is_dir():
         there = ", ".join(str(number) for number, _ in steps(Path(run))) or "none"
         raise OptionError(f"no checkpoint of step {step}; there are: {there}", path=str(run))

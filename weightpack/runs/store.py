@@ -20,7 +20,7 @@ from pathlib import Path
 
 from weightpack.errors import CorruptionError, FormatError, OptionError, WeightpackError
 from weightpack.io.atomic import AtomicFile, kind_of, replace_file, state_of, sync_folder
-from weightpack.io.files import LocalFile, pieces, read_at
+from weightpack.io.files import LocalFile, named_path, pieces, read_at
 from weightpack.io.working_names import belongs_to_user, is_working_name, leftovers, lock, remove, working_name
 from weightpack.models.directory import small_file
 from weightpack.options import DEFAULT_LIMITS, Limits
@@ -168,7 +168,7 @@ def _has_store(run: Path) -> bool:
 
 def unshare(run: str | os.PathLike[str], after: int) -> None:
     """Give checkpoints after a step bytes of their own. A trainer that goes on at that step writes over them in place, and with them into the store."""
-    folder = Path(run)
+    folder = named_path(run)
     if not _has_store(folder):
         return
     with locked(folder):
@@ -211,7 +211,7 @@ def _living(run: Path, limits: Limits) -> Iterator[tuple[Path, SeriesFile | None
 
 def collect(run: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> None:
     """Remove from the store what no checkpoint of the run needs, and what killed processes left in it. See `make_store` for what it raises."""
-    folder = Path(run)
+    folder = named_path(run)
     if _has_store(folder):
         with locked(folder):
             share(folder, limits)
