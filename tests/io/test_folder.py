@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -421,3 +422,12 @@ def test_planted_scratch_is_not_touched(tmp_path):
     with private_folder(tmp_path / "scratch"):
         pass
     assert (precious / "file").read_bytes() == b"precious"
+
+
+def test_errors_name_files_of_the_target_and_no_working_folder(tmp_path):
+    for name, expected in (("a/b.txt", tmp_path / "new" / "a" / "b.txt"), ("", tmp_path / "new")):
+        folder = work_folder(tmp_path / "new", source=tmp_path / "none", names=[PurePosixPath("a/b.txt")], job="x")
+        with pytest.raises(OSError, match="No space") as error, folder as work:
+            raise OSError(errno.ENOSPC, "No space left on device", str(work.path / name))
+        assert error.value.filename == str(expected)
+    assert list(tmp_path.iterdir()) == []

@@ -108,6 +108,10 @@ def work_folder(
             moving = True
             _move(path, goal, source, names, folders)
             moving = False
+    except OSError as error:  # nobody knows the working folder
+        if isinstance(error.filename, str) and not isinstance(error, WeightpackError) and Path(error.filename).is_relative_to(path):
+            error.filename = str(target / Path(error.filename).relative_to(path))
+        raise
     finally:
         if not moving:  # else what is in it is to go on into its place
             remove(path)
