@@ -25,7 +25,10 @@ def folder(model, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("section", "i"), [(section, i) for section, examples in EXAMPLES.items() for i in range(len(examples))])
+ALL = [(section, i) for section, examples in EXAMPLES.items() for i in range(len(examples))]
+
+
+@pytest.mark.parametrize(("section", "i"), [ALL[0], *(pytest.param(*each, marks=pytest.mark.long) for each in ALL[1:])])
 def test_example(folder, section, i):
     done = subprocess.run([sys.executable, "-c", EXAMPLES[section][i]], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -62,6 +62,7 @@ def check_tables(result, printed):
     assert result["huffman_bytes"]["packed"] < result["huffman_bytes"]["plain"]
 
 
+@pytest.mark.long
 def test_ner(demo_ner, model, tmp_path):
     model("minilm")
     try:
@@ -73,6 +74,7 @@ def test_ner(demo_ner, model, tmp_path):
     check_tables(result, printed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "by"), [("float32", "folder"), ("bfloat16", "files")])
 def test_ner_of_own_files(demo_ner, model, tmp_path, dtype, by):
     model("minilm")
@@ -86,6 +88,7 @@ def test_ner_of_own_files(demo_ner, model, tmp_path, dtype, by):
     check_tables(result, printed)
 
 
+@pytest.mark.long
 def test_generate(scripts, model, tmp_path):
     model("mgm")
     result, printed = run("demo_generate.py", tmp_path)

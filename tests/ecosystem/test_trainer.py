@@ -81,7 +81,7 @@ def is_packed(path):
 # ---- resuming
 
 
-@pytest.mark.parametrize("limit", [None, 1, 2])
+@pytest.mark.parametrize("limit", [None, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("anchor_every", "background", "crash"), [(3, True, 7), (1, True, 7), (8, False, 11), (2, True, 3)])
 def test_resumed_run_equals_the_uninterrupted(uninterrupted, tmp_path, limit, anchor_every, background, crash):
     changes = {"anchor_every": anchor_every, "background": background, "save_total_limit": limit}
@@ -135,7 +135,7 @@ def test_go_back_and_train_over_packed_checkpoints(uninterrupted, tmp_path):
     assert len(series.verify(tmp_path, Job())) == 12
 
 
-@pytest.mark.parametrize("limit", [None, 1, 2])
+@pytest.mark.parametrize("limit", [None, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_best_model_at_the_end(tmp_path, limit):
     """The best checkpoint is read when training ends, by stock code; and stays when others are deleted."""
     plain = tiny_training.trainer(tmp_path / "plain", save_total_limit=limit, **BEST)
@@ -330,6 +330,7 @@ wandb.finish()
 """
 
 
+@pytest.mark.long
 def test_wandb_offline(tmp_path):
     pytest.importorskip("wandb", reason="scripts/test-ecosystem installs it")
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "HOME": str(tmp_path)}
@@ -347,6 +348,7 @@ def test_wandb_offline(tmp_path):
 # ---- killed
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(tmp_path, kills):
     """A run whose process is killed over and over comes to the end of one that is not."""
     final, killed, rng = tmp_path / "final.0", tmp_path / "killed.0", random.Random(3)
@@ -376,6 +378,7 @@ def test_killed_at_random_moments(tmp_path, kills):
     assert all(each.is_packed and each.problem is None for each in series.series(tmp_path / "run").checkpoints)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not V5, reason="transformers 4.57 asks torch for the device cpu:0, which plain checkpoints don't load to either")
 def test_two_processes_train(tmp_path):
     """Each resumes from the packed optimizer; the first packs while the second goes on."""
@@ -408,6 +411,7 @@ model, args, dataset = tiny_training.model(), tiny_training.arguments("run"), ti
 """
 
 
+@pytest.mark.long
 def test_examples_of_the_page(tmp_path):
     """As they stand there, one behind the other, in one folder."""
     examples = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(), re.S)

@@ -348,6 +348,7 @@ transformers.LlamaForCausalLM.from_pretrained(sys.argv[1])
 """
 
 
+@pytest.mark.long
 def test_without_weightpack_it_fails_loudly_and_says_what_is_missing(tmp_path):
     tiny_models.make("llama", tmp_path / "m", torch.bfloat16)
     silent = python(LOAD.format("import weightpack"), packed(tmp_path / "m"))  # importing it alone changes nothing
@@ -381,6 +382,7 @@ print(peak - base, sum(p.nbytes for p in model.parameters()), max(p.nbytes for p
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 def test_memory_is_the_model_and_a_few_tensors(tmp_path):
     config = transformers.LlamaConfig(
@@ -414,6 +416,7 @@ print(f"rank {rank} ok")
 """
 
 
+@pytest.mark.long
 def test_tensor_parallel_on_two_ranks(tmp_path):
     tiny_models.make("llama", tmp_path / "m")
     (tmp_path / "run.py").write_text(PARALLEL)
@@ -436,6 +439,7 @@ print(hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.state
 """
 
 
+@pytest.mark.long
 def test_straight_from_a_hub(tmp_path):
     import hub_double
 
