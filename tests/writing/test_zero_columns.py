@@ -75,7 +75,8 @@ def test_zero_columns(tmp_path, name, dtype, profile):
 def test_scales_are_found_after_zero_columns(zeros):
     layout = layout_of("F32")
     moments = second_moments(256, 2000, zeros)
-    assert scales_help(np.frombuffer(moments.tobytes(), np.uint8), layout, 2000, 0)
+    data = np.frombuffer(moments.tobytes(), np.uint8)
+    assert scales_help(lambda offset, n: data[offset : offset + n], data.size, layout, 2000, 0)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")

@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _BATCH_BYTES = 2 << 20
+_MOST_KEPT = 16 << 20
 
 
 class Scratch(threading.local):
@@ -34,6 +35,26 @@ class Scratch(threading.local):
         if self._buffer.size < n_bytes:
             self._buffer = np.empty(n_bytes, np.uint8)
         return self._buffer[:n_bytes]
+
+
+class Buffers:
+    """Buffers that go from one thread to another and come back: for one thread that takes and gives them."""
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Return (at least n_bytes,) uint8; what is in them is undefined."""
+        while self._free:
+            buffer = self._free.pop()
+            if buffer.size >= n_bytes:
+                return buffer
+        return np.empty(-(-n_bytes // _BATCH_BYTES) * _BATCH_BYTES, np.uint8)
+
+    def give(self, buffer: NDArray[np.uint8]) -> None:
+        """Give back what was taken, whole."""
+        if buffer.size <= _MOST_KEPT:
+            self._free.append(buffer)
 
 
 class Turnstile:

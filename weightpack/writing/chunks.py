@@ -6,7 +6,8 @@ A run of chunks is coded at a time, so that a tensor of any size needs the memor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BYTES, Mode
 from weightpack.format.record import chunk_bound
 from weightpack.io.files import pieces
-from weightpack.writing.differences import encode_difference, encode_scaled, scales_help
+from weightpack.writing.differences import SCALED_ROWS, encode_difference, encode_scaled, scales_help
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from weightpack.options import PackOptions
 
 
-_RUN_BYTES = 1 << 20  # coded by one thread in one go, in the second-level cache; what is decided for a run depends on its bytes, so packed bytes depend on this
+ReadElems = Callable[[int, int], "Bytes"]
+"""(offset, n_bytes) -> bytes of a tensor, (n_bytes,) uint8."""
+
+_RUN_BYTES = 1 << 20  # coded by one thread in one go, in the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Chunking:
         Elements of a row; 0 if there are none.
     first_elem
         The number, in the tensor that has these rows, of the first element here.
+    scaled
+        Is each chunk to be tried as differences from what scales of rows and columns predict?
     """
 
     layout: Layout
@@ -50,15 +56,21 @@ class Chunking:
     fields: tuple[int, ...] = ()
     row_elems: int = 0
     first_elem: int = 0
+    scaled: bool = False
 
     @classmethod
-    def of(cls, layout: Layout, options: PackOptions, *, fields: tuple[int, ...] = (), row_elems: int = 0, first_elem: int = 0) -> Chunking:
-        """Cut as the options say; blocks of fields are not cut."""
-        n_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
+    def of(
+        cls, layout: Layout, options: PackOptions, n_bytes: int, read: ReadElems, *, fields: tuple[int, ...] = (), row_elems: int = 0, first_elem: int = 0
+    ) -> Chunking:
+        """Cut a tensor of `n_bytes` as the options say; blocks of fields are not cut. What may help to code it is decided here, once, from samples."""
+        chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
         if fields:
             step = lcm(BLOCK_ELEMS, sum(fields))
-            n_bytes = max(step, n_bytes // step * step)
-        return cls(layout, n_bytes, fields, row_elems, first_elem)
+            chunk_bytes = max(step, chunk_bytes // step * step)
+        chunking = cls(layout, chunk_bytes, fields, row_elems, first_elem)
+        if not (options.scales and row_elems and not fields and min(n_bytes, chunking.run_bytes) >= SCALED_ROWS * row_elems * layout.elem_bytes):
+            return chunking
+        return replace(chunking, scaled=scales_help(read, n_bytes, layout, row_elems, first_elem % row_elems))
 
     @property
     def chunk_elems(self) -> int:
@@ -102,27 +114,21 @@ def encode_runs(data: Bytes, chunking: Chunking, first_number: int, options: Pac
     if chunking.fields:
         return encode_fields(data, chunking.fields, chunking.chunk_bytes, first_number, options, out)
     chunks = encode_chunks(data, chunking.layout, chunking.chunk_elems, first_number, options, out)
-    if base is None and not (options.scales and chunking.row_elems):
+    if base is None and not chunking.scaled:
         return chunks
     read = write = 0  # in `out`: a chunk that became smaller moves those after it
-    for begin in range(0, data.size, chunking.run_bytes):
-        run = data[begin : begin + chunking.run_bytes]
-        first_of_run = first_number + begin // chunking.chunk_bytes
-        scaled = _scales_help(run, chunking, first_of_run, options)
-        for number, (offset, n) in enumerate(pieces(run.size, chunking.chunk_bytes), first_of_run):
-            i, elems = number - first_number, run[offset : offset + n]
-            plain = chunks[i]
-            smaller = None if base is None else _smaller(plain.n_bytes, encode_difference(elems, base[begin + offset :][:n], chunking.layout, options))
-            if scaled:
-                phase = _phase(chunking, number)
-                coded = encode_scaled(elems, chunking.layout, chunking.row_elems, phase, options)
-                smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), coded) or smaller
-            if smaller is not None:
-                out[write : write + len(smaller)] = np.frombuffer(smaller, np.uint8)
-                chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]))
-            elif read != write:
-                out[write : write + plain.n_bytes] = out[read : read + plain.n_bytes]
-            read, write = read + plain.n_bytes, write + chunks[i].n_bytes
+    for i, (offset, n) in enumerate(pieces(data.size, chunking.chunk_bytes)):
+        elems, plain = data[offset : offset + n], chunks[i]
+        smaller = None if base is None else _smaller(plain.n_bytes, encode_difference(elems, base[offset : offset + n], chunking.layout, options))
+        if chunking.scaled:
+            coded = encode_scaled(elems, chunking.layout, chunking.row_elems, _phase(chunking, first_number + i), options)
+            smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), coded) or smaller
+        if smaller is not None:
+            out[write : write + len(smaller)] = np.frombuffer(smaller, np.uint8)
+            chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]))
+        elif read != write:
+            out[write : write + plain.n_bytes] = out[read : read + plain.n_bytes]
+        read, write = read + plain.n_bytes, write + chunks[i].n_bytes
     return chunks
 
 
@@ -133,8 +139,3 @@ def _smaller(n_bytes: int, chunk: bytes) -> bytes | None:
 def _phase(chunking: Chunking, number: int) -> int:
     """Return the column of a chunk's first element."""
     return (chunking.first_elem + number * chunking.chunk_elems) % chunking.row_elems
-
-
-def _scales_help(run: Bytes, chunking: Chunking, first_number: int, options: PackOptions) -> bool:
-    cols = chunking.row_elems
-    return options.scales and cols > 0 and scales_help(run, chunking.layout, cols, _phase(chunking, first_number))

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 _CONDITIONAL_SYMBOLS = 1 << 10  # with fewer, the stream's head costs more than conditions gain
 _OUTLIERS = 200  # one block in so many may have a higher rate than there are
-_LEAST_ROW, _LEAST_ROWS = 16, 16
+SCALED_ROWS = 16  # with fewer, the scales of columns cost too much
+_LEAST_ROW = 16
 _NONE_FREQUENT = np.empty(0, np.uint32)
 _SAMPLE_BLOCKS, _LEAST_SHARE, _MOST_FREQUENT = 64, 256, 24
 _FREQUENT_BITS = 256  # a class of its own costs 32 bits in the chunk, and 16 in each codebook that has it
-_SAMPLE_ROWS = 64
-_SAMPLE_COLS = 64
+_SAMPLE_PLACES, _SAMPLE_COLS = 4, 64  # of SCALED_ROWS rows each
 _LEAST_GAIN = 8  # sixteenths of a bit a value: less than that is not worth a slower decoder
 
 
@@ -73,23 +73,31 @@ def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[
     return np.concatenate([np.where(in_row, rows16, NO_SCALE), np.where(in_col, cols16, NO_SCALE)])
 
 
-def scales_help(data: Bytes, layout: Layout, cols: int, phase: int) -> bool:
-    """Say from a sample of rows whether their scales and the columns' predict elements enough to be worth it, as they do for the second moments of Adam."""
+def scales_help(read: Callable[[int, int], Bytes], n_bytes: int, layout: Layout, cols: int, phase: int) -> bool:
+    """Say from a sample of rows whether their scales and the columns' predict elements enough to be worth it, as they do for the second moments of Adam.
+
+    Parameters
+    ----------
+    read
+        (offset, n_bytes) -> bytes of the tensor, which has `n_bytes`.
+    cols, phase
+        Elements of a row, and the column of the first.
+    """
     if not layout.has_scales or cols < _LEAST_ROW:
         return False
-    words = data.view(f"<u{layout.elem_bytes}")[(cols - phase) % cols :]
-    n_rows = words.size // cols
-    if n_rows < _LEAST_ROWS:
+    row_bytes, first = cols * layout.elem_bytes, (cols - phase) % cols * layout.elem_bytes
+    n_rows = (n_bytes - first) // row_bytes
+    if n_rows < SCALED_ROWS:
         return False
-    rows = words[: n_rows * cols].reshape(n_rows, cols)
-    picked = np.unique(np.arange(_SAMPLE_ROWS) * n_rows // _SAMPLE_ROWS)
-    sample = _upper_bits(rows[picked, :_SAMPLE_COLS], layout)
+    places = np.unique(np.arange(_SAMPLE_PLACES) * (n_rows - SCALED_ROWS) // (_SAMPLE_PLACES - 1)).tolist()
+    rows = np.concatenate([read(first + row * row_bytes, SCALED_ROWS * row_bytes) for row in places]).view(f"<u{layout.elem_bytes}").reshape(-1, cols)
+    sample = _upper_bits(rows[:, :_SAMPLE_COLS], layout)
     if not sample.any(axis=1).all():  # rows or columns of zeros, as causal masks have, and what is padded left: those with something else tell more
-        sample = _upper_bits(rows[picked], layout)
+        sample = _upper_bits(rows, layout)
         sample = sample[sample.any(axis=1)]
         begin = int(sample.any(axis=0).argmax()) // _SAMPLE_COLS * _SAMPLE_COLS if len(sample) else 0
         sample = sample[:, begin : begin + _SAMPLE_COLS]
-    if len(sample) < _LEAST_ROWS:
+    if len(sample) < SCALED_ROWS:
         return False
     scales = fit_scales(sample.reshape(-1), sample.shape[1], 0)
     predicted = (scales[: len(sample), None] + scales[len(sample) :] << 3) + (127 << 7)
@@ -107,12 +115,16 @@ def _upper_bits(words: NDArray[Any], layout: Layout) -> NDArray[np.int64]:
 def _entropy_16(values: NDArray[np.int64]) -> int:
     """Entropy in sixteenths of a bit a value, in integers."""
     counts = np.bincount(values - values.min())
-    total = values.size
-    information: int = sum(c * (_log2_16(total) - _log2_16(c)) for c in counts[counts != 0].tolist())
-    return information // total
+    information = values.size * _log2_16(values.size) - int(counts @ _logs_16()[counts])
+    return information // values.size
 
 
-@lru_cache(_SAMPLE_ROWS * _SAMPLE_COLS)
+@cache
+def _logs_16() -> NDArray[np.int64]:
+    """Return `_log2_16` of 1 to as many as a sample has; of 0, which is never asked for the log of, 0."""
+    return np.array([0, *map(_log2_16, range(1, _SAMPLE_PLACES * SCALED_ROWS * _SAMPLE_COLS + 1))], np.int64)
+
+
 def _log2_16(v: int) -> int:
     """16 * log2(v), rounded down: the 16th power has as many bits."""
     power: int = v**16

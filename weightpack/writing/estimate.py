@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from weightpack.options import PackOptions
 from weightpack.sources import refuse_pointer, segment
 from weightpack.sources.model import Tensor
 from weightpack.writing.chunks import Chunking, encode_runs
+
+if TYPE_CHECKING:
+    from weightpack.format.buffers import Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +71,20 @@ def estimate_file(source: RandomReader, options: PackOptions, sample_chunks: int
 
 def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample_chunks: int) -> tuple[int, int]:
     layout = options.layout(tensor.dtype, tensor.n_bytes)
-    chunking = Chunking.of(layout, options, fields=tensor.fields, row_elems=tensor.row_elems)
-    n_chunks = -(-tensor.n_bytes // chunking.chunk_bytes)
-    if n_chunks == 0 or tensor.n_bytes % layout.elem_bytes:
+    if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes:
         return 0, tensor.n_bytes
+
+    def read(offset: int, n: int) -> Bytes:
+        return np.frombuffer(read_at(source, tensor.offset + offset, n), np.uint8)
+
+    chunking = Chunking.of(layout, options, tensor.n_bytes, read, fields=tensor.fields, row_elems=tensor.row_elems)
+    n_chunks = -(-tensor.n_bytes // chunking.chunk_bytes)
     n_picks = min(sample_chunks, n_chunks)
     taken = coded = 0
     out = np.empty(chunking.bound(chunking.chunk_bytes), np.uint8)
     for number in ((2 * i + 1) * n_chunks // (2 * n_picks) for i in range(n_picks)):
         n = min(chunking.chunk_bytes, tensor.n_bytes - number * chunking.chunk_bytes)
-        data = np.frombuffer(read_at(source, tensor.offset + number * chunking.chunk_bytes, n), np.uint8)
+        data = read(number * chunking.chunk_bytes, n)
         taken += n
         coded += encode_runs(data, chunking, number, options, out)[0].n_bytes
     return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)

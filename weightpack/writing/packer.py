@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source file -> packed file. Tensors stream through in chunks; the target appears when it has been decoded and compared with the source."""
+"""Source file -> packed file, in one reading of the source. The target appears when all of it was decoded and compared, and was read back as it was written."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,27 +12,28 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from weightpack.errors import LosslessError, OptionError, WeightpackError, located
-from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MAX_RECORD_BYTES, MINOR_VERSIONS, Mode
+from weightpack.errors import FormatError, LosslessError, OptionError, WeightpackError, located
+from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.io.atomic import AtomicFile
-from weightpack.io.files import LocalFile, RandomReader, equal_at, pieces, read_at, sha256_of
-from weightpack.io.parallel import Scratch, ordered_map
+from weightpack.io.files import LocalFile, RandomReader, equal_bytes, pieces, read_at
+from weightpack.io.parallel import Buffers, Scratch, ordered_map
 from weightpack.io.progress import Meter, Progress
-from weightpack.kernels import active, chunk_crc
+from weightpack.kernels import active, chunk_crc, crc32c_of
 from weightpack.options import PackOptions
 from weightpack.reading.base_range import base_elems
 from weightpack.reading.bases import OpenBase
+from weightpack.reading.chunks import decode_chunks
 from weightpack.reading.packed_file import PackedFile
-from weightpack.reading.pieces import restored_pieces
 from weightpack.sources import refuse_pointer, segment
 from weightpack.sources.model import Segments, Tensor
-from weightpack.writing.chunks import Chunking, encode_runs
+from weightpack.writing.chunks import Chunking, ReadElems, encode_runs
+from weightpack.writing.ledger import Ledger
 from weightpack.writing.match import match_tensors
-from weightpack.writing.plain import EncodedChunk
+from weightpack.writing.parts import Batch, Run, batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,26 +63,26 @@ class PackResult:
         return self.packed_bytes / self.source_bytes if self.source_bytes else 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One unit of encoding: consecutive chunks of a tensor. `offset` is in the source; `base` serves the tensor, if there is one."""
+@dataclass(slots=True)
+class _Work:
+    """A batch on its way: its bytes, room for its chunks, and when they have been hashed. `buffer` is what `data` is a part of."""
 
-    tensor: Tensor
-    chunking: Chunking
-    base: BaseRange | None
-    first: int
-    offset: int
-    n_bytes: int
-    last: bool
+    batch: Batch
+    buffer: NDArray[np.uint8]
+    data: NDArray[np.uint8]
+    out: NDArray[np.uint8]
+    hashed: Future[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _EncodedRun:
-    """What came out: the chunks one after the other, and what is known of each."""
+class _Coded:
+    """What came of a run: the chunks one after the other, and what is known of each. Of one that no record can hold: no data, the CRCs of its pieces."""
 
-    run: _Run
+    run: Run
     data: memoryview
-    chunks: list[EncodedChunk]
+    sizes: list[int]
+    crcs: list[int]
+    modes: set[Mode]
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class _Stored:
     storage: dict[str, str] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     kept_crcs: dict[str, list[int]] = field(default_factory=dict)
+    heads: dict[str, RecordHead] = field(default_factory=dict)
     ranges: dict[str, BaseRange] = field(default_factory=dict)
 
 
@@ -118,119 +121,189 @@ def pack_file(
         segments = segment(source)
         if segments.metadata is not None and {INDEX_KEY, INDEX_CRC_KEY} & segments.metadata.keys():
             raise OptionError("the file is packed already")
-        with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as pool:
-            # Hashing is as slow as packing on one core, so with more than one it has its own thread.
-            digest: Future[str] | None = pool.submit(sha256_of, source) if threads > 1 else None
-            packer = _Packer(source, segments, target, options, bases, threads, Meter(progress, source.size * (2 if verify else 1)))
-            packer.write_data()
-            sha256 = digest.result() if digest else sha256_of(source)
-        packed_bytes = packer.write_header(sha256)
+        meter = Meter(progress, source.size * (2 if verify else 1))
+        packer = _Packer(source, segments, target, options, bases, threads, meter, verify=verify)
+        packer.write_data()
+        packed_bytes = packer.write_header()
         if verify:
-            _compare(source, target, packer.needed_bases(), threads, packer.meter)
+            packer.prove(packed_bytes)
         if source.changed() or any(base.reader.changed() for base in bases):
             raise LosslessError("the source changed while it was packed: nothing was written")
-    return PackResult(source.size, packed_bytes, sha256)
+    return PackResult(source.size, packed_bytes, packer.sha256)
 
 
 class _Packer:
-    """Writes the data section first, behind room for the longest header that could come of it, then the header."""
+    """Writes the data section first, behind room for the longest header that could come of it, then the header.
+
+    The source is read once, batch by batch: each is hashed, encoded, decoded again and compared while it is in the cache. What is read again, because it is
+    kept as it is or equals another tensor, is held against the checksums of the first reading.
+    """
 
     def __init__(
-        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, bases: Sequence[OpenBase], threads: int, meter: Meter
-    ) -> None:
-        self.source, self.segments, self.target, self.options, self.threads, self.meter = source, segments, target, options, threads, meter
+        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, bases: Sequence[OpenBase], threads: int, meter: Meter, *,
+        verify: bool,
+    ) -> None:  # fmt: skip
+        self.source, self.segments, self.options, self.threads, self.meter, self.verify = source, segments, options, threads, meter, verify
         self.bases, self.matches = bases, match_tensors(source, segments, bases) if bases else {}
         self._minor_version = int(segments.source_format != "safetensors")  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         self.stored = _Stored()
-        self.data_begin = self._header_bound()
-        self.position = 0  # end of what is written, from data_begin
-        self._record_begin = 0  # of the record in work, from data_begin
+        self.ledger = Ledger(target, self._header_bound())
+        self.position = 0  # end of what is written, from the data section's begin
+        self._record_begin = 0  # of the record in work
         self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
-        self._modes: set[Mode] = set()  # of its chunks
+        self._crcs: list[int] = []
+        self._modes: set[Mode] = set()
+        self._first_run: memoryview | None = None  # what is to be written when it is known whether the record is smaller than the tensor
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
-        self._scratch = Scratch()
+        self._seen: dict[str, tuple[int, list[int]]] = {}  # of tensors without a record: the length of a piece, and the pieces' CRCs at the first reading
+        self._buffers, self._decoded = Buffers(), Scratch()
+        self._digest = hashlib.sha256()
 
-    def _write(self, position: int, data: bytes | bytearray | memoryview) -> None:
-        self.target.write_at(self.data_begin + position, data)
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was read."""
+        return self._digest.hexdigest()
 
     # ---- data section
 
     def write_data(self) -> None:
         """Encode every tensor, in the order of the source; then copy those that gained nothing, larger elements first (FORMAT 4.5)."""
-        by_offset = sorted(self.segments.tensors, key=lambda t: (t.offset, t.name))
-        crcs: list[int] = []
-        for encoded in ordered_map(self._encode, self._runs(by_offset), self.threads, lambda run: run.n_bytes):
-            run = encoded.run
-            if run.first == 0:
-                self._begin_record(run)
-                crcs = []
-            self._append(encoded)
-            crcs += [chunk.crc for chunk in encoded.chunks]
-            self.meter.add(run.n_bytes)
-            if run.last:
-                self._end_record(run, np.array(crcs, np.uint32))
-        kept = [t for t in by_offset if t.name not in self.stored.storage]
-        for tensor in sorted(kept, key=lambda t: -DTYPE_BITS.get(t.dtype, 8)):
+        with ThreadPoolExecutor(1, thread_name_prefix="weightpack-sha256") as hasher:
+            # Hashing is as slow as packing on one core, so with more than one it has its own thread.
+            works = self._works(hasher if self.threads > 1 else None)
+            for work, coded in ordered_map(self._encode, works, self.threads, lambda work: work.batch.n_bytes):
+                for each in coded:
+                    self._append(each)
+                if work.hashed is not None:
+                    work.hashed.result()
+                self._buffers.give(work.buffer)
+                self._buffers.give(work.out)
+                self.meter.add(work.batch.n_bytes)
+        kept = [t for t in self.segments.tensors if t.name not in self.stored.storage]
+        for tensor in sorted(kept, key=lambda t: (-DTYPE_BITS.get(t.dtype, 8), t.offset, t.name)):
             self._keep(tensor)
 
-    def _runs(self, tensors: list[Tensor]) -> Iterator[_Run]:
-        for tensor in tensors:
-            layout = self.options.layout(tensor.dtype, tensor.n_bytes)
-            if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes or tensor.n_bytes > MAX_RECORD_BYTES:
-                continue
-            chunking = Chunking.of(layout, self.options, fields=tensor.fields, row_elems=tensor.row_elems)
-            base = self.matches.get(tensor.name) if chunking.differs else None
-            for i, (offset, n) in enumerate(pieces(tensor.n_bytes, chunking.run_bytes)):
-                yield _Run(tensor, chunking, base, i * chunking.run_chunks, tensor.offset + offset, n, offset + n == tensor.n_bytes)
+    def _works(self, hasher: ThreadPoolExecutor | None) -> Iterator[_Work]:
+        """Read the source."""
+        position = 0
+        for batch in batches(self.segments.tensors, self.gaps, self.options, self.matches, self._samples):
+            assert batch.offset == position  # tensors and gaps tile the source
+            position += batch.n_bytes
+            skew = batch.offset % _DATA_ALIGN  # tensors are aligned as they are in the file
+            buffer = self._buffers.take(skew + batch.n_bytes)
+            work = _Work(batch, buffer, buffer[skew : skew + batch.n_bytes], self._buffers.take(batch.bound()))
+            self.source.read_into(batch.offset, memoryview(work.data))
+            if hasher is None:
+                self._digest.update(work.data)
+            else:
+                work.hashed = hasher.submit(self._digest.update, work.data)
+            yield work
+        assert position == self.source.size
 
-    def _encode(self, run: _Run) -> _EncodedRun:
-        out = np.empty(run.chunking.bound(run.n_bytes), np.uint8)
-        with located(tensor=run.tensor.name):
-            data = self._scratch.get(run.n_bytes)
-            self.source.read_into(run.offset, memoryview(data))
-            chunks = encode_runs(data, run.chunking, run.first, self.options, out, self._base_elems(run))
-        return _EncodedRun(run, memoryview(out)[: sum(chunk.n_bytes for chunk in chunks)], chunks)
+    def _samples(self, begin: int, _: int) -> ReadElems:
+        return lambda offset, n: np.frombuffer(read_at(self.source, begin + offset, n), np.uint8)
 
-    def _base_elems(self, run: _Run) -> NDArray[np.uint8] | None:
+    def _encode(self, work: _Work) -> tuple[_Work, list[_Coded]]:
+        """Encode a batch, and prove that it decodes to what was read."""
+        position, coded = 0, []
+        for part in work.batch.parts:
+            begin = part.offset - work.batch.offset
+            data = work.data[begin : begin + part.n_bytes]
+            if isinstance(part, Gap):
+                if self.verify and part.decode() != data.tobytes():
+                    raise LosslessError(f"bytes {part.offset} and on changed while the file was packed: nothing was written")
+            elif part.chunking is None:
+                coded.append(_Coded(part, memoryview(b""), [], [chunk_crc(data, part.first)], set()))
+            else:
+                with located(tensor=part.tensor.name):
+                    coded.append(self._encode_run(part, part.chunking, data, work.out[position:]))
+                position += len(coded[-1].data)
+        return work, coded
+
+    def _encode_run(self, run: Run, chunking: Chunking, data: NDArray[np.uint8], out: NDArray[np.uint8]) -> _Coded:
+        base = self._base_elems(run, chunking)
+        chunks = encode_runs(data, chunking, run.first, self.options, out, base)
+        sizes, crcs = [chunk.n_bytes for chunk in chunks], [chunk.crc for chunk in chunks]
+        coded = _Coded(run, memoryview(out)[: sum(sizes)], sizes, crcs, {chunk.mode for chunk in chunks})
+        if self.verify:
+            self._compare(coded, chunking, data, base)
+        return coded
+
+    def _compare(self, coded: _Coded, chunking: Chunking, data: NDArray[np.uint8], base: NDArray[np.uint8] | None) -> None:
+        """Decode chunks and compare them with what they were made of, byte for byte."""
+        elem_bytes, first_byte, decoded = chunking.layout.elem_bytes, coded.run.first * chunking.chunk_bytes, self._decoded.get(data.size)
+
+        def base_of(first: int, n: int) -> NDArray[np.uint8]:
+            assert base is not None
+            begin = first * elem_bytes - first_byte
+            return base[begin : begin + n * elem_bytes]
+
+        try:
+            decode_chunks(
+                chunking.layout, coded.data, np.cumsum([0, *coded.sizes]), np.array(coded.crcs, np.uint32), chunking.chunk_elems, data.size // elem_bytes,
+                coded.run.first, decoded, None if base is None else base_of,
+            )  # fmt: skip
+            same = equal_bytes(decoded, data)
+        except FormatError as error:
+            raise LosslessError(f"what was packed does not decode: this is a bug in weightpack, nothing was written ({error})") from error
+        if not same:
+            raise LosslessError(f"what was packed differs from the source at or behind byte {coded.run.offset}: a bug in weightpack; nothing was written")
+
+    def _base_elems(self, run: Run, chunking: Chunking) -> NDArray[np.uint8] | None:
         """Return what the run's elements are to differ from."""
         if run.base is None:
             return None
-        first_elem, n_elems = run.first * run.chunking.chunk_elems, run.n_bytes // run.chunking.layout.elem_bytes
+        first_elem, n_elems = run.first * chunking.chunk_elems, run.n_bytes // chunking.layout.elem_bytes
         return base_elems(self.bases[run.base.file].reader, run.base, run.tensor.dtype, first_elem, n_elems)
 
-    def _begin_record(self, run: _Run) -> None:
-        self._record_begin, self._modes = self.position, set()
-        self._offsets = [table_end(-(-run.tensor.n_bytes // run.chunking.chunk_bytes))]
-
-    def _append(self, encoded: _EncodedRun) -> None:
+    def _append(self, coded: _Coded) -> None:
         """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
-        begin, tensor = self._offsets[-1], encoded.run.tensor
-        if begin + len(encoded.data) < tensor.n_bytes or tensor.dtype not in DTYPE_BITS:
-            self._write(self._record_begin + begin, encoded.data)
-        for chunk in encoded.chunks:
-            self._offsets.append(self._offsets[-1] + chunk.n_bytes)
-            self._modes.add(chunk.mode)
+        run = coded.run
+        if run.first == 0:
+            self._record_begin, self._modes, self._crcs, self._first_run = self.position, set(), [], None
+            self._offsets = [table_end(-(-run.tensor.n_bytes // run.chunking.chunk_bytes))] if run.chunking else [0]
+        begin = self._offsets[-1]
+        self._offsets += (begin + np.cumsum(coded.sizes)).tolist()
+        self._modes |= coded.modes
+        self._crcs += coded.crcs
+        if run.chunking is None:
+            if run.last:
+                self._seen[run.tensor.name] = KEPT_PIECE_BYTES, self._crcs
+        elif run.last and run.first == 0:
+            self._end_record(run.tensor, run.chunking, coded.data)
+        else:
+            if begin + len(coded.data) < run.tensor.n_bytes or run.tensor.dtype not in DTYPE_BITS:
+                self.ledger.write(self._record_begin + begin, coded.data)
+            if run.last:
+                self._end_record(run.tensor, run.chunking, None)
 
-    def _end_record(self, run: _Run, crcs: NDArray[np.uint32]) -> None:
-        tensor, chunking = run.tensor, run.chunking
+    def _end_record(self, tensor: Tensor, chunking: Chunking, data: memoryview | None) -> None:
+        """Write the record's head, and its chunks `data` unless they are written."""
+        crcs, record_bytes = np.array(self._crcs, np.uint32), self._offsets[-1]
         twin = self._twin(tensor, crcs)
+        gained = record_bytes < tensor.n_bytes or tensor.dtype not in DTYPE_BITS  # an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
+        if twin is not None or not gained:
+            self.ledger.forget(self._record_begin)
         if twin is not None:
             self.stored.tied[tensor.name] = twin
             self.stored.storage[tensor.name] = "t"
             self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (0,), 0, 0)
             return
-        record_bytes = self._offsets[-1]
-        if record_bytes >= tensor.n_bytes and tensor.dtype in DTYPE_BITS:
-            return  # kept; an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
+        if not gained:
+            self._seen[tensor.name] = chunking.chunk_bytes, self._crcs
+            return
         self._minor_version = max(self._minor_version, self.options.minor_version, *(MINOR_VERSIONS.get(mode, 0) for mode in self._modes))
         head = RecordHead(chunking.layout, tensor.n_bytes // chunking.layout.elem_bytes, chunking.chunk_elems, np.array(self._offsets, np.int64), crcs)
-        self._write(self._record_begin, head.to_bytes())
+        self.ledger.write(self._record_begin, head.to_bytes())
+        if data is not None:
+            self.ledger.write(self._record_begin + self._offsets[0], data)
         self.position = self._record_begin + record_bytes
         needs_base = Mode.DIFFERENCE in self._modes
         self.stored.storage[tensor.name] = "d" if needs_base else "p"
         if needs_base:
             self.stored.ranges[tensor.name] = self.matches[tensor.name]
+        self.stored.heads[tensor.name] = head
         self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (record_bytes,), self._record_begin, self.position)
 
     # ---- equal tensors
@@ -247,11 +320,16 @@ class _Packer:
         return earlier.name if same else None
 
     def _keep(self, tensor: Tensor) -> None:
+        """Copy a tensor from the source, whose bytes must have the checksums of the first reading."""
         begin, crcs = self.position, []
+        seen = _Recount(*self._seen.get(tensor.name, (KEPT_PIECE_BYTES, [])))
         for number, (offset, n) in enumerate(pieces(tensor.n_bytes, KEPT_PIECE_BYTES)):
-            data = read_at(self.source, tensor.offset + offset, n)
-            crcs.append(chunk_crc(np.frombuffer(data, np.uint8), number))
-            self._write(begin + offset, data)
+            data = np.frombuffer(read_at(self.source, tensor.offset + offset, n), np.uint8)
+            seen.add(data)
+            crcs.append(chunk_crc(data, number))
+            self.ledger.write(begin + offset, data)
+        if not seen.agrees():
+            raise LosslessError("the source changed while it was packed: nothing was written", tensor=tensor.name)
         self.position += tensor.n_bytes
         self.stored.storage[tensor.name] = "k"
         self.stored.kept_crcs[tensor.name] = crcs
@@ -293,7 +371,7 @@ class _Packer:
         reference = BaseReference(tuple(base.file for base in bases), bases[0].repo, bases[0].revision, 1 + max(base.depth for base in bases))
         return reference, [replace(each, file=used.index(each.file)) for each in ranges]
 
-    def needed_bases(self) -> list[RandomReader]:
+    def _needed_bases(self) -> list[RandomReader]:
         """Return the files that the index names, in its order."""
         return [self.bases[number].reader for number in self._used(list(self.stored.ranges.values()))]
 
@@ -316,41 +394,79 @@ class _Packer:
         bound = 8 + len(self._header(worst, "0" * 64)) + n_ties * (digits + 1) + _DATA_ALIGN
         return -(-bound // _DATA_ALIGN) * _DATA_ALIGN
 
-    def write_header(self, sha256: str) -> int:
+    def write_header(self) -> int:
         """Write the header before the data; where it left much of its room unused, move the data down. Returns the file's length."""
         for name in self.stored.tied:  # empty ranges stand at the end, where they are in nobody's way
             self.stored.entries[name] = Entry(name, "U8", (0,), self.position, self.position)
-        header = self._header(self.stored, sha256)
+        header, ledger = self._header(self.stored, self.sha256), self.ledger
         data_begin = -(-(8 + len(header)) // _DATA_ALIGN) * _DATA_ALIGN
         if data_begin - 8 > MAX_HEADER_BYTES:
             raise WeightpackError(f"the packed file's header would have {data_begin - 8} bytes, safetensors allows {MAX_HEADER_BYTES}")
-        assert data_begin <= self.data_begin
-        if (self.data_begin - data_begin) * 1000 > self.position:
-            self._move_data(data_begin)
-        header = header.ljust(self.data_begin - 8)
-        self.target.write_at(0, len(header).to_bytes(8, "little") + header)
-        os.ftruncate(self.target.fd, self.data_begin + self.position)
-        return self.data_begin + self.position
+        assert data_begin <= ledger.begin
+        if (ledger.begin - data_begin) * 1000 > self.position:
+            ledger.move(data_begin, self.position)
+        header = header.ljust(ledger.begin - 8)
+        ledger.write_header(len(header).to_bytes(8, "little") + header)
+        os.ftruncate(ledger.target.fd, ledger.begin + self.position)
+        return ledger.begin + self.position
 
-    def _move_data(self, data_begin: int) -> None:
-        with LocalFile(self.target.path) as written:
-            for offset, n in pieces(self.position, _COPY_BYTES):
-                self.target.write_at(data_begin + offset, read_at(written, self.data_begin + offset, n))
-        self.data_begin = data_begin
+    # ---- proof
+
+    def prove(self, packed_bytes: int) -> None:
+        """Read the packed file back: it has the bytes that were written, and a reader finds in it what was compared, where it was in the source."""
+        told = 0
+
+        def tell(n: int) -> None:
+            nonlocal told
+            before, told = told, told + n
+            self.meter.add(told * self.source.size // packed_bytes - before * self.source.size // packed_bytes)
+
+        self.ledger.prove(packed_bytes, self.threads, tell)
+        with LocalFile(self.ledger.target.path) as written:
+            packed = PackedFile(written, bases=self._needed_bases())
+            problem = next(self._misplaced(packed), None)
+        if problem is not None:
+            raise LosslessError(f"the packed file does not describe its source: {problem}; this is a bug in weightpack, nothing was written")
+
+    def _misplaced(self, packed: PackedFile) -> Iterator[str]:
+        """Yield what a reader of the packed file would take for something else than what was written."""
+        index, stored, begin = packed.index, self.stored, self.ledger.begin
+        if (index.source_bytes, index.source_sha256, index.gaps) != (self.source.size, self.sha256, self.gaps):
+            yield "its source's length, SHA-256 or gaps"
+        _, ranges = self._reference([stored.ranges[name] for name in sorted(stored.ranges)])
+        files = [self.bases[number].file.sha256 for number in self._used(list(stored.ranges.values()))]
+        if [file.sha256 for file in index.base.files] != files if index.base else files:
+            yield "its base"
+        by_name = dict(zip(sorted(stored.ranges), ranges, strict=True))
+        for tensor in self.segments.tensors:
+            name = tensor.name
+            found, entry, head = packed.tensors[name], stored.entries[name], stored.heads.get(name)
+            there = found.tensor.dtype, found.tensor.shape, found.tensor.n_bytes, found.tensor.offset if tensor.n_bytes else tensor.offset
+            how = found.storage, found.holder, found.base, found.begin - begin, found.end - begin, found.crcs.tolist()
+            expected = stored.storage[name], stored.tied.get(name, name), by_name.get(name), entry.begin, entry.end, stored.kept_crcs.get(name, [])
+            same = there == (tensor.dtype, tensor.shape, tensor.n_bytes, tensor.offset) and how == expected
+            if not same or (head is not None and packed.record_head(found).to_bytes() != head.to_bytes()):
+                yield name
 
 
-def _compare(source: Source, target: AtomicFile, bases: list[RandomReader], threads: int, meter: Meter) -> None:
-    """Decode what was written and compare it with the source, byte for byte."""
-    with LocalFile(target.path) as written:
-        packed, scratch = PackedFile(written, bases=bases), Scratch()
-        position = 0
-        for piece in restored_pieces(packed, threads, lambda offset, data: equal_at(source, offset, data, scratch)):
-            if piece.offset != position or not piece.result:
-                raise LosslessError(
-                    f"what was packed differs from the source at or behind byte {piece.offset}: the source changed, or this is a bug in weightpack; "
-                    "nothing was written"
-                )
-            position += piece.n_bytes
-            meter.add(piece.n_bytes)
-        if position != source.size:
-            raise LosslessError(f"what was packed restores to {position} bytes, the source has {source.size}: this is a bug in weightpack")
+class _Recount:
+    """Checksums of pieces of `piece_bytes`, as `kernels.chunk_crc` gives them, of bytes that come in other pieces; `expected` is what they are to be."""
+
+    def __init__(self, piece_bytes: int, expected: list[int]) -> None:
+        self._piece_bytes, self._expected = piece_bytes, expected
+        self._crcs: list[int] = []
+        self._left = 0  # of the piece in work
+
+    def add(self, data: NDArray[np.uint8]) -> None:
+        """Go on with the next bytes."""
+        while data.size:
+            if self._left == 0:
+                self._left = self._piece_bytes
+                self._crcs.append(crc32c_of(len(self._crcs).to_bytes(4, "little")))
+            n = min(self._left, data.size)
+            self._crcs[-1] = active().crc32c(data[:n], self._crcs[-1])
+            self._left, data = self._left - n, data[n:]
+
+    def agrees(self) -> bool:
+        """Were the bytes those that are expected?"""
+        return self._crcs == self._expected

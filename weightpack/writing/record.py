@@ -36,7 +36,7 @@ def encode_record(
     row_elems, first_elem
         Elements of a row of the tensor, 0 if it has none; and the number of the first element here.
     """
-    chunking = Chunking.of(layout, options, row_elems=row_elems, first_elem=first_elem)
+    chunking = Chunking.of(layout, options, data.size, lambda offset, n: data[offset : offset + n], row_elems=row_elems, first_elem=first_elem)
     chunk_bytes, n_chunks = chunking.chunk_bytes, -(-data.size // chunking.chunk_bytes)
     begin = table_end(n_chunks)
     if out is None:
