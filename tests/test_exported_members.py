@@ -27,7 +27,7 @@ SURFACE = {
     ],
     "weightpack.hub": ["PushResult", "pull", "push"],
     "weightpack.kernels": [
-        "Attention", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active",
+        "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "NativeCodecs", "RansBook", "SplitChunk", "SplitPlanes", "active",
         "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
     ],
     "weightpack.numpy": ["load", "load_file", "safe_open", "save", "save_file"],

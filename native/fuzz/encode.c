@@ -5,8 +5,7 @@
 #include "fuzz.h"
 #include "../tests/coded_difference.h"
 
-enum { WITHOUT_RANS = 1, TABLES = 2, DIFFERENCE = 4, MOST_ELEMS = 4400, MOST_CHANGED = 1300, MOST_CHUNKS = MOST_ELEMS / WP_BLOCK + 1 };
-static const wp_attention never = {0, 0, 0};
+enum { WITHOUT_RANS = 1, TABLES = 2, DIFFERENCE = 4, HUFFMAN = 8, MOST_ELEMS = 4400, MOST_CHANGED = 1300, MOST_CHUNKS = MOST_ELEMS / WP_BLOCK + 1 };
 
 typedef struct {
     uint32_t sizes[MOST_CHUNKS], crcs[MOST_CHUNKS];
@@ -16,17 +15,17 @@ typedef struct {
     size_t n_bytes;
 } encoded;
 
-static void encode(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, unsigned most_tables, encoded *e) {
+static void encode(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, wp_codecs codecs, encoded *e) {
     const size_t most = n_elems < chunk_elems ? n_elems : chunk_elems, room = (n_elems + chunk_elems - 1) / chunk_elems * wp_encode_bound(layout, most);
     uint8_t *workspace = take(wp_encode_workspace_bytes(layout, most), 0x5A + (int)isa);
     memset(e, 0, sizeof *e);
     e->bytes = take(room, 0x5A + (int)isa);
-    /* Without a share nothing deserves attention but a chunk that is not smaller than its elements: go on behind it. */
+    /* It stops behind chunks that repeat or are not smaller than their elements: go on behind them. */
     for (size_t done = 0; done < n_elems;) {
         size_t n;
         int stopped;
-        CHECK(wp_encode_chunks(isa, layout, elems + done * wp_layout_of(layout)->elem_bytes, n_elems - done, chunk_elems, (uint32_t)e->n_chunks, most_tables,
-                               &never, workspace, e->bytes + e->n_bytes, e->sizes + e->n_chunks, e->crcs + e->n_chunks, &n, &stopped, &e->last) == WP_OK);
+        CHECK(wp_encode_chunks(isa, layout, elems + done * wp_layout_of(layout)->elem_bytes, n_elems - done, chunk_elems, (uint32_t)e->n_chunks, codecs,
+                               1, workspace, e->bytes + e->n_bytes, e->sizes + e->n_chunks, e->crcs + e->n_chunks, &n, &stopped, &e->last) == WP_OK);
         CHECK(n >= 1);
         for (size_t i = 0; i < n; i++) e->n_bytes += e->sizes[e->n_chunks + i];
         e->n_chunks += n;
@@ -109,11 +108,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     const size_t chunk_elems = (1 + next8(&in) % MOST_CHUNKS) * WP_BLOCK;
     uint8_t *elems = take_cycled(in, n_elems * wp_layout_of(layout)->elem_bytes);
     encoded expected;
-    encode(WP_ISA_SCALAR, layout, elems, n_elems, chunk_elems, flags & WITHOUT_RANS ? 0 : flags & TABLES ? WP_MAX_TABLES : 1, &expected);
+    const wp_codecs codecs = {flags & WITHOUT_RANS ? 0 : flags & TABLES ? WP_MAX_TABLES : 1, !!(flags & HUFFMAN)};
+    encode(WP_ISA_SCALAR, layout, elems, n_elems, chunk_elems, codecs, &expected);
     decode(WP_ISA_SCALAR, layout, &expected, elems, n_elems, chunk_elems);
     FOR_EACH_OTHER_ISA(isa) {
         encoded got;
-        encode(isa, layout, elems, n_elems, chunk_elems, flags & WITHOUT_RANS ? 0 : flags & TABLES ? WP_MAX_TABLES : 1, &got);
+        encode(isa, layout, elems, n_elems, chunk_elems, codecs, &got);
         CHECK(got.n_chunks == expected.n_chunks && got.n_bytes == expected.n_bytes && memcmp(got.bytes, expected.bytes, got.n_bytes) == 0);
         CHECK(memcmp(got.sizes, expected.sizes, sizeof got.sizes) == 0 && memcmp(got.crcs, expected.crcs, sizeof got.crcs) == 0);
         CHECK(got.last.repeats == expected.last.repeats && got.last.n_streams == expected.last.n_streams);

@@ -26,6 +26,7 @@ enum {
     WP_FIRST_FREQUENT = 64,   /* from here on, classes are frequent differences */
     WP_MAX_FREQUENT = 64,
     WP_NO_SCALE = -32768,     /* section 14.5 */
+    WP_MAX_SAMPLE = 4096,     /* elements of a sample of which scales are tried */
 };
 
 #define WP_MAX_CHUNK_BYTES (1u << 23)
@@ -125,17 +126,21 @@ wp_status wp_rans_encode(unsigned isa, const wp_rans_book *book, const uint8_t *
                          size_t *out_bytes);
 size_t wp_rans_scratch(size_t n);
 
+/* Code lengths of section 8.4 for these counts (at least two symbols occur, else WP_ARGUMENT): Huffman's, of at most 12 bits. Integers, so the same
+ * everywhere. Depths are at most 255: the counts of a plane, of at most 2^24 symbols in all, make no deeper tree. */
+wp_status wp_huffman_lengths(const uint32_t counts[256], uint8_t lengths[256]);
+/* The length of the stream that they give, but for the fill bits of its bitstreams: at most so much. */
+size_t wp_huffman_bytes(const uint8_t lengths[256], const uint32_t counts[256]);
+
 /* Section 8.4. `lengths[s]` is 0 or 1..12; they must form a complete code that covers `symbols`, else WP_ARGUMENT. */
 wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, size_t n, uint8_t *out, size_t capacity, size_t *out_bytes);
 
 /* One stream of an encoded chunk, and the plane that it stands for. */
 typedef struct {
-    unsigned codec;          /* constant, rans, tables, context or raw */
+    unsigned codec;          /* constant, rans, tables, context, huffman or raw */
     size_t begin, n_bytes;   /* of the stream, from the chunk's begin */
     const uint8_t *plane;    /* what was encoded; in the workspace, until its next use */
     size_t plane_bytes;
-    size_t rans_bytes;       /* what wp_rans_choose estimates; plane_bytes where it was not asked */
-    size_t escapes;          /* symbols that the codebook does not have; 0 where there is none */
     size_t repeats;          /* wp_sample_repeats of the plane */
 } wp_encoded_stream;
 
@@ -147,22 +152,22 @@ typedef struct {
     uint32_t crc;            /* of u32 chunk_number || elements */
 } wp_encoded_chunk;
 
-/* Sections 6.3, 7 and 8.3. Encodes one chunk in split mode, each plane constant, rans with up to `most_tables` codebooks or context (if that is not 0), or raw,
- * whichever is least, in one pass over the elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes,
- * `workspace` wp_encode_workspace_bytes(). */
-wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables, uint8_t *workspace,
+/* Which codecs are allowed: rans with up to `most_tables` codebooks, or context (0: neither), and huffman. */
+typedef struct { unsigned most_tables, huffman; } wp_codecs;
+
+/* Sections 6.3, 7, 8.3 and 8.4. Encodes one chunk in split mode, each plane constant, raw, or of an allowed codec, whichever is least by its statistics, in one
+ * pass over the elements; `chunk` tells what a caller needs to know to try other codecs. `out` holds wp_encode_bound() bytes, `workspace`
+ * wp_encode_workspace_bytes(). */
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, wp_codecs codecs, uint8_t *workspace,
                           uint8_t *out, wp_encoded_chunk *chunk);
 size_t wp_encode_bound(unsigned layout, size_t n_elems);
 
-/* When another codec may do better than those of wp_encode_chunk: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its
- * symbols escaped; more than 1/repeat_share of its sample's words repeated, or of the elements'; or the chunk not smaller than its elements. */
-typedef struct { size_t small_plane, escape_share, repeat_share; } wp_attention;
-
 /* Encodes chunks of `chunk_elems` elements (the last one what is left), one behind the other in `out` (wp_encode_bound() for each), numbered from
- * `first_number`: their lengths to `sizes`, their CRCs to `crcs`, their count to `n_done`. Stops behind a chunk that deserves attention, with `*stopped` 1;
+ * `first_number`: their lengths to `sizes`, their CRCs to `crcs`, their count to `n_done`. Stops behind a chunk that zstd may make smaller, with `*stopped` 1:
+ * more than 1/repeat_share (0: always) of a plane's sampled words repeated, or of the elements', or the chunk is not smaller than its elements;
  * `last` is the last chunk encoded. */
-wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, unsigned most_tables,
-                           const wp_attention *attention, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
+wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, wp_codecs codecs,
+                           size_t repeat_share, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
                            wp_encoded_chunk *last);
 size_t wp_encode_workspace_bytes(unsigned layout, size_t n_elems);
 
@@ -227,8 +232,14 @@ wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, uns
 wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales, size_t n_cols, size_t phase, const uint8_t *signs, size_t n_elems,
                          uint8_t *base);
 
+/* How much scales of rows and columns tell of a sample of elements, `upper` being the 15 bits behind the sign of n_rows * n_cols <= WP_MAX_SAMPLE of them: the
+ * entropy of eighths of an octave, in sixteenths of a bit, less that of what the scales leave. 0 if all are zero. `logs[v]` is floor(16 * log2(v)) for v up
+ * to WP_MAX_SAMPLE. */
+int wp_scales_gain(const uint16_t *upper, size_t n_rows, size_t n_cols, const uint8_t logs[WP_MAX_SAMPLE + 1]);
+
 /* How many 8-byte words of a sample repeat an earlier one? The packer's cue to try zstd. The sample is two runs of up to 8 KiB, from the begin and from the
- * middle (rounded down to 8), each counted for itself; less than a word at a run's end is ignored. Exact, so the same on every machine. */
+ * middle (rounded down to 8), each counted for itself; less than a word at a run's end is ignored. Up to 4096 bytes are looked at as a whole, wherever what
+ * repeats stands: each longest match of 6 bytes and more counts for all but 5 of them, and eight such bytes for a word. Exact, so the same on every machine. */
 size_t wp_sample_repeats(const uint8_t *data, size_t n_bytes);
 
 #endif

@@ -7,6 +7,7 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <string.h>
 
 #include "weightpack.h"
 
@@ -151,6 +152,18 @@ static PyObject *rans_scratch(PyObject *self, PyObject *args) {
     return PyLong_FromSize_t(n < 0 ? 0 : wp_rans_scratch((size_t)n));
 }
 
+static PyObject *huffman_lengths(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer counts;
+    uint8_t lengths[256];
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "y*", &counts)) return NULL;
+    if (fits(counts.len == 1024 && (uintptr_t)counts.buf % 4 == 0, "counts")) status = wp_huffman_lengths(counts.buf, lengths);
+    PyBuffer_Release(&counts);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(iy#)", (int)status, status == WP_OK ? (const char *)lengths : "", (Py_ssize_t)(status == WP_OK ? 256 : 0));
+}
+
 static PyObject *huffman_encode(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer lengths, symbols, out;
@@ -237,14 +250,14 @@ static PyObject *decode_chunks(PyObject *self, PyObject *args) {
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)done);
 }
 
-/* What the last chunk's statistics say: (repeats, [(codec, begin, n_bytes, plane_begin, plane_bytes, rans_bytes, escapes, repeats)]); planes are in the
+/* What the last chunk's statistics say: (repeats, [(codec, begin, n_bytes, plane_begin, plane_bytes, repeats)]); planes are in the
  * workspace. */
 static PyObject *facts(const wp_encoded_chunk *chunk, const uint8_t *workspace) {
     PyObject *streams = PyList_New(0);
     for (unsigned i = 0; streams && i < chunk->n_streams; i++) {
         const wp_encoded_stream *s = &chunk->streams[i];
-        PyObject *item = Py_BuildValue("(Innnnnnn)", s->codec, (Py_ssize_t)s->begin, (Py_ssize_t)s->n_bytes, (Py_ssize_t)(s->plane - workspace),
-                                       (Py_ssize_t)s->plane_bytes, (Py_ssize_t)s->rans_bytes, (Py_ssize_t)s->escapes, (Py_ssize_t)s->repeats);
+        PyObject *item = Py_BuildValue("(Innnnn)", s->codec, (Py_ssize_t)s->begin, (Py_ssize_t)s->n_bytes, (Py_ssize_t)(s->plane - workspace),
+                                       (Py_ssize_t)s->plane_bytes, (Py_ssize_t)s->repeats);
         if (!item || PyList_Append(streams, item) < 0) Py_CLEAR(streams);
         Py_XDECREF(item);
     }
@@ -254,28 +267,25 @@ static PyObject *facts(const wp_encoded_chunk *chunk, const uint8_t *workspace) 
 static PyObject *encode_chunks(PyObject *self, PyObject *args) {
     (void)self;
     unsigned isa, layout, first_number;
-    unsigned most_tables;
+    wp_codecs codecs;
     int stopped = 0;
-    Py_ssize_t chunk_elems;
+    Py_ssize_t chunk_elems, repeat_share;
     Py_buffer elems, workspace, out, sizes, crcs;
-    wp_attention attention;
     wp_encoded_chunk last = {.n_streams = 0};
     wp_status status = WP_ARGUMENT;
     size_t n_done = 0;
-    Py_ssize_t small_plane, escape_share, repeat_share;
-    if (!PyArg_ParseTuple(args, "IIy*nII(nnn)w*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &most_tables, &small_plane, &escape_share,
-                          &repeat_share, &workspace, &out, &sizes, &crcs))
+    if (!PyArg_ParseTuple(args, "IIy*nIIInw*w*w*w*", &isa, &layout, &elems, &chunk_elems, &first_number, &codecs.most_tables, &codecs.huffman, &repeat_share,
+                          &workspace, &out, &sizes, &crcs))
         return NULL;
     const wp_layout *l = wp_layout_of(layout);
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0, size = chunk_elems < 1 ? 0 : (size_t)chunk_elems < n ? (size_t)chunk_elems : n;
     size_t n_chunks = size ? (n + size - 1) / size : 0;
-    if (isa_ok(isa) && fits(size && (size_t)elems.len == n * l->elem_bytes, "elems") &&
+    if (isa_ok(isa) && fits(size && repeat_share >= 0 && (size_t)elems.len == n * l->elem_bytes, "elems") &&
         fits((size_t)workspace.len >= wp_encode_workspace_bytes(layout, size), "workspace") &&
         fits((size_t)out.len >= (n_chunks - 1) * wp_encode_bound(layout, size) + wp_encode_bound(layout, n - (n_chunks - 1) * size), "out") &&
         fits((size_t)sizes.len >= 4 * n_chunks && (size_t)crcs.len >= 4 * n_chunks && ((uintptr_t)sizes.buf | (uintptr_t)crcs.buf) % 4 == 0, "sizes or crcs")) {
-        attention = (wp_attention){(size_t)small_plane, (size_t)escape_share, (size_t)repeat_share};
         Py_BEGIN_ALLOW_THREADS
-        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, most_tables, &attention, workspace.buf, out.buf, sizes.buf, crcs.buf,
+        status = wp_encode_chunks(isa, layout, BYTES(elems), n, size, first_number, codecs, (size_t)repeat_share, workspace.buf, out.buf, sizes.buf, crcs.buf,
                                   &n_done, &stopped, &last);
         Py_END_ALLOW_THREADS
     }
@@ -448,6 +458,33 @@ static PyObject *scaled_base(PyObject *self, PyObject *args) {
     return PyLong_FromLong((long)status);
 }
 
+static PyObject *scales_gain(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer upper, logs;
+    Py_ssize_t n_cols;
+    int gain = 0;
+    if (!PyArg_ParseTuple(args, "y*ny*", &upper, &n_cols, &logs)) return NULL;
+    if (fits(n_cols > 0 && upper.len % (2 * n_cols) == 0 && upper.len <= 2 * WP_MAX_SAMPLE && (uintptr_t)upper.buf % 2 == 0, "upper") &&
+        fits(logs.len == WP_MAX_SAMPLE + 1, "logs"))
+        gain = wp_scales_gain(upper.buf, (size_t)upper.len / 2 / (size_t)n_cols, (size_t)n_cols, BYTES(logs));
+    PyBuffer_Release(&upper);
+    PyBuffer_Release(&logs);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(gain);
+}
+
+static PyObject *equal(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer one, other;
+    int same;
+    if (!PyArg_ParseTuple(args, "y*y*", &one, &other)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    same = one.len == other.len && memcmp(one.buf, other.buf, (size_t)one.len) == 0;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&one);
+    PyBuffer_Release(&other);
+    return PyBool_FromLong(same);
+}
+
 static PyObject *sample_repeats(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer data;
@@ -466,6 +503,7 @@ static PyMethodDef methods[] = {
     {"rans_choose", rans_choose, METH_VARARGS, "rans_choose(counts) -> (status, book, cost_bytes)"},
     {"rans_encode", rans_encode, METH_VARARGS, "rans_encode(isa, book, symbols, scratch, out) -> (status, n_bytes)"},
     {"rans_scratch", rans_scratch, METH_VARARGS, "rans_scratch(n) -> bytes"},
+    {"huffman_lengths", huffman_lengths, METH_VARARGS, "huffman_lengths(counts) -> (status, lengths)"},
     {"huffman_encode", huffman_encode, METH_VARARGS, "huffman_encode(lengths, symbols, out) -> (status, n_bytes)"},
     {"decode_streams", decode_streams, METH_VARARGS,
      "decode_streams(isa, layout, mode, [(codec, stream)], n_elems, chunk_number, out, workspace) -> (status, crc)"},
@@ -473,7 +511,7 @@ static PyMethodDef methods[] = {
     {"decode_chunks", decode_chunks, METH_VARARGS,
      "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
     {"encode_chunks", encode_chunks, METH_VARARGS,
-     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs) -> (status, n_done, facts of the last "
+     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, huffman, repeat_share, workspace, out, sizes, crcs) -> (status, n_done, facts of the last "
      "or None)"},
     {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
     {"decode_difference", decode_difference, METH_VARARGS,
@@ -485,6 +523,8 @@ static PyMethodDef methods[] = {
     {"conditional_encode", conditional_encode, METH_VARARGS,
      "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
     {"scaled_base", scaled_base, METH_VARARGS, "scaled_base(layout, scales, n_cols, phase, signs, n_elems, base) -> status"},
+    {"scales_gain", scales_gain, METH_VARARGS, "scales_gain(upper, n_cols, logs) -> gain"},
+    {"equal", equal, METH_VARARGS, "equal(one, other) -> bool"},
     {"sample_repeats", sample_repeats, METH_VARARGS, "sample_repeats(data) -> count"},
     {NULL, NULL, 0, NULL},
 };

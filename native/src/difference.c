@@ -328,3 +328,50 @@ wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales
     }
     return WP_OK;
 }
+
+/* ---- do scales help? ---- */
+
+static int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+/* In sixteenths of a bit a value. */
+static int64_t entropy(const uint16_t *counts, size_t n_values, size_t total, const uint8_t *logs) {
+    int64_t information = 0;
+    for (size_t i = 0; i < n_values; i++)
+        if (counts[i]) information += (int64_t)counts[i] * (logs[total] - logs[counts[i]]);
+    return information / (int64_t)total;
+}
+
+int wp_scales_gain(const uint16_t *upper, size_t n_rows, size_t n_cols, const uint8_t logs[WP_MAX_SAMPLE + 1]) {
+    enum { ONE = 127 << 7, MIDDLE = 8192 }; /* log2 of 1; what is left of a value by its scales is far below MIDDLE */
+    uint16_t plain[2048] = {0}, rest[2 * MIDDLE] = {0};
+    int64_t sums[WP_MAX_SAMPLE] = {0};
+    int32_t rows[WP_MAX_SAMPLE], cols[WP_MAX_SAMPLE];
+    uint16_t in_col[WP_MAX_SAMPLE] = {0};
+    size_t total = 0;
+    if (n_rows == 0 || n_cols == 0 || n_rows > WP_MAX_SAMPLE / n_cols) return 0;
+    for (size_t i = 0; i < n_rows; i++) {
+        int64_t sum = 0, n = 0;
+        for (size_t j = 0; j < n_cols; j++) {
+            const int v = upper[i * n_cols + j] & 0x7fff;
+            sum += v ? v - ONE : 0;
+            n += v != 0;
+        }
+        rows[i] = (int32_t)floor_div(sum, n ? n : 1);
+        for (size_t j = 0; j < n_cols; j++) {
+            const int v = upper[i * n_cols + j] & 0x7fff;
+            if (v) sums[j] += v - ONE - rows[i];
+            in_col[j] += v != 0;
+        }
+        total += (size_t)n;
+    }
+    if (total == 0) return 0;
+    for (size_t j = 0; j < n_cols; j++) cols[j] = (int32_t)floor_div(floor_div(sums[j], in_col[j] ? in_col[j] : 1) + 4, 8);
+    for (size_t i = 0; i < n_rows; i++)
+        for (size_t j = 0; j < n_cols; j++) {
+            const int v = upper[i * n_cols + j] & 0x7fff;
+            if (!v) continue;
+            plain[v >> 4]++;
+            rest[floor_div(v - ((int64_t)(floor_div(rows[i] + 4, 8) + cols[j]) * 8 + ONE), 16) + MIDDLE]++;
+        }
+    return (int)(entropy(plain, 2048, total, logs) - entropy(rest, 2 * MIDDLE, total, logs));
+}

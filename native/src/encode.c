@@ -1,15 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * READ ME FIRST. One chunk, elements -> streams, while it is in the second-level cache. First batch by batch: take the elements' CRC and split them. Then,
- * plane by plane: histogram, codebook, stream, straight into the chunk. What else might shrink a plane (Huffman, zstd) is the caller's to try: he gets the
- * planes and what their statistics say.
+ * plane by plane: histogram, codebook, stream, straight into the chunk. Whether zstd might shrink a plane is the caller's to try: he gets the planes and what
+ * their statistics say.
  */
 #include "context.h"
 #include "mem.h"
 #include "rans.h"
 #include "tables.h"
 
-enum { BATCH_ELEMS = 32 * WP_BLOCK, SAMPLE_WORDS = 1024, TABLE_WORDS = 2 * SAMPLE_WORDS };
+enum {
+    BATCH_ELEMS = 32 * WP_BLOCK,
+    SAMPLE_WORDS = 1024,
+    TABLE_WORDS = 2 * SAMPLE_WORDS,
+    TINY_BYTES = 4096, /* looked at as a whole */
+    HASH_BITS = 11,
+    LEAST_MATCH = 6,
+    MATCH_COST = 5, /* bytes that a match takes, about */
+    /* Huffman can win only where rANS pays for its 256 bytes of states or for escapes; elsewhere rANS's fractional bits are always fewer. */
+    SMALL_PLANE = 1 << 15,
+    ESCAPE_SHARE = 64,
+};
 
 /* Open addressing; 0 marks a free slot, so the word 0 is counted apart. */
 static size_t count_repeats(const uint8_t *words, size_t n) {
@@ -29,7 +40,28 @@ static size_t count_repeats(const uint8_t *words, size_t n) {
     return repeats;
 }
 
+/* Bytes that matches save; at each place the last one with the same hash is tried, and what it matches is passed over. */
+static size_t matched_bytes(const uint8_t *data, size_t n) {
+    uint16_t last[1 << HASH_BITS] = {0}; /* place + 1 */
+    size_t saved = 0;
+    for (size_t i = 0; i + 4 <= n;) {
+        const uint32_t v = wp_load32(data + i);
+        uint16_t *slot = &last[v * 0x9E3779B1u >> (32 - HASH_BITS)];
+        const size_t from = *slot;
+        size_t length = 0;
+        *slot = (uint16_t)(i + 1);
+        if (from)
+            while (i + length < n && data[from - 1 + length] == data[i + length]) length++;
+        if (length >= LEAST_MATCH) {
+            saved += length - MATCH_COST;
+            i += length;
+        } else i++;
+    }
+    return saved;
+}
+
 size_t wp_sample_repeats(const uint8_t *data, size_t n_bytes) {
+    if (n_bytes <= TINY_BYTES) return matched_bytes(data, n_bytes) / 8;
     const size_t half = 8 * SAMPLE_WORDS, middle = n_bytes / 2 / 8 * 8, rest = n_bytes - middle;
     return count_repeats(data, (n_bytes < half ? n_bytes : half) / 8) + count_repeats(data + middle, (rest < half ? rest : half) / 8);
 }
@@ -81,58 +113,66 @@ static size_t split(const wp_kernels *k, unsigned isa, unsigned layout, const ui
 static int all_equal(const uint8_t *p, size_t n) { return n == 0 || memcmp(p, p + 1, n - 1) == 0; }
 
 /* Encodes one plane at `out`, which has room for it raw; `next` is the plane that tells what to expect of this one, or NULL. */
-static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, unsigned most_tables, uint8_t *tables_scratch, uint8_t *scratch,
+static wp_status encode_plane(unsigned isa, wp_encoded_stream *s, const uint8_t *next, wp_codecs codecs, uint8_t *tables_scratch, uint8_t *scratch,
                               uint8_t *out) {
     const size_t n = s->plane_bytes;
+    size_t least = n, escapes = n; /* of the stream, as far as it is known or estimated; and symbols that it spells out */
+    wp_status status;
+    uint32_t counts[256];
+    wp_rans_book book;
+    wp_rans_tables tables = {0};
     s->codec = WP_RAW;
-    s->n_bytes = s->rans_bytes = n;
+    s->n_bytes = n;
     if (all_equal(s->plane, n)) {
         s->codec = WP_CONSTANT;
         s->n_bytes = 1;
         out[0] = s->plane[0];
         return WP_OK;
     }
-    if (most_tables && next) {
-        wp_status status = wp_context_encode(isa, next, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+    wp_histogram(isa, s->plane, n, counts);
+    if (codecs.most_tables && next) {
+        status = wp_context_encode(isa, next, s->plane, n, scratch, out, n - 1, &s->n_bytes);
         if (status == WP_OK) {
             s->codec = WP_CONTEXT;
-            s->rans_bytes = s->n_bytes;
+            least = s->n_bytes;
+            escapes = 0;
+        } else if (status != WP_NO_SPACE) return status;
+    } else if (codecs.most_tables) {
+        status = wp_rans_choose(counts, &book, &least);
+        if (status != WP_OK) return status;
+        for (unsigned i = 0; i < book.n_symbols; i++) escapes -= counts[book.symbols[i]];
+        if (codecs.most_tables > 1) wp_rans_choose_tables(s->plane, n, counts, codecs.most_tables, tables_scratch, &tables);
+        if (tables.n_books && tables.cost_bytes < least) {
+            least = tables.cost_bytes;
+            escapes = tables.escapes;
+        } else tables.n_books = 0;
+    }
+    if (codecs.huffman && (n < SMALL_PLANE || escapes * ESCAPE_SHARE > n)) {
+        uint8_t lengths[256];
+        status = wp_huffman_lengths(counts, lengths);
+        if (status != WP_OK) return status;
+        if (wp_huffman_bytes(lengths, counts) < (least < n ? least : n)) {
+            s->codec = WP_HUFFMAN;
+            return wp_huffman_encode(lengths, s->plane, n, out, n + 8, &s->n_bytes); /* which wants room for a word behind the last */
+        }
+    }
+    if (s->codec == WP_CONTEXT) return WP_OK;
+    if (least < n) {
+        if (tables.n_books)
+            status = wp_rans_encode_tables(isa, tables.books, tables.n_books, tables.ids, WP_TABLE_GROUPS, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+        else status = wp_rans_encode_known(isa, &book, s->plane, n, scratch, out, n - 1, &s->n_bytes);
+        if (status == WP_OK) {
+            s->codec = tables.n_books ? WP_TABLES : WP_RANS;
             return WP_OK;
         }
         if (status != WP_NO_SPACE) return status;
-        s->n_bytes = n;
-    } else if (most_tables) {
-        uint32_t counts[256];
-        wp_rans_book book;
-        wp_histogram(isa, s->plane, n, counts);
-        wp_status status = wp_rans_choose(counts, &book, &s->rans_bytes);
-        if (status != WP_OK) return status;
-        s->escapes = n;
-        for (unsigned i = 0; i < book.n_symbols; i++) s->escapes -= counts[book.symbols[i]];
-        wp_rans_tables tables = {0};
-        if (most_tables > 1) wp_rans_choose_tables(s->plane, n, counts, most_tables, tables_scratch, &tables);
-        const int several = tables.n_books && tables.cost_bytes < s->rans_bytes;
-        if (several) {
-            s->rans_bytes = tables.cost_bytes;
-            s->escapes = tables.escapes;
-        }
-        if (s->rans_bytes < n) {
-            if (several)
-                status = wp_rans_encode_tables(isa, tables.books, tables.n_books, tables.ids, WP_TABLE_GROUPS, s->plane, n, scratch, out, n - 1, &s->n_bytes);
-            else status = wp_rans_encode_known(isa, &book, s->plane, n, scratch, out, n - 1, &s->n_bytes);
-            if (status == WP_OK) {
-                s->codec = several ? WP_TABLES : WP_RANS;
-                return WP_OK;
-            }
-            if (status != WP_NO_SPACE) return status;
-            s->n_bytes = n;
-        }
     }
+    s->n_bytes = n;
     memcpy(out, s->plane, n);
     return WP_OK;
 }
 
-wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, unsigned most_tables, uint8_t *workspace,
+wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, uint32_t chunk_number, wp_codecs codecs, uint8_t *workspace,
                           uint8_t *out, wp_encoded_chunk *chunk) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
@@ -168,10 +208,10 @@ wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, s
         s->begin = (size_t)(p - out);
         if (l->raw_bits && i + 1 == chunk->n_streams) { /* bits are raw, whatever they are (section 7.5) */
             s->codec = WP_RAW;
-            s->n_bytes = s->rans_bytes = s->plane_bytes;
+            s->n_bytes = s->plane_bytes;
             memcpy(p, s->plane, s->plane_bytes);
         } else {
-            wp_status status = encode_plane(isa, s, wp_has_context(l, i) ? s[1].plane : NULL, most_tables, workspace + at.tables, workspace + at.scratch, p);
+            wp_status status = encode_plane(isa, s, wp_has_context(l, i) ? s[1].plane : NULL, codecs, workspace + at.tables, workspace + at.scratch, p);
             if (status != WP_OK) return status;
         }
         if (s->codec != WP_CONSTANT) s->repeats = wp_sample_repeats(s->plane, s->plane_bytes);
@@ -183,19 +223,20 @@ wp_status wp_encode_chunk(unsigned isa, unsigned layout, const uint8_t *elems, s
     return WP_OK;
 }
 
-static int deserves_attention(const wp_encoded_chunk *c, size_t n_bytes, const wp_attention *a) {
+static int repeats_enough(size_t repeats, size_t n_bytes, size_t share) {
     enum { SAMPLE_BYTES = 16 * SAMPLE_WORDS };
-    int found = c->n_bytes >= n_bytes || c->repeats * a->repeat_share > (n_bytes < SAMPLE_BYTES ? n_bytes : SAMPLE_BYTES) / 8;
-    for (const wp_encoded_stream *s = c->streams; s < c->streams + c->n_streams; s++) {
-        if (s->codec == WP_CONSTANT) continue;
-        size_t sample = (s->plane_bytes < SAMPLE_BYTES ? s->plane_bytes : SAMPLE_BYTES) / 8;
-        found |= s->plane_bytes < a->small_plane || s->escapes * a->escape_share > s->plane_bytes || s->repeats * a->repeat_share > sample;
-    }
+    return repeats * share > (n_bytes < SAMPLE_BYTES ? n_bytes : SAMPLE_BYTES) / 8;
+}
+
+static int deserves_zstd(const wp_encoded_chunk *c, size_t n_bytes, size_t share) {
+    int found = !share || c->n_bytes >= n_bytes || repeats_enough(c->repeats, n_bytes, share);
+    for (const wp_encoded_stream *s = c->streams; s < c->streams + c->n_streams; s++)
+        found |= s->codec != WP_CONSTANT && repeats_enough(s->repeats, s->plane_bytes, share);
     return found;
 }
 
-wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, unsigned most_tables,
-                           const wp_attention *attention, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
+wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, size_t n_elems, size_t chunk_elems, uint32_t first_number, wp_codecs codecs,
+                           size_t repeat_share, uint8_t *workspace, uint8_t *out, uint32_t *sizes, uint32_t *crcs, size_t *n_done, int *stopped,
                            wp_encoded_chunk *last) {
     const wp_layout *l = wp_layout_of(layout);
     *n_done = 0;
@@ -204,13 +245,13 @@ wp_status wp_encode_chunks(unsigned isa, unsigned layout, const uint8_t *elems, 
     if (chunk_elems == 0) return WP_ARGUMENT;
     for (size_t i = 0; i < n_elems && !*stopped; i += chunk_elems) {
         size_t n = n_elems - i < chunk_elems ? n_elems - i : chunk_elems;
-        wp_status status = wp_encode_chunk(isa, layout, elems + i * l->elem_bytes, n, first_number + (uint32_t)*n_done, most_tables, workspace, out, last);
+        wp_status status = wp_encode_chunk(isa, layout, elems + i * l->elem_bytes, n, first_number + (uint32_t)*n_done, codecs, workspace, out, last);
         if (status != WP_OK) return status;
         out += last->n_bytes;
         sizes[*n_done] = (uint32_t)last->n_bytes;
         crcs[*n_done] = last->crc;
         ++*n_done;
-        *stopped = deserves_attention(last, n * l->elem_bytes, attention);
+        *stopped = deserves_zstd(last, n * l->elem_bytes, repeat_share);
     }
     return WP_OK;
 }

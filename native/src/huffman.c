@@ -131,6 +131,65 @@ wp_status wp_huffman_close(const wp_huffman_decoder *d) {
 
 /* ---- encoding ---- */
 
+/* Ascending by count, then by symbol. */
+static unsigned sorted_leaves(const uint32_t counts[256], uint64_t leaves[256]) {
+    unsigned n = 0;
+    for (unsigned s = 0; s < 256; s++)
+        if (counts[s]) leaves[n++] = (uint64_t)counts[s] << 8 | s;
+    for (unsigned gap = n / 2; gap; gap /= 2)
+        for (unsigned i = gap; i < n; i++) {
+            uint64_t v = leaves[i];
+            unsigned j = i;
+            for (; j >= gap && leaves[j - gap] > v; j -= gap) leaves[j] = leaves[j - gap];
+            leaves[j] = v;
+        }
+    return n;
+}
+
+wp_status wp_huffman_lengths(const uint32_t counts[256], uint8_t lengths[256]) {
+    enum { FULL = 1 << WP_MAX_CODE_BITS };
+    uint64_t leaves[256], inner[256];
+    uint16_t parent[512]; /* of leaves 0 .. n - 1, then of inner nodes in the order in which they are made: that is by rising weight */
+    uint8_t depth[512];
+    const unsigned n = sorted_leaves(counts, leaves);
+    memset(lengths, 0, 256);
+    if (n < 2) return WP_ARGUMENT;
+    for (unsigned made = 0, leaf = 0, node = 0; made + 1 < n; made++) {
+        inner[made] = 0;
+        for (int child = 0; child < 2; child++) {
+            const int is_leaf = leaf < n && (node >= made || leaves[leaf] >> 8 <= inner[node]);
+            inner[made] += is_leaf ? leaves[leaf] >> 8 : inner[node];
+            parent[is_leaf ? leaf++ : n + node++] = (uint16_t)(n + made);
+        }
+    }
+    depth[2 * n - 2] = 0;
+    for (unsigned i = 2 * n - 2; i-- > 0;) depth[i] = (uint8_t)(depth[parent[i]] + 1);
+    /* Codes that are too long are cut, and the sum of 2^-length is repaired: by lengthening the rarest below the limit, then by shortening the commonest that
+     * still fit. */
+    unsigned used = 0;
+    for (unsigned i = 0; i < n; i++) {
+        if (depth[i] > WP_MAX_CODE_BITS) depth[i] = WP_MAX_CODE_BITS;
+        used += FULL >> depth[i];
+    }
+    for (unsigned i = 0; used > FULL;) {
+        if (depth[i] == WP_MAX_CODE_BITS) i++;
+        else used -= FULL >> ++depth[i];
+    }
+    for (unsigned i = n; i-- > 0;)
+        for (; depth[i] > 1 && used + (FULL >> depth[i]) <= FULL; depth[i]--) used += FULL >> depth[i];
+    for (unsigned i = 0; i < n; i++) lengths[leaves[i] & 255] = depth[i];
+    return WP_OK;
+}
+
+size_t wp_huffman_bytes(const uint8_t lengths[256], const uint32_t counts[256]) {
+    size_t bits = 0, n_symbols = 0;
+    for (unsigned s = 0; s < 256; s++) {
+        bits += (size_t)lengths[s] * counts[s];
+        n_symbols += lengths[s] != 0;
+    }
+    return 1 + (n_symbols < 32 ? n_symbols : 32) + (n_symbols + 1) / 2 + 9 + bits / 8 + 4;
+}
+
 wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, size_t n, uint8_t *out, size_t capacity, size_t *out_bytes) {
     uint16_t codes[256] = {0};
     if (!assign_codes(lengths, codes)) return WP_ARGUMENT;

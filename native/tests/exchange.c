@@ -47,7 +47,7 @@ static void fill(uint8_t *p, const wp_layout *l, size_t n, int kind) {
 
 static wp_status encode(unsigned isa, unsigned layout, const uint8_t *elems, size_t n, uint32_t number, uint8_t *out, wp_encoded_chunk *chunk) {
     buffer workspace = take(wp_encode_workspace_bytes(layout, n), 1);
-    wp_status status = wp_encode_chunk(isa, layout, elems, n, number, number % 2 ? WP_MAX_TABLES : 1, workspace.p, out, chunk);
+    wp_status status = wp_encode_chunk(isa, layout, elems, n, number, (wp_codecs){number % 2 ? WP_MAX_TABLES : 1, number / 2 % 2}, workspace.p, out, chunk);
     give(workspace);
     return status;
 }

@@ -33,7 +33,6 @@ static void *room(size_t n_bytes) {
 }
 
 static int encode(unsigned isa, const input *in, uint8_t *out, uint32_t *sizes, uint32_t *crcs) {
-    const wp_attention never = {0, 1, 1};
     uint8_t *workspace = room(wp_encode_workspace_bytes(in->layout, CHUNK_ELEMS));
     size_t done = 0, n = 0;
     int stopped = 0;
@@ -44,7 +43,7 @@ static int encode(unsigned isa, const input *in, uint8_t *out, uint32_t *sizes, 
     uint8_t *to = out;
     while (status == WP_OK && done < N_CHUNKS) { /* it stops behind chunks that do not shrink */
         const size_t begin = done * CHUNK_ELEMS;
-        status = wp_encode_chunks(isa, in->layout, elems + begin * elem_bytes, N_ELEMS - begin, CHUNK_ELEMS, (uint32_t)done, 1, &never, workspace, to,
+        status = wp_encode_chunks(isa, in->layout, elems + begin * elem_bytes, N_ELEMS - begin, CHUNK_ELEMS, (uint32_t)done, (wp_codecs){1, 1}, 1, workspace, to,
                                   sizes + done, crcs + done, &n, &stopped, &last);
         if (status == WP_OK && n == 0) status = WP_ARGUMENT;
         for (size_t i = done; status == WP_OK && i < done + n; i++) to += sizes[i];

@@ -24,7 +24,6 @@ import samples
 from elements import elements
 from weightpack import kernels
 from weightpack.format.layouts import LAYOUTS
-from weightpack.writing.huffman import code_lengths
 from weightpack.kernels import chunk_crc
 from weightpack.errors import FormatError
 from weightpack.options import PackOptions

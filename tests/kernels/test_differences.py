@@ -22,7 +22,6 @@ from weightpack.reading.chunks import decode_chunks
 from weightpack.writing.choose import zstd_stream
 from weightpack.writing.codebooks import choose_books
 from weightpack.writing.differences import _rates, encode_difference, encode_scaled
-from weightpack.writing.huffman import code_lengths
 
 DIFFERING = [layout for layout in LAYOUTS.values() if layout.elem_bytes <= 4]
 SCALED = [LAYOUTS[i] for i in (LayoutId.F32, LayoutId.BF16, LayoutId.F32_LEAD, LayoutId.BF16_LEAD)]
@@ -143,7 +142,7 @@ def class_stream(codec, code, base_exponent):
     if codec in (RANS, HUFFMAN) and n_classes > 1:
         counts = FASTEST.histogram(code.classes)
         if codec == HUFFMAN:
-            return codec, bytes(FASTEST.huffman_encode(code_lengths(counts), code.classes))
+            return codec, bytes(FASTEST.huffman_encode(FASTEST.huffman_lengths(counts), code.classes))
         return codec, bytes(FASTEST.rans_encode(FASTEST.rans_choose(counts)[0], code.classes))
     return RAW, bytes(code.classes)
 
@@ -727,3 +726,24 @@ def test_wrong_calls_are_refused_rather_than_written(call):
         with pytest.raises(WeightpackError, match="bug in weightpack") as caught:
             call(backend)
         assert not isinstance(caught.value, FormatError)
+
+
+def test_scales_gain():
+    rng = np.random.default_rng(12)
+    for shape in [(1, 1), (16, 64), (64, 64), (17, 1), (1, 40), (4096, 1), (1, 4096)]:
+        for upper in (
+            rng.integers(0, 1 << 15, shape), rng.integers(15000, 16300, shape), np.zeros(shape), np.full(shape, 32767),
+            rng.integers(0, 2, shape) * 32767, (rng.integers(13000, 16000, (shape[0], 1)) + rng.integers(-200, 200, (1, shape[1]))) * (rng.random(shape) < 0.9),
+        ):  # fmt: skip
+            same({name: backend.scales_gain(upper.astype(np.uint16)) for name, backend in BACKENDS.items()})
+
+
+def test_equal():
+    rng = np.random.default_rng(13)
+    for n in [0, 1, 7, 8, 9, 63, 64, 65, 4099]:
+        one = rng.integers(0, 256, n, np.uint8)
+        assert same({name: backend.equal(one, one.copy()) for name, backend in BACKENDS.items()})
+        for i in range(0, n, 13):
+            other = one.copy()
+            other[i] ^= 1
+            assert not same({name: backend.equal(one, other) for name, backend in BACKENDS.items()})

@@ -15,8 +15,7 @@ import samples
 
 from weightpack import kernels
 from weightpack.format.record import chunk_bound
-from weightpack.kernels import Attention, RansBook, numpy_rans
-from weightpack.writing.huffman import code_lengths
+from weightpack.kernels import NativeCodecs, RansBook, numpy_rans
 
 NAMES = [name for name in os.environ.get("WEIGHTPACK_TEST_ISAS", "").split(",") if name] or kernels.available_isas()
 SPLIT, WHOLE = 0, 1  # 6.3
@@ -58,7 +57,7 @@ def encode_plane(codec, symbols, with_choice=True):
     if np.count_nonzero(counts) < 2:
         return CONSTANT, bytes(symbols[:1])
     if codec == HUFFMAN:
-        lengths = code_lengths(counts)
+        lengths = FASTEST.huffman_lengths(counts)
         return HUFFMAN, same({name: bytes(backend.huffman_encode(lengths, symbols)) for name, backend in BACKENDS.items()})
     book, _ = same({name: each.rans_choose(counts) for name, each in BACKENDS.items()}) if with_choice else FASTEST.rans_choose(counts)
     return RANS, same({name: bytes(backend.rans_encode(book, symbols)) for name, backend in BACKENDS.items()})
@@ -107,7 +106,7 @@ def chunk_by_kernels(layout, data, most_tables=1):
     out = np.empty(chunk_bound(layout, data.size // layout.elem_bytes), np.uint8)
 
     def encode(backend):
-        made = backend.encode_chunks(layout, data, data.size // layout.elem_bytes, 0, most_tables, Attention(0, 64, 16), out)
+        made = backend.encode_chunks(layout, data, data.size // layout.elem_bytes, 0, NativeCodecs(most_tables, huffman=False), 16, out)
         return out[: made.sizes[0]].tobytes()
 
     chunk = same({name: encode(backend) for name, backend in BACKENDS.items()})

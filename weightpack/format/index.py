@@ -17,7 +17,8 @@ from weightpack.format.safetensors import MAX_DIMS, is_count, parse_json
 from weightpack.format.zstd import decode_frame
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_GAP_LEVEL = 19  # headers are small, and JSON shrinks tenfold
+_GAP_LEVELS = (1 << 14, 19), (1 << 20, 15)  # up to so many bytes, this level of zstd: headers are small, and JSON shrinks tenfold
+_LONG_GAP_LEVEL = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Gap:
     @classmethod
     def of(cls, offset: int, data: bytes) -> Gap:
         """Compress the bytes at `offset` of the source."""
-        return cls(offset, len(data), zstandard.ZstdCompressor(level=_GAP_LEVEL).compress(data))
+        level = next((level for most, level in _GAP_LEVELS if len(data) <= most), _LONG_GAP_LEVEL)
+        return cls(offset, len(data), zstandard.ZstdCompressor(level=level).compress(data))
 
     def decode(self) -> bytes:
         """Return the bytes; `n_bytes` bounds what is allocated."""

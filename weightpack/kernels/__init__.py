@@ -18,12 +18,12 @@ import numpy as np
 from weightpack.errors import OptionError
 from weightpack.kernels import native
 from weightpack.kernels.interface import (
-    Attention,
     ConditionalBooks,
     DifferenceCode,
     EncodedChunks,
     EncodedPlane,
     Kernels,
+    NativeCodecs,
     RansBook,
     SplitChunk,
     SplitPlanes,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer, Bytes
 
 __all__ = [
-    "Attention", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "RansBook", "SplitChunk", "SplitPlanes", "active",
+    "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "NativeCodecs", "RansBook", "SplitChunk", "SplitPlanes", "active",
     "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
 ]  # fmt: skip
 

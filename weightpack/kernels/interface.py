@@ -42,8 +42,7 @@ class SplitPlanes:
 class EncodedPlane(NamedTuple):
     """One stream of an encoded chunk, and what the statistics of its plane say.
 
-    `begin` is of the stream in the chunk, `plane_begin` of the plane in the workspace. `rans_bytes` is what rANS was estimated to give (`plane_bytes`
-    where it was not asked), `escapes` counts the symbols outside its codebook, `repeats` is `Kernels.sample_repeats` of the plane.
+    `begin` is of the stream in the chunk, `plane_begin` of the plane in the workspace; `repeats` is `Kernels.sample_repeats` of the plane.
     """
 
     codec: int
@@ -51,8 +50,6 @@ class EncodedPlane(NamedTuple):
     n_bytes: int
     plane_begin: int
     plane_bytes: int
-    rans_bytes: int
-    escapes: int
     repeats: int
 
 
@@ -73,21 +70,16 @@ class SplitChunk:
         return self.workspace[plane.plane_begin : plane.plane_begin + plane.plane_bytes]
 
 
-class Attention(NamedTuple):
-    """When another codec may do better than those that the kernels try.
+class NativeCodecs(NamedTuple):
+    """Which codecs the kernels may choose: rANS with up to `most_tables` codebooks, or in contexts (0: neither), and Huffman."""
 
-    That is: a plane, not constant, of fewer than `small_plane` bytes; more than 1/escape_share of its symbols escaped; more than 1/repeat_share of
-    its sample's words repeated, or of the elements'; a chunk not smaller than its elements.
-    """
-
-    small_plane: int
-    escape_share: int
-    repeat_share: int
+    most_tables: int
+    huffman: bool
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunks:
-    """Consecutive chunks: lengths in bytes, and the CRC-32C of `u32 chunk_number || elements` of each; `last` is set if the last deserves attention."""
+    """Consecutive chunks: lengths in bytes, and the CRC-32C of `u32 chunk_number || elements` of each; `last` is set if zstd may make the last smaller."""
 
     sizes: list[int]
     crcs: list[int]
@@ -135,16 +127,20 @@ class Kernels(Protocol):
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
         """Return the stream of FORMAT 8.3."""
 
+    def huffman_lengths(self, counts: Words) -> bytes:
+        """Return 256 code lengths (0: no code), at most 12, of the complete code that is best for the counts; at least two symbols must occur."""
+
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         """Return the stream of FORMAT 8.4 for 256 code lengths (0: no code)."""
 
     def encode_chunks(
-        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, codecs: NativeCodecs, repeat_share: int, out: Bytes
     ) -> EncodedChunks:
-        """Encode chunks (FORMAT 6.3) in split mode, one behind the other in `out`: each plane constant, rans, tables, context or raw.
+        """Encode chunks (FORMAT 6.3) in split mode, one behind the other in `out`: each plane constant, raw, or of one of the `codecs`.
 
-        What is least is taken. `most_tables` is how many codebooks a plane may have; 0: no rANS of any kind. Stops behind a chunk that deserves
-        attention. `out` has `format.record.chunk_bound` for each.
+        What is least by its statistics is taken. Stops behind a chunk that zstd may make smaller: more than 1/repeat_share of a plane's sampled words
+        repeat, or of the elements', or the chunk is not smaller than its elements; with a share of 0, behind each. `out` has
+        `format.record.chunk_bound` for each.
         """
 
     def decode_chunks(
@@ -190,9 +186,19 @@ class Kernels(Protocol):
         `scales` are little-endian i16, of the rows that the elements touch, then of `cols` columns.
         """
 
+    def scales_gain(self, upper: NDArray[np.uint16]) -> int:
+        """Say how much scales of rows and columns tell of a sample, in sixteenths of a bit a value.
+
+        That is the entropy of eighths of an octave, less that of what the scales leave. `upper` is (n_rows, n_cols) uint16, at most 4096 values: the 15 bits behind the elements' signs, of which zeros are left out.
+        """
+
+    def equal(self, one: Bytes, other: Bytes) -> bool:
+        """Are two buffers, (n,) uint8, the same?"""
+
     def sample_repeats(self, data: Bytes) -> int:
         """Count the 8-byte words of a sample that equal an earlier one: the cue to try zstd.
 
         The sample is two runs of up to 8 KiB, from the begin and from the middle (rounded down to 8), each counted for itself; tails of under 8 bytes are
-        ignored.
+        ignored. Up to 4096 bytes are looked at as a whole, wherever what repeats stands: each longest match of 6 bytes and more counts for all but 5 of
+        them, and eight such bytes for a word.
         """

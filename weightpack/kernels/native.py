@@ -12,6 +12,7 @@ import numpy as np
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
 from weightpack.format.constants import BLOCK_ELEMS, N_CELLS, N_CLASSES
 from weightpack.io.parallel import Scratch
+from weightpack.kernels.integers import logs_16
 from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
 
 try:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Attention
+    from weightpack.kernels.interface import NativeCodecs
 
 
 class Status(IntEnum):
@@ -107,6 +108,11 @@ class NativeKernels:
         _check(status)
         return out[:n]
 
+    def huffman_lengths(self, counts: Words) -> bytes:
+        status, lengths = _core.huffman_lengths(counts)
+        _check(status)
+        return lengths
+
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         out = np.empty(len(symbols) * 3 // 2 + 256, np.uint8)  # 12 bits a symbol; head up to 170 bytes, and up to 8 bytes of slack a bitstream
         status, n = _core.huffman_encode(lengths, symbols, out)
@@ -114,12 +120,14 @@ class NativeKernels:
         return out[:n]
 
     def encode_chunks(
-        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, codecs: NativeCodecs, repeat_share: int, out: Bytes
     ) -> EncodedChunks:
         n_elems = elems.size // layout.elem_bytes
         workspace = self._planes.get(_core.encode_workspace_bytes(layout.id, min(n_elems, chunk_elems)))
         sizes, crcs = np.empty((2, -(-n_elems // chunk_elems)), np.uint32)
-        status, n, facts = _core.encode_chunks(self._isa, layout.id, elems, chunk_elems, first_number, most_tables, attention, workspace, out, sizes, crcs)
+        status, n, facts = _core.encode_chunks(
+            self._isa, layout.id, elems, chunk_elems, first_number, codecs.most_tables, codecs.huffman, repeat_share, workspace, out, sizes, crcs
+        )
         _check(status)
         last = SplitChunk(facts[0], [EncodedPlane._make(plane) for plane in facts[1]], workspace) if facts else None
         return EncodedChunks(sizes[:n].tolist(), crcs[:n].tolist(), last)
@@ -180,6 +188,12 @@ class NativeKernels:
         base = np.empty(n_elems * layout.elem_bytes, np.uint8)
         _check(_core.scaled_base(layout.id, scales, cols, phase, signs, n_elems, base))
         return base
+
+    def scales_gain(self, upper: NDArray[np.uint16]) -> int:
+        return _core.scales_gain(upper, upper.shape[1], logs_16())
+
+    def equal(self, one: Bytes, other: Bytes) -> bool:
+        return _core.equal(one, other)
 
     def sample_repeats(self, data: Bytes) -> int:
         return _core.sample_repeats(data)

@@ -12,12 +12,13 @@ from weightpack.errors import ChecksumError, UnsupportedError, located
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS, MAX_CHUNK_BYTES, Codec, Mode
 from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import CHUNK_HEAD_BYTES, build_chunk, parse_chunk
+from weightpack.io.files import equal_bytes
 from weightpack.kernels.interface import EncodedChunks, EncodedPlane, SplitChunk, numbered_crc
 from weightpack.kernels.numpy_checks import expect, need, u8
 from weightpack.kernels.numpy_codecs import encode_plane
 from weightpack.kernels.numpy_crc import crc32c
-from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, modular_differences, scaled_base
-from weightpack.kernels.numpy_huffman import huffman_encode
+from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, modular_differences, scaled_base, scales_gain
+from weightpack.kernels.numpy_huffman import huffman_encode, huffman_lengths
 from weightpack.kernels.numpy_planes import merge, split
 from weightpack.kernels.numpy_rans import conditional_encode, rans_choose, rans_encode
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import Attention, ConditionalBooks, DifferenceCode, RansBook, SplitPlanes
+    from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, NativeCodecs, RansBook, SplitPlanes
 
 _SAMPLE_BYTES = 1 << 13
+_TINY_BYTES, _HASH_BITS, _LEAST_MATCH, _MATCH_COST = 4096, 11, 6, 5  # as in native/src/encode.c
 
 
 class NumpyKernels:
@@ -51,25 +53,27 @@ class NumpyKernels:
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
         return rans_encode(book, u8(symbols))
 
+    def huffman_lengths(self, counts: Words) -> bytes:
+        return huffman_lengths([int(c) for c in counts])
+
     def huffman_encode(self, lengths: bytes, symbols: Bytes) -> Bytes:
         return huffman_encode(lengths, u8(symbols))
 
     def encode_chunks(
-        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, most_tables: int, attention: Attention, out: Bytes
+        self, layout: Layout, elems: Bytes, chunk_elems: int, first_number: int, codecs: NativeCodecs, repeat_share: int, out: Bytes
     ) -> EncodedChunks:
-        """Encode one chunk, and say that it deserves attention: here nothing is gained by more at once."""
+        """Encode one chunk, and leave zstd to the caller, whatever it repeats: here nothing is gained by more at once."""
         elems = u8(elems)[: chunk_elems * layout.elem_bytes]
         parts = split(layout, elems)
         planes = [*parts.symbols, *([parts.widths, parts.bits] if layout.raw_bits else [])]
         streams, facts, begin, plane_begin = [], [], CHUNK_HEAD_BYTES + 4 * len(planes), 0
         for i, plane in enumerate(planes):
             if layout.raw_bits and i + 1 == len(planes):
-                coded = Codec.RAW, plane, plane.size, 0  # 7.5
+                codec, stream = Codec.RAW, plane  # 7.5
             else:
-                coded = encode_plane(plane, most_tables, planes[i + 1] if layout.has_context(i) else None)
-            codec, stream, rans_bytes, escapes = coded
+                codec, stream = encode_plane(plane, codecs, planes[i + 1] if layout.has_context(i) else None)
             repeats = 0 if codec == Codec.CONSTANT else self.sample_repeats(plane)
-            facts.append(EncodedPlane(codec, begin, stream.size, plane_begin, plane.size, rans_bytes, escapes, repeats))
+            facts.append(EncodedPlane(codec, begin, stream.size, plane_begin, plane.size, repeats))
             streams.append((codec, stream))
             begin, plane_begin = begin + stream.size, plane_begin + plane.size
         chunk = build_chunk(Mode.SPLIT, streams)
@@ -128,7 +132,15 @@ class NumpyKernels:
     def scaled_base(self, layout: Layout, scales: Bytes, cols: int, phase: int, signs: Bytes, n_elems: int) -> Bytes:
         return scaled_base(layout, scales, cols, phase, signs, n_elems)
 
+    def scales_gain(self, upper: NDArray[np.uint16]) -> int:
+        return scales_gain(upper)
+
+    def equal(self, one: Bytes, other: Bytes) -> bool:
+        return equal_bytes(one, other)
+
     def sample_repeats(self, data: Bytes) -> int:
+        if len(data) <= _TINY_BYTES:
+            return _matched_bytes(bytes(data)) // 8
         middle = len(data) // 2 & ~7
         return sum(_count_repeats(data[begin : begin + _SAMPLE_BYTES]) for begin in (0, middle))
 
@@ -136,3 +148,22 @@ class NumpyKernels:
 def _count_repeats(data: Bytes) -> int:
     words = np.frombuffer(data, "<u8", len(data) // 8)
     return int(words.size - np.unique(words).size)
+
+
+def _matched_bytes(data: bytes) -> int:
+    """Count the bytes that matches save; at each place the last one with the same hash is tried, and what it matches is passed over."""
+    last: dict[int, int] = {}
+    saved = i = 0
+    while i + 4 <= len(data):
+        slot = int.from_bytes(data[i : i + 4], "little") * 0x9E3779B1 % (1 << 32) >> 32 - _HASH_BITS
+        earlier, length = last.get(slot), 0
+        last[slot] = i
+        if earlier is not None:
+            while i + length < len(data) and data[earlier + length] == data[i + length]:
+                length += 1
+        if length >= _LEAST_MATCH:
+            saved += length - _MATCH_COST
+            i += length
+        else:
+            i += 1
+    return saved

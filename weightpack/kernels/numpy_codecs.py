@@ -10,11 +10,14 @@ import numpy as np
 from weightpack.errors import TruncatedError, UnsupportedError
 from weightpack.format.constants import Codec
 from weightpack.kernels.numpy_checks import expect, need
-from weightpack.kernels.numpy_huffman import huffman_decode
+from weightpack.kernels.numpy_huffman import huffman_bytes, huffman_decode, huffman_encode, huffman_lengths
 from weightpack.kernels.numpy_rans import choose_tables, context_decode, context_encode, rans_choose, rans_decode, rans_encode, tables_decode, tables_encode
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
+    from weightpack.kernels.interface import NativeCodecs
+
+_SMALL_PLANE, _ESCAPE_SHARE = 1 << 15, 64  # as in native/src/encode.c
 
 
 def decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane: Bytes | None = None) -> Bytes:
@@ -39,26 +42,35 @@ def decode_plane(codec: int, stream: Bytes, n: int, plane_bits: int, next_plane:
     return stream if codec == Codec.RAW else np.full(n, stream[0], np.uint8)
 
 
-def encode_plane(plane: Bytes, most_tables: int, next_plane: Bytes | None) -> tuple[Codec, Bytes, int, int]:
-    """Return the smallest of constant, rans (or context, if there is a next plane) and raw: codec, stream, its estimated bytes, symbols it has no code for."""
+def encode_plane(plane: Bytes, codecs: NativeCodecs, next_plane: Bytes | None) -> tuple[Codec, Bytes]:
+    """Return codec and stream: the smallest, by its statistics, of constant, raw and the codecs that are allowed; with a next plane, context is its rANS."""
     n = plane.size
     if (plane == plane[0]).all():
-        return Codec.CONSTANT, plane[:1], n, 0
-    if not most_tables:
-        return Codec.RAW, plane, n, 0
-    if next_plane is not None:
-        stream = context_encode(next_plane, plane)
-        return (Codec.CONTEXT, stream, stream.size, 0) if stream.size < n else (Codec.RAW, plane, n, 0)
+        return Codec.CONSTANT, plane[:1]
     counts = np.bincount(plane, minlength=256)
-    book, rans_bytes = rans_choose(counts.tolist())
-    escapes = n - int(counts[list(book.symbols)].sum())
-    several = choose_tables(plane, counts, most_tables) if most_tables > 1 else None
-    if several is not None and several.cost_bytes < rans_bytes:
-        rans_bytes, escapes = several.cost_bytes, several.escapes
-    else:
-        several = None
-    if rans_bytes < n:
+    least = escapes = n
+    context = book = several = None
+    if codecs.most_tables and next_plane is not None:
+        context = context_encode(next_plane, plane)
+        if context.size < n:
+            least, escapes = context.size, 0
+    elif codecs.most_tables:
+        book, least = rans_choose(counts.tolist())
+        escapes = n - int(counts[list(book.symbols)].sum())
+        several = choose_tables(plane, counts, codecs.most_tables) if codecs.most_tables > 1 else None
+        if several is not None and several.cost_bytes < least:
+            least, escapes = several.cost_bytes, several.escapes
+        else:
+            several = None
+    if codecs.huffman and (n < _SMALL_PLANE or escapes * _ESCAPE_SHARE > n):
+        lengths = huffman_lengths(counts.tolist())
+        if huffman_bytes(lengths, counts) < min(least, n):
+            return Codec.HUFFMAN, huffman_encode(lengths, plane)
+    if least < n:
+        if context is not None:
+            return Codec.CONTEXT, context
+        assert book is not None
         stream = rans_encode(book, plane) if several is None else tables_encode(several, plane)
         if stream.size < n:
-            return Codec.RANS if several is None else Codec.TABLES, stream, rans_bytes, escapes
-    return Codec.RAW, plane, rans_bytes, escapes
+            return Codec.RANS if several is None else Codec.TABLES, stream
+    return Codec.RAW, plane

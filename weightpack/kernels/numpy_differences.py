@@ -24,6 +24,7 @@ from weightpack.format.constants import (
     NO_SCALE,
     Codec,
 )
+from weightpack.kernels.integers import fit_scales, logs_16
 from weightpack.kernels.interface import DifferenceCode
 from weightpack.kernels.numpy_checks import expect, need, u8
 from weightpack.kernels.numpy_codecs import decode_plane
@@ -204,3 +205,22 @@ def scaled_base(layout: Layout, scales: Bytes, cols: int, phase: int, signs: Byt
     words = np.where(missing | (sums < 16), 0, words)
     words |= np.unpackbits(u8(signs), bitorder="little")[:n_elems].astype(np.int64) << 31
     return (words >> (32 - 8 * layout.elem_bytes)).astype(f"<u{layout.elem_bytes}").view(np.uint8)
+
+
+def scales_gain(upper: NDArray[np.uint16]) -> int:
+    """As `wp_scales_gain` of the native core."""
+    n_rows, n_cols = upper.shape
+    sample = upper.astype(np.int64)
+    there = sample != 0
+    if not there.any():
+        return 0
+    scales = fit_scales(sample.reshape(-1), n_cols, 0)
+    predicted = (scales[:n_rows, None] + scales[n_rows:] << 3) + (127 << 7)
+    plain, rest = (sample >> 4)[there], ((sample - predicted) >> 4)[there]  # eighths of an octave
+    return _entropy_16(plain) - _entropy_16(rest)
+
+
+def _entropy_16(values: NDArray[np.int64]) -> int:
+    """Entropy in sixteenths of a bit a value, in integers."""
+    counts, logs = np.bincount(values - values.min()), logs_16().astype(np.int64)
+    return (values.size * int(logs[values.size]) - int(counts @ logs[counts])) // values.size

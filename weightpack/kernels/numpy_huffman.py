@@ -13,6 +13,8 @@ from weightpack.format.constants import MAX_CODE_BITS
 from weightpack.kernels.numpy_checks import expect, need, u8
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from weightpack.format.buffers import Bytes
 
 _SEGMENT_BYTES = 1 << 14
@@ -28,6 +30,52 @@ def _codes(lengths: Sequence[int]) -> dict[int, int] | None:
         codes[s] = int(f"{code:0{n}b}"[::-1], 2)
         code, previous = code + 1, n
     return codes
+
+
+def huffman_lengths(counts: Sequence[int]) -> bytes:
+    """Return code lengths of at most 12 bits for 256 counts, at least two of them not 0; as `wp_huffman_lengths` of the native core."""
+    leaves = sorted((count, s) for s, count in enumerate(counts) if count)
+    n, full = len(leaves), 1 << MAX_CODE_BITS
+    expect(n >= 2, "fewer than two symbols")
+    weights, parent = [count for count, _ in leaves], [0] * (2 * n - 1)  # of leaves, then of inner nodes in the order in which they are made
+    leaf, node = 0, n
+    for made in range(n, 2 * n - 1):
+        weights.append(0)
+        for _ in range(2):
+            if leaf < n and (node >= made or weights[leaf] <= weights[node]):
+                child, leaf = leaf, leaf + 1
+            else:
+                child, node = node, node + 1
+            weights[made] += weights[child]
+            parent[child] = made
+    depth = [0] * (2 * n - 1)
+    for i in reversed(range(2 * n - 2)):
+        depth[i] = depth[parent[i]] + 1
+    # Codes that are too long are cut, and the sum of 2^-length is repaired: by lengthening the rarest below the limit, then by shortening the commonest that
+    # still fit.
+    lengths = [min(each, MAX_CODE_BITS) for each in depth[:n]]
+    used, i = sum(full >> length for length in lengths), 0
+    while used > full:
+        if lengths[i] == MAX_CODE_BITS:
+            i += 1
+        else:
+            lengths[i] += 1
+            used -= full >> lengths[i]
+    for i in reversed(range(n)):
+        while lengths[i] > 1 and used + (full >> lengths[i]) <= full:
+            used += full >> lengths[i]
+            lengths[i] -= 1
+    of_symbol = bytearray(256)
+    for (_, s), length in zip(leaves, lengths, strict=True):
+        of_symbol[s] = length
+    return bytes(of_symbol)
+
+
+def huffman_bytes(lengths: bytes, counts: NDArray[np.int64]) -> int:
+    """Return the length of the stream that these code lengths give, but for the fill bits of its four bitstreams: at most so much."""
+    n_symbols = 256 - lengths.count(0)
+    bits = int(np.frombuffer(lengths, np.uint8) @ counts)
+    return 1 + min(n_symbols, 32) + (n_symbols + 1) // 2 + 9 + bits // 8 + 4
 
 
 def huffman_encode(lengths: bytes, symbols: Bytes) -> Bytes:

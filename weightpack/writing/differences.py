@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightpack import kernels as kernel_choice
-from weightpack.format.constants import BLOCK_ELEMS, MAX_RATE, NO_SCALE, Codec
+from weightpack.format.constants import BLOCK_ELEMS, MAX_RATE, Codec
 from weightpack.format.record import build_difference_chunk
-from weightpack.kernels.integers import fullest_window
+from weightpack.kernels.integers import fit_scales, fullest_window, log2_16
 from weightpack.writing.choose import worth_zstd, zstd_stream
 from weightpack.writing.codebooks import choose_books
 from weightpack.writing.plain import encode_plane
@@ -31,7 +30,7 @@ _LEAST_ROW = 16
 _NONE_FREQUENT = np.empty(0, np.uint32)
 _SAMPLE_BLOCKS, _LEAST_SHARE, _MOST_FREQUENT = 64, 256, 24
 _FREQUENT_BITS = 256  # a class of its own costs 32 bits in the chunk, and 16 in each codebook that has it
-_SAMPLE_PLACES, _SAMPLE_COLS = 4, 64  # of SCALED_ROWS rows each
+_SAMPLE_PLACES, _MANY_PLACES, _SAMPLE_COLS = 4, 64, 64  # of SCALED_ROWS rows each
 _LEAST_GAIN = 8  # sixteenths of a bit a value: less than that is not worth a slower decoder
 
 
@@ -54,25 +53,6 @@ def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: P
     return _chunk(data, base, layout, options, planes, (cols, phase))
 
 
-def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:
-    """Return the scales of rows, then of columns, in sixteenths of an octave.
-
-    `magnitudes` are the upper 15 bits behind the sign, which are log2 of the value in 1/128 but for the curve of the mantissa. Zeros are left out; what has
-    nothing else has no scale.
-    """
-    n_rows = -(-(phase + magnitudes.size) // cols)
-    padded = np.zeros(n_rows * cols, np.int64)
-    padded[phase : phase + magnitudes.size] = magnitudes
-    grid = padded.reshape(n_rows, cols)
-    there = grid != 0
-    logs = np.where(there, grid - (127 << 7), 0)
-    in_row, in_col = there.sum(axis=1), there.sum(axis=0)
-    rows = logs.sum(axis=1) // np.maximum(in_row, 1)
-    columns = np.where(there, logs - rows[:, None], 0).sum(axis=0) // np.maximum(in_col, 1)
-    rows16, cols16 = (rows + 4) >> 3, (columns + 4) >> 3
-    return np.concatenate([np.where(in_row, rows16, NO_SCALE), np.where(in_col, cols16, NO_SCALE)])
-
-
 def scales_help(read: Callable[[int, int], Bytes], n_bytes: int, layout: Layout, cols: int, phase: int) -> bool:
     """Say from a sample of rows whether their scales and the columns' predict elements enough to be worth it, as they do for the second moments of Adam.
 
@@ -89,46 +69,26 @@ def scales_help(read: Callable[[int, int], Bytes], n_bytes: int, layout: Layout,
     n_rows = (n_bytes - first) // row_bytes
     if n_rows < SCALED_ROWS:
         return False
-    places = np.unique(np.arange(_SAMPLE_PLACES) * (n_rows - SCALED_ROWS) // (_SAMPLE_PLACES - 1)).tolist()
-    rows = np.concatenate([read(first + row * row_bytes, SCALED_ROWS * row_bytes) for row in places]).view(f"<u{layout.elem_bytes}").reshape(-1, cols)
-    sample = _upper_bits(rows[:, :_SAMPLE_COLS], layout)
-    if not sample.any(axis=1).all():  # rows or columns of zeros, as causal masks have, and what is padded left: those with something else tell more
-        sample = _upper_bits(rows, layout)
+
+    def rows_at(n_places: int) -> NDArray[Any]:
+        places = np.unique(np.arange(n_places) * (n_rows - SCALED_ROWS) // (n_places - 1)).tolist()
+        rows = np.concatenate([read(first + row * row_bytes, SCALED_ROWS * row_bytes) for row in places])
+        return rows.view(f"<u{layout.elem_bytes}").reshape(-1, cols)
+
+    sample = _upper_bits(rows_at(_SAMPLE_PLACES)[:, :_SAMPLE_COLS], layout)
+    if not sample.any(axis=1).all():  # rows or columns of zeros, as causal masks have, words that never occurred, and what is padded left: others tell more
+        sample = _upper_bits(rows_at(_MANY_PLACES), layout)
         sample = sample[sample.any(axis=1)]
         begin = int(sample.any(axis=0).argmax()) // _SAMPLE_COLS * _SAMPLE_COLS if len(sample) else 0
-        sample = sample[:, begin : begin + _SAMPLE_COLS]
+        sample = sample[:: -(-len(sample) // (_SAMPLE_PLACES * SCALED_ROWS)) or 1, begin : begin + _SAMPLE_COLS]
     if len(sample) < SCALED_ROWS:
         return False
-    scales = fit_scales(sample.reshape(-1), sample.shape[1], 0)
-    predicted = (scales[: len(sample), None] + scales[len(sample) :] << 3) + (127 << 7)
-    there = sample != 0
-    plain, rest = (sample >> 4)[there], ((sample - predicted) >> 4)[there]  # eighths of an octave
-    return _entropy_16(plain) - _entropy_16(rest) > _LEAST_GAIN
+    return kernel_choice.active().scales_gain(np.ascontiguousarray(sample)) > _LEAST_GAIN
 
 
-def _upper_bits(words: NDArray[Any], layout: Layout) -> NDArray[np.int64]:
+def _upper_bits(words: NDArray[Any], layout: Layout) -> NDArray[np.uint16]:
     """Return the upper 15 bits after the sign."""
-    upper: NDArray[np.int64] = (words >> (8 * layout.elem_bytes - 16)).astype(np.int64) & 0x7FFF
-    return upper
-
-
-def _entropy_16(values: NDArray[np.int64]) -> int:
-    """Entropy in sixteenths of a bit a value, in integers."""
-    counts = np.bincount(values - values.min())
-    information = values.size * _log2_16(values.size) - int(counts @ _logs_16()[counts])
-    return information // values.size
-
-
-@cache
-def _logs_16() -> NDArray[np.int64]:
-    """Return `_log2_16` of 1 to as many as a sample has; of 0, which is never asked for the log of, 0."""
-    return np.array([0, *map(_log2_16, range(1, _SAMPLE_PLACES * SCALED_ROWS * _SAMPLE_COLS + 1))], np.int64)
-
-
-def _log2_16(v: int) -> int:
-    """16 * log2(v), rounded down: the 16th power has as many bits."""
-    power: int = v**16
-    return power.bit_length() - 1
+    return (words >> (8 * layout.elem_bytes - 16)).astype(np.uint16) & np.uint16(0x7FFF)
 
 
 def _shift(data: Bytes, layout: Layout) -> int:
@@ -187,7 +147,7 @@ def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes
             candidates.append((value, count, low, its_class))
     gains = []
     for value, count, low, its_class in candidates:
-        gain = count * (16 * (low + 1) - _log2_16(of_class[its_class]) + _log2_16(count))  # sixteenths of a bit, in the sample
+        gain = count * (16 * (low + 1) - log2_16(of_class[its_class]) + log2_16(count))  # sixteenths of a bit, in the sample
         if gain * changed.size // picked.size > 16 * _FREQUENT_BITS and gain > 16 * count:
             gains.append((-gain, value))
     return np.array(sorted(value for _, value in sorted(gains)[:_MOST_FREQUENT]), np.uint32)

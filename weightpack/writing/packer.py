@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.io.atomic import AtomicFile
-from weightpack.io.files import LocalFile, RandomReader, equal_bytes, pieces, read_at
+from weightpack.io.files import LocalFile, RandomReader, pieces, read_at
 from weightpack.io.parallel import Buffers, Scratch, ordered_map
 from weightpack.io.progress import Meter, Progress
 from weightpack.kernels import active, chunk_crc, crc32c_of
@@ -240,11 +241,12 @@ class _Packer:
             return base[begin : begin + n * elem_bytes]
 
         try:
+            offsets, crcs = np.array([0, *accumulate(coded.sizes)], np.int64), np.array(coded.crcs, np.uint32)
             decode_chunks(
-                chunking.layout, coded.data, np.cumsum([0, *coded.sizes]), np.array(coded.crcs, np.uint32), chunking.chunk_elems, data.size // elem_bytes,
-                coded.run.first, decoded, None if base is None else base_of,
+                chunking.layout, coded.data, offsets, crcs, chunking.chunk_elems, data.size // elem_bytes, coded.run.first, decoded,
+                None if base is None else base_of,
             )  # fmt: skip
-            same = equal_bytes(decoded, data)
+            same = active().equal(decoded, data)
         except FormatError as error:
             raise LosslessError(f"what was packed does not decode: this is a bug in weightpack, nothing was written ({error})") from error
         if not same:
@@ -264,7 +266,7 @@ class _Packer:
             self._record_begin, self._modes, self._crcs, self._first_run = self.position, set(), [], None
             self._offsets = [table_end(-(-run.tensor.n_bytes // run.chunking.chunk_bytes))] if run.chunking else [0]
         begin = self._offsets[-1]
-        self._offsets += (begin + np.cumsum(coded.sizes)).tolist()
+        self._offsets += [begin + end for end in accumulate(coded.sizes)]
         self._modes |= coded.modes
         self._crcs += coded.crcs
         if run.chunking is None:

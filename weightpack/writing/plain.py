@@ -13,7 +13,7 @@ from weightpack.format.constants import BLOCK_ELEMS, Codec, Mode
 from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import build_chunk, chunk_bound, parse_chunk
 from weightpack.io.files import pieces
-from weightpack.writing.choose import attention, better_stream, worth_zstd, zstd_stream
+from weightpack.writing.choose import native_codecs, repeat_share, worth_zstd, zstd_stream
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _BYTES = LAYOUTS[LayoutId.BYTES1]
+_TINY_PLANE = 4096
 
 
 class EncodedChunk(NamedTuple):
@@ -64,7 +65,7 @@ def encode_plane(plane: Bytes, options: PackOptions) -> tuple[int, memoryview]:
 def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:
     """Encode consecutive chunks of a tensor, each as the smallest of: split planes, one plane of bytes, the bytes as they are.
 
-    The kernels split and code chunk after chunk; where the statistics of one suggest that another codec does better, it is done again.
+    The kernels split and code chunk after chunk; where one repeats, zstd is tried.
 
     Parameters
     ----------
@@ -76,11 +77,11 @@ def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: i
         At least `format.record.chunk_bound` for each chunk; they stand at its begin afterwards, one after the other.
     """
     kernels, chunk_bytes, position = kernel_choice.active(), chunk_elems * layout.elem_bytes, 0
-    most_tables = options.tables if "rans" in options.codecs else 0
+    codecs, share = native_codecs(options), repeat_share(options)
     chunks: list[EncodedChunk] = []
     while len(chunks) * chunk_bytes < data.size:
         rest, number = data[len(chunks) * chunk_bytes :], first_number + len(chunks)
-        encoded = kernels.encode_chunks(layout, rest, chunk_elems, number, most_tables, attention(options), out[position:])
+        encoded = kernels.encode_chunks(layout, rest, chunk_elems, number, codecs, share, out[position:])
         chunks += [EncodedChunk(n_bytes, crc, Mode.SPLIT) for n_bytes, crc in zip(encoded.sizes, encoded.crcs, strict=True)]
         position += sum(encoded.sizes)
         if encoded.last is not None:
@@ -94,13 +95,15 @@ def encode_chunks(data: Bytes, layout: Layout, chunk_elems: int, first_number: i
 
 
 def _smaller_chunk(data: Bytes, layout: Layout, options: PackOptions, split: SplitChunk, chunk: Bytes) -> bytes | None:
-    """Return the chunk with better codecs than the kernels gave it; None if there are none."""
-    kernels, better = kernel_choice.active(), {}
-    for i in range(len(split.planes)):
-        is_symbols, is_bits = i < len(layout.plane_bits), bool(layout.raw_bits) and i + 1 == len(split.planes)
-        stream = better_stream(kernels, split, i, options, entropy_coded=not is_bits, try_zstd=not (is_symbols and layout.raw_bits))
-        if stream is not None:
-            better[i] = stream
+    """Return the chunk with zstd where that is smaller, or as a whole; None if it is to stay as the kernels coded it."""
+    better = {}
+    for i, plane in enumerate(split.planes):
+        exponents = i < len(layout.plane_bits) and bool(layout.raw_bits)  # of weights: what repeats in them is rarely worth the time
+        tried = plane.plane_bytes <= _TINY_PLANE or not exponents or options.exhaustive
+        if plane.codec != Codec.CONSTANT and tried and worth_zstd(plane.plane_bytes, plane.repeats, options):
+            frame = zstd_stream(split.plane(i), options)
+            if len(frame) < plane.n_bytes:
+                better[i] = Codec.ZSTD, frame
     split_bytes = sum(len(better[i][1]) if i in better else plane.n_bytes for i, plane in enumerate(split.planes))
     if split_bytes > len(split.planes):
         whole = zstd_stream(data, options) if worth_zstd(data.size, split.repeats, options) else b""
