@@ -291,6 +291,8 @@ class Tensor:
     body: memoryview
     crcs: memoryview
     base: Range | None = None
+    group_bytes: int = 0  # 5.8 of a tensor in a group: how many bytes its record holds, and from which of them its own begin
+    group_begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -321,12 +323,18 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         raise UnsupportedError(f"the source has {n_bytes} bytes, above the limit of {max_bytes}")
     gaps = read_gaps(index.get("gaps"), n_bytes)
     start, entries = read_source_header(gaps) if source["format"] == "safetensors" else (0, read_tensors(index["tensors"], list(packed)))
-    need(entries.keys() == packed.keys(), "index: the tensor names of source and packed file differ")
 
     storage: Any = index.get("storage")
-    need(isinstance(storage, str) and len(storage) == len(entries), "index: bad storage")
-    if unknown := set(storage) - set("pdkt"):
+    need(isinstance(storage, str) and len(storage) == len(packed), "index: bad storage")
+    if unknown := set(storage) - set("pdktg"):
         raise UnsupportedError(f"tensor storage {min(unknown)!r}")
+    groups: list[list[str]] = []
+    if "g" in storage:
+        need(source["format"] == "safetensors", "index: a group in a source that is no safetensors file")
+        groups = read_groups(index.get("groups"), [name for name, kind in zip(packed, storage, strict=True) if kind == "g"], entries)
+    members = {name for group in groups for name in group[1:]}
+    everyone, entries = entries, {name: entry for name, entry in entries.items() if name not in members}
+    need(entries.keys() == packed.keys(), "index: the tensor names of source and packed file differ")
     crcs, crcs_end = read_base64(index.get("kept_crc32c"), "kept_crc32c"), 0
     tensors = []
     for (name, entry), kind in zip(entries.items(), storage, strict=True):
@@ -339,7 +347,7 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         else:
             need(size > 0, f"tensor {name!r}: empty, but not kept")
             need(stored.dtype == "U8" and len(stored.shape) == 1, f"tensor {name!r}: not U8 of one dimension")
-            need(kind in "pd" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
+            need(kind in "pdg" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
         piece_crcs = take(crcs, crcs_begin, crcs_end - crcs_begin, "kept_crc32c")
         body = section[stored.begin : stored.end]
         tensors.append(Tensor(name, entry.dtype, entry.shape, start + entry.begin, size, kind, body, piece_crcs))
@@ -354,10 +362,20 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
     need(is_uints(tied) and len(tied) == storage.count("t"), "index: bad tied")
     for position, target in zip((i for i, kind in enumerate(storage) if kind == "t"), tied, strict=True):
         tensor = tensors[position]
-        need(target < len(storage) and storage[target] != "t", f"tied tensor {tensor.name!r}: bad target")
+        need(target < len(storage) and storage[target] not in "tg", f"tied tensor {tensor.name!r}: bad target")
         holder = tensors[target]
         need(holder.n_bytes == tensor.n_bytes, f"tied tensor {tensor.name!r}: lengths differ")
         tensors[position] = replace(tensor, storage=holder.storage, body=holder.body, crcs=holder.crcs, base=holder.base)
+    if groups:
+        by_name = {tensor.name: tensor for tensor in tensors}
+        for group in groups:
+            body, begin = by_name[group[0]].body, everyone[group[0]].begin
+            group_bytes = everyone[group[-1]].end - begin
+            for name in group:
+                entry = everyone[name]
+                place = start + entry.begin, entry.end - entry.begin
+                by_name[name] = Tensor(name, entry.dtype, entry.shape, *place, "g", body, memoryview(b""), None, group_bytes, entry.begin - begin)
+        tensors = [by_name[name] for name in everyone]
 
     end = 0
     items: list[Gap | Tensor] = [*gaps, *tensors]
@@ -464,6 +482,24 @@ def read_tensors(items: Any, names: list[str]) -> dict[str, Entry]:
     return entries
 
 
+def read_groups(counts: Any, firsts: list[str], entries: dict[str, Entry]) -> list[list[str]]:
+    """5.8 the names of each group's tensors, in the order of the source."""
+    need(is_uints(counts) and len(counts) == len(firsts) and min(counts, default=0) >= 1, "index: bad groups")
+    by_offset = sorted((name for name, entry in entries.items() if entry.end > entry.begin), key=lambda name: entries[name].begin)
+    place = {name: i for i, name in enumerate(by_offset)}
+    groups: list[list[str]] = []
+    seen: set[str] = set()
+    for first, count in zip(firsts, counts, strict=True):
+        need(first in place, f"group {first!r}: no such tensor, or an empty one")
+        need(count < len(by_offset) - place[first], f"group {first!r}: more members than tensors")
+        group = by_offset[place[first] : place[first] + count + 1]
+        need(all(entries[one].end == entries[other].begin for one, other in itertools.pairwise(group)), f"group {first!r}: not neighbours")
+        need(seen.isdisjoint(group), f"group {first!r}: overlaps another")
+        seen.update(group)
+        groups.append(group)
+    return groups
+
+
 def kept_parts(body: Buffer, crcs: Buffer) -> Iterator[bytes]:
     """5.5 a kept tensor, checked piece by piece."""
     for number, begin in enumerate(range(0, len(body), PIECE)):
@@ -480,6 +516,8 @@ def parts(item: Gap | Tensor, base: list[Buffer]) -> Iterator[bytes]:
     try:
         if item.storage == "k":
             yield from kept_parts(item.body, item.crcs)
+        elif item.storage == "g":
+            yield b"".join(record_parts(item.body, item.group_bytes))[item.group_begin : item.group_begin + item.n_bytes]
         else:
             yield from record_parts(item.body, item.n_bytes, None if item.base is None else (item.base.to_dtype, base_elements(item.base, base)))
     except FormatError as error:
@@ -493,6 +531,10 @@ def source_parts(data: Buffer, max_bytes: int, shelf: Shelf) -> Iterator[bytes]:
     items: list[Gap | Tensor] = [*index.gaps, *(tensor for tensor in index.tensors if tensor.n_bytes)]
     digest = hashlib.sha256()
     for item in sorted(items, key=lambda item: item.offset):
+        if isinstance(item, Tensor) and item.storage == "g":
+            if item.group_begin:
+                continue  # it came with the first of its group
+            item = replace(item, n_bytes=item.group_bytes)
         for part in parts(item, base):
             digest.update(part)
             yield part

@@ -253,12 +253,23 @@ def test_crc32c_continues_and_agrees(data, cut, start):
 
 def test_sample_repeats():
     rng = np.random.default_rng(6)
-    for n in [*range(40), 255, 256, 1023, 1024, 1025, 2047, 2048, 2049, 4097, 30000]:
+    for n in [513, 1023, 1024, 1025, 2047, 2048, 2049, 4097, 30000]:
         for distinct in (1, 2, 50, 1 << 62):
             words = np.append(rng.integers(0, distinct, n, np.uint64).view(np.uint8), np.zeros(n % 8, np.uint8))  # a tail that is ignored
             runs = [words[begin : begin + 8192] for begin in (0, words.size // 2 // 8 * 8)]
             expected = sum(run.size // 8 - len(set(run[: run.size // 8 * 8].view(np.uint64).tolist())) for run in runs)
             assert same({name: backend.sample_repeats(words) for name, backend in BACKENDS.items()}) == expected
+
+
+def test_sample_repeats_of_little():
+    rng = np.random.default_rng(16)
+    for n in [*range(40), 255, 256, 4095, 4096]:
+        for distinct in (1, 2, 4, 50, 256):
+            symbols = rng.integers(0, distinct, n).astype(np.uint8)
+            for data in (symbols, np.resize(symbols[:37], n) if n else symbols, np.sort(symbols)):
+                assert 0 <= same({name: backend.sample_repeats(data) for name, backend in BACKENDS.items()}) <= n // 8
+    twice = np.resize(rng.integers(0, 256, 100).astype(np.uint8), 200)
+    assert FASTEST.sample_repeats(twice) == (100 - 5) // 8
 
 
 def count_vectors():

@@ -419,3 +419,21 @@ def decode_one(backend, layout, chunk, n_elems, number, crc, out):
     """Decode one chunk with a backend; False, and nothing done, if it has zstd streams."""
     offsets, crcs = np.array([0, len(chunk)], np.int64), np.array([crc], np.uint32)
     return backend.decode_chunks(layout, chunk, offsets, crcs, 0, n_elems, n_elems, number, out) == 1
+
+
+def tiny_file() -> bytes:
+    """Tiny neighbours: two groups of one dtype each, one of several, and tensors that are in none: too large, empty, alone, or the same as another."""
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for i in range(70):
+        tensors[f"scale.{69 - i}"] = "F32", (3,), weights(3, "F32", 0.01 * (i + 1))
+    tensors["large"] = "BF16", (700,), weights(700, "BF16")
+    tensors["empty"] = "BF16", (0,), b""
+    for i in range(64):
+        tensors[f"b.{i}"] = "BF16", (1, 1 + i % 3), weights(1 + i % 3, "BF16", 0.01 * (i + 1))
+    tensors["large too"] = "BF16", (700,), weights(700, "BF16")
+    for i in range(40):
+        tensors[f"mixed.{i}"] = "U8", (5,), bytes((i, 1, 2, 3, 4))
+        tensors[f"mixed.{i}.zero"] = "I32", (), i.to_bytes(4, "little")
+    tensors["z"] = "F64", (400,), weights(400, "F64")
+    tensors["z.alone"] = "F32", (2,), weights(2, "F32")
+    return safetensors_file(tensors)

@@ -3,7 +3,7 @@
 
 from enum import IntEnum
 
-VERSION = (1, 2)
+VERSION = (1, 3)
 
 INDEX_KEY = "weightpack"
 INDEX_CRC_KEY = "weightpack.crc32c"
@@ -65,6 +65,8 @@ class Mode(IntEnum):
 
 MINOR_VERSIONS = {Mode.DIFFERENCE: 2, Mode.SCALED: 2}
 """The minor version of the format that knows a mode; 0 for the others (FORMAT section 12)."""
+GROUP_MINOR_VERSION = 3
+"""The one that knows groups (FORMAT 5.8)."""
 
 
 def aligned(n_bytes: int) -> int:

@@ -18,7 +18,7 @@ from weightpack.format.zstd import decode_frame
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GAP_LEVELS = (1 << 14, 19), (1 << 20, 15)  # up to so many bytes, this level of zstd: headers are small, and JSON shrinks tenfold
-_LONG_GAP_LEVEL = 9
+_LONG_GAP_LEVELS = (3, 9)  # the smaller: of many entries that are nearly the same, level 3 makes less
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Gap:
     @classmethod
     def of(cls, offset: int, data: bytes) -> Gap:
         """Compress the bytes at `offset` of the source."""
-        level = next((level for most, level in _GAP_LEVELS if len(data) <= most), _LONG_GAP_LEVEL)
-        return cls(offset, len(data), zstandard.ZstdCompressor(level=level).compress(data))
+        levels = next(((level,) for most, level in _GAP_LEVELS if len(data) <= most), _LONG_GAP_LEVELS)
+        return cls(offset, len(data), min((zstandard.ZstdCompressor(level=level).compress(data) for level in levels), key=len))
 
     def decode(self) -> bytes:
         """Return the bytes; `n_bytes` bounds what is allocated."""
@@ -79,9 +79,10 @@ class BaseRange:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`storage`: one of p, d, k, t for each tensor by name; `tied`: for each t the position of the tensor that holds its bytes.
+    """`storage`: one of p, d, k, t, g for each tensor by name but the members of groups; `tied`: for each t the position of the tensor that holds its bytes.
 
-    `tensors`: dtype, shape and offset of each by name; None for safetensors, whose header says it. `base`, and `ranges`: for each d what it differs from.
+    `tensors`: dtype, shape and offset of each by name; None for safetensors, whose
+    header says it. `base`, and `ranges`: for each d what it differs from. `groups`: for each g how many members it has (FORMAT 5.8).
     """
 
     source_format: str
@@ -95,6 +96,7 @@ class Index:
     tensors: tuple[tuple[str, tuple[int, ...], int], ...] | None = None
     base: BaseReference | None = None
     ranges: tuple[BaseRange, ...] = ()
+    groups: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Serialise; the same index gives the same text."""
@@ -108,6 +110,8 @@ class Index:
         }
         if self.tensors is not None:
             root["tensors"] = [[dtype, list(shape), offset] for dtype, shape, offset in self.tensors]
+        if self.groups:
+            root["groups"] = list(self.groups)
         if self.base is not None:
             root["base"] = {
                 "files": [[file.name, file.n_bytes, file.sha256] for file in self.base.files],
@@ -149,7 +153,7 @@ class Index:
         storage, tied = root.get("storage"), _list(root, "tied")
         if not isinstance(storage, str):
             raise CorruptionError("the index's storage is not a string")
-        if set(storage) - set("pdkt"):
+        if set(storage) - set("pdktg"):
             raise UnsupportedError("the index has a kind of storage that this version does not know: upgrade weightpack")
         positions = [i for i in tied if isinstance(i, int) and is_count(i) and i < len(storage)]
         if len(positions) != len(tied) or len(tied) != storage.count("t"):
@@ -160,8 +164,13 @@ class Index:
         base, ranges = (_base(root), _ranges(root)) if "d" in storage else (None, ())
         if base is not None and (len(ranges) != storage.count("d") or any(r.file >= len(base.files) for r in ranges)):
             raise CorruptionError("the index's ranges of the base do not match its storage")
+        groups = _list(root, "groups") if "g" in storage else []
+        counts = [n for n in groups if isinstance(n, int) and is_count(n) and n >= 1]
+        if len(counts) != len(groups) or len(groups) != storage.count("g"):
+            raise CorruptionError("the index's groups do not match its storage")
         return cls(
-            source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors, base, ranges
+            source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors, base, ranges,
+            tuple(counts),
         )  # fmt: skip
 
 

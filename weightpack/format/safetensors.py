@@ -142,7 +142,7 @@ def _parse_entry(name: str, value: object, data_bytes: int, unknown_dtypes: bool
         raise UnsupportedError(f"unknown dtype {dtype!r}", tensor=name)
     if not (isinstance(shape, list) and len(shape) <= MAX_DIMS and all(map(is_count, shape))):
         raise CorruptionError("the entry's shape is not a list of sizes", tensor=name)
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(is_count, offsets))):
+    if not (isinstance(offsets, list) and len(offsets) == 2 and is_count(offsets[0]) and is_count(offsets[1])):
         raise CorruptionError("the entry's data_offsets are not two sizes", tensor=name)
     begin, end = offsets
     if begin > end:

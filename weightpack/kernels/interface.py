@@ -189,7 +189,8 @@ class Kernels(Protocol):
     def scales_gain(self, upper: NDArray[np.uint16]) -> int:
         """Say how much scales of rows and columns tell of a sample, in sixteenths of a bit a value.
 
-        That is the entropy of eighths of an octave, less that of what the scales leave. `upper` is (n_rows, n_cols) uint16, at most 4096 values: the 15 bits behind the elements' signs, of which zeros are left out.
+        That is the entropy of eighths of an octave, less that of what the scales leave. `upper` is (n_rows, n_cols) uint16, at most 4096 values: the 15 bits
+        behind the elements' signs, of which zeros are left out.
         """
 
     def equal(self, one: Bytes, other: Bytes) -> bool:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,8 @@ class Piece:
 class StoredTensor:
     """A tensor and where its bytes are.
 
-    `storage` is p (packed), d (differs from a base), k (kept) or t (tied); `begin` and `end` are bytes of the packed file.
+    `storage` is p (packed), d (differs from a base), k (kept), t (tied), g (first of a group, FORMAT 5.8) or m (member of one: its `holder`); `begin` and
+    `end` are bytes of the packed file, of a group's first the whole group's, and of members none.
     """
 
     tensor: Tensor
@@ -68,7 +69,7 @@ class StoredTensor:
 
     @property
     def has_record(self) -> bool:
-        return self.storage in "pd"
+        return self.storage in "pdg"
 
     @property
     def packed_bytes(self) -> int:
@@ -129,10 +130,20 @@ class PackedFile:
         self.metadata = segments.metadata
         if segments.gaps != tuple((gap.offset, gap.n_bytes) for gap in index.gaps):
             raise CorruptionError("the tensors and gaps that the index describes do not tile the source")
-        names = [tensor.name for tensor in segments.tensors]
-        if names != sorted(header.entries) or len(index.storage) != len(names):
+        if len(segments.tensors) > limits.max_tensors:
+            raise LimitError(f"the file has {len(segments.tensors)} tensors, the limit is {limits.max_tensors}")
+        if len(index.storage) != len(header.entries):
+            raise CorruptionError("the index does not say how each tensor is stored")
+        if index.tensors is not None and index.groups:
+            raise CorruptionError("the index has groups of tensors, which only those of safetensors files can have")
+        names = sorted(header.entries)
+        counts = dict(zip((name for name, storage in zip(names, index.storage, strict=True) if storage == "g"), index.groups, strict=True))
+        self._groups = _groups(segments.tensors, counts)
+        self._group_of = {name: first for first, (_, members) in self._groups.items() for name in members}
+        if [tensor.name for tensor in segments.tensors if self._group_of.get(tensor.name, tensor.name) == tensor.name] != names:
             raise CorruptionError("the file's tensors are not those of its source's header")
-        self.tensors = self._stored(segments.tensors, header, index)
+        self.tensors = self._stored(segments.tensors, header, index, names)
+        self._last_chunk: tuple[str, int, Bytes] | None = None
         self._heads: dict[str, RecordHead] = {}
         self._scratch = Scratch()
 
@@ -146,24 +157,29 @@ class PackedFile:
             raise CorruptionError("the index does not hold the whole header of the source")
         return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True, max_memory=limits.max_json_memory)
 
-    def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index) -> dict[str, StoredTensor]:
+    def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index, names: list[str]) -> dict[str, StoredTensor]:
         if len(index.kept_crc32c) % 4:
             raise CorruptionError("the index's checksums of kept tensors are cut")
         kept_crcs = np.frombuffer(index.kept_crc32c, "<u4")
         n_kept, ties, ranges = 0, iter(index.tied), iter(index.ranges)
         stored: dict[str, StoredTensor] = {}
-        for tensor, storage in zip(tensors, index.storage, strict=True):
-            entry = header.entries[tensor.name]
+        letters, of_name = iter(index.storage), {tensor.name: tensor for tensor in tensors} if index.tied else {}
+        for tensor in tensors:
+            holder = self._group_of.get(tensor.name, tensor.name)
+            if holder != tensor.name:
+                end = header.data_begin + header.entries[holder].end
+                stored[tensor.name] = StoredTensor(tensor, "m", holder, end, end, kept_crcs[:0])
+                continue
+            entry, storage = header.entries[tensor.name], next(letters)
             n_crcs, base = 0, None
             with located(tensor=tensor.name):
                 _check_entry(entry, tensor, storage)
-                holder = tensor.name
                 if storage == "k":
                     n_crcs = -(-tensor.n_bytes // KEPT_PIECE_BYTES)
                 elif storage == "t":
                     i = next(ties)
-                    holder = tensors[i].name
-                    if index.storage[i] == "t" or tensors[i].n_bytes != tensor.n_bytes:
+                    holder = names[i]
+                    if index.storage[i] in "tg" or of_name[holder].n_bytes != tensor.n_bytes:
                         raise CorruptionError("the tensor is tied to one that can't hold its bytes")
                 elif storage == "d" and index.base is not None:
                     base = next(ranges)
@@ -182,15 +198,30 @@ class PackedFile:
         except KeyError:
             raise TensorNotFoundError("the file has no such tensor", path=self.file.name, tensor=name) from None
 
+    def place(self, stored: StoredTensor) -> tuple[StoredTensor, int]:
+        """Return what is decoded for a tensor, and where its bytes begin in that: itself, or of one in a group the whole group, under the first's name."""
+        first = self._group_of.get(stored.tensor.name)
+        if first is None:
+            return stored, 0
+        whole = self._groups[first][0]
+        return replace(self.tensors[first], tensor=whole), stored.tensor.offset - whole.offset
+
+    def wholes(self) -> Iterator[StoredTensor]:
+        """Yield what restores all tensors that are not empty, by name: each, and in the place of those of a group the whole group."""
+        for stored in self.tensors.values():
+            if stored.tensor.n_bytes and stored.storage != "m":
+                yield self.place(stored)[0]
+
     def record_head(self, stored: StoredTensor) -> RecordHead:
         """Return the record head of a packed tensor, read once."""
         head = self._heads.get(stored.tensor.name)
         if head is None:
             with located(path=self.file.name, tensor=stored.tensor.name):
                 first = read_at(self.file, stored.begin, min(_FIRST_BYTES, stored.packed_bytes))  # the whole table of most
-                n = table_bytes(first, stored.tensor.n_bytes, stored.packed_bytes)
+                n_bytes = self.place(stored)[0].tensor.n_bytes
+                n = table_bytes(first, n_bytes, stored.packed_bytes)
                 table = first if n <= len(first) else read_at(self.file, stored.begin, n)
-                head = parse_record_head(table, stored.tensor.n_bytes, stored.packed_bytes)
+                head = parse_record_head(table, n_bytes, stored.packed_bytes)
             self._heads[stored.tensor.name] = head  # no lock: two threads may both read it, and a fork can't leave one held
         return head
 
@@ -229,9 +260,18 @@ class PackedFile:
         if (low, high) == (piece.begin, piece.end):
             self.decode_piece(stored, piece, to)
             return
-        whole = np.empty(piece.n_bytes, np.uint8)
-        self.decode_piece(stored, piece, whole)
-        to[:] = whole[low - piece.begin : high - piece.begin]
+        to[:] = self._chunk(stored, piece)[low - piece.begin : high - piece.begin]
+
+    def _chunk(self, stored: StoredTensor, piece: Piece) -> Bytes:
+        """Return a decoded piece; the last of a group is held, since whoever reads its tensors one by one wants it again. Without a lock: twice is no harm."""
+        last, is_group = self._last_chunk, stored.storage == "g"
+        if is_group and last is not None and last[:2] == (stored.tensor.name, piece.first) and last[2].size == piece.n_bytes:
+            return last[2]
+        chunk: Bytes = np.empty(piece.n_bytes, np.uint8)
+        self.decode_piece(stored, piece, chunk)
+        if is_group:
+            self._last_chunk = stored.tensor.name, piece.first, chunk
+        return chunk
 
     def decode_piece(self, stored: StoredTensor, piece: Piece, out: Bytes) -> None:
         """Decode and check one piece into `out`, (piece.n_bytes,) uint8."""
@@ -288,6 +328,33 @@ def described(reference: BaseReference) -> str:
     files = ", ".join(f"{file.name} (SHA-256 {file.sha256})" for file in reference.files[:3]) + (", ..." if len(reference.files) > 3 else "")
     where = f" of {reference.repo}" + (f"@{reference.revision}" if reference.revision else "") if reference.repo else ""
     return f"{files}{where}"
+
+
+def _groups(tensors: tuple[Tensor, ...], counts: dict[str, int]) -> dict[str, tuple[Tensor, list[str]]]:
+    """Return of each group (FORMAT 5.8), by the name of its first tensor, all its bytes as one tensor, and the names of its tensors.
+
+    `counts` are of members, by the first's name.
+    """
+    groups: dict[str, tuple[Tensor, list[str]]] = {}
+    by_offset = sorted((tensor for tensor in tensors if tensor.n_bytes), key=lambda tensor: tensor.offset) if counts else []
+    left = end = 0
+    names: list[str] = []
+    for i, tensor in enumerate(by_offset):
+        if left and (tensor.offset != end or tensor.name in counts):
+            raise CorruptionError("the tensor is in a group whose tensors are not neighbours", tensor=tensor.name)
+        if left:
+            names.append(tensor.name)
+            left, end = left - 1, end + tensor.n_bytes
+        elif tensor.name in counts:
+            left, names, end = counts[tensor.name], [tensor.name], tensor.offset + tensor.n_bytes
+            if left >= len(by_offset) - i:
+                break
+            last = by_offset[i + left]
+            n_bytes = last.offset + last.n_bytes - tensor.offset
+            groups[tensor.name] = Tensor(tensor.name, "U8", (n_bytes,), tensor.offset, n_bytes), names
+    if len(groups) != len(counts):
+        raise CorruptionError("a group has more tensors than there are")
+    return groups
 
 
 def _check_entry(entry: Entry, tensor: Tensor, storage: str) -> None:

@@ -84,8 +84,8 @@ class TensorReader:
 
         tasks = []
         for name, begin, out in wanted:
-            stored = packed.stored(name)
-            tasks += [(stored, piece, begin, out) for piece in packed.pieces(stored, begin, begin + len(out))]
+            whole, within = packed.place(packed.stored(name))
+            tasks += [(whole, piece, within + begin, out) for piece in packed.pieces(whole, within + begin, within + begin + len(out))]
         for _ in ordered_map(work, tasks, threads, lambda task: task[1].n_bytes):
             pass
 

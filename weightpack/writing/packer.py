@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from weightpack.errors import FormatError, LosslessError, OptionError, WeightpackError, located
-from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
+from weightpack.format.constants import GROUP_MINOR_VERSION, INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, table_end
@@ -34,7 +34,7 @@ from weightpack.sources.model import Segments, Tensor
 from weightpack.writing.chunks import Chunking, ReadElems, encode_runs
 from weightpack.writing.ledger import Ledger
 from weightpack.writing.match import match_tensors
-from weightpack.writing.parts import Batch, Run, batches
+from weightpack.writing.parts import Batch, Run, Unit, batches, units
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +95,7 @@ class _Stored:
     tied: dict[str, str] = field(default_factory=dict)
     kept_crcs: dict[str, list[int]] = field(default_factory=dict)
     heads: dict[str, RecordHead] = field(default_factory=dict)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by its first tensor's name, the others
     ranges: dict[str, BaseRange] = field(default_factory=dict)
 
 
@@ -148,6 +149,8 @@ class _Packer:
         self.bases, self.matches = bases, match_tensors(source, segments, bases) if bases else {}
         self._minor_version = int(segments.source_format != "safetensors")  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
+        groups = segments.source_format == "safetensors"  # an index that lists tensors has no names (FORMAT 5.8)
+        self.units = units(segments.tensors) if groups else [Unit(tensor) for tensor in segments.tensors if tensor.n_bytes]
         self.stored = _Stored()
         self.ledger = Ledger(target, self._header_bound())
         self.position = 0  # end of what is written, from the data section's begin
@@ -181,14 +184,15 @@ class _Packer:
                 self._buffers.give(work.buffer)
                 self._buffers.give(work.out)
                 self.meter.add(work.batch.n_bytes)
-        kept = [t for t in self.segments.tensors if t.name not in self.stored.storage]
+        members = {name for group in self.stored.groups.values() for name in group}
+        kept = [t for t in self.segments.tensors if t.name not in self.stored.storage and t.name not in members]
         for tensor in sorted(kept, key=lambda t: (-DTYPE_BITS.get(t.dtype, 8), t.offset, t.name)):
             self._keep(tensor)
 
     def _works(self, hasher: ThreadPoolExecutor | None) -> Iterator[_Work]:
         """Read the source."""
         position = 0
-        for batch in batches(self.segments.tensors, self.gaps, self.options, self.matches, self._samples):
+        for batch in batches(self.units, self.gaps, self.options, self.matches, self._samples):
             assert batch.offset == position  # tensors and gaps tile the source
             position += batch.n_bytes
             skew = batch.offset % _DATA_ALIGN  # tensors are aligned as they are in the file
@@ -273,18 +277,18 @@ class _Packer:
             if run.last:
                 self._seen[run.tensor.name] = KEPT_PIECE_BYTES, self._crcs
         elif run.last and run.first == 0:
-            self._end_record(run.tensor, run.chunking, coded.data)
+            self._end_record(run.unit, run.chunking, coded.data)
         else:
-            if begin + len(coded.data) < run.tensor.n_bytes or run.tensor.dtype not in DTYPE_BITS:
+            if begin + len(coded.data) < run.tensor.n_bytes or not _may_be_kept(run.unit):
                 self.ledger.write(self._record_begin + begin, coded.data)
             if run.last:
-                self._end_record(run.tensor, run.chunking, None)
+                self._end_record(run.unit, run.chunking, None)
 
-    def _end_record(self, tensor: Tensor, chunking: Chunking, data: memoryview | None) -> None:
+    def _end_record(self, unit: Unit, chunking: Chunking, data: memoryview | None) -> None:
         """Write the record's head, and its chunks `data` unless they are written."""
-        crcs, record_bytes = np.array(self._crcs, np.uint32), self._offsets[-1]
-        twin = self._twin(tensor, crcs)
-        gained = record_bytes < tensor.n_bytes or tensor.dtype not in DTYPE_BITS  # an unknown dtype can't stand in a packed file's header (FORMAT 7.6)
+        tensor, crcs, record_bytes = unit.tensor, np.array(self._crcs, np.uint32), self._offsets[-1]
+        twin = None if unit.members else self._twin(tensor, crcs)
+        gained = record_bytes < tensor.n_bytes or not _may_be_kept(unit)
         if twin is not None or not gained:
             self.ledger.forget(self._record_begin)
         if twin is not None:
@@ -302,7 +306,10 @@ class _Packer:
             self.ledger.write(self._record_begin + self._offsets[0], data)
         self.position = self._record_begin + record_bytes
         needs_base = Mode.DIFFERENCE in self._modes
-        self.stored.storage[tensor.name] = "d" if needs_base else "p"
+        self.stored.storage[tensor.name] = "d" if needs_base else "g" if unit.members else "p"
+        if unit.members:
+            self._minor_version = max(self._minor_version, GROUP_MINOR_VERSION)
+            self.stored.groups[tensor.name] = unit.members
         if needs_base:
             self.stored.ranges[tensor.name] = self.matches[tensor.name]
         self.stored.heads[tensor.name] = head
@@ -341,7 +348,8 @@ class _Packer:
     # ---- header
 
     def _header(self, stored: _Stored, sha256: str) -> bytes:
-        names = [tensor.name for tensor in self.segments.tensors]
+        members = {name for group in stored.groups.values() for name in group}
+        names = [tensor.name for tensor in self.segments.tensors if tensor.name not in members]
         ranges = [stored.ranges[name] for name in names if name in stored.ranges]
         reference, ranges = self._reference(ranges)
         positions = {name: i for i, name in enumerate(names)}
@@ -357,6 +365,7 @@ class _Packer:
             None if self.segments.source_format == "safetensors" else tuple((t.dtype, t.shape, t.offset) for t in self.segments.tensors),
             reference,
             tuple(ranges),
+            tuple(len(stored.groups[name]) for name in names if name in stored.groups),
         ).to_json()
         metadata = {**(self.segments.metadata or {}), INDEX_KEY: index, INDEX_CRC_KEY: f"{active().crc32c(index.encode()):08x}"}
         return build_header(metadata, list(stored.entries.values()))
@@ -382,7 +391,11 @@ class _Packer:
         big = self.source.size * 2 + 100
         worst = _Stored()
         n_ties = 0
+        members = {name for unit in self.units for name in unit.members}
+        worst.groups |= {unit.tensor.name: unit.members for unit in self.units if unit.members}
         for tensor in self.segments.tensors:
+            if tensor.name in members:
+                continue
             packed = Entry(tensor.name, "U8", (big,), big, big)
             kept = Entry(tensor.name, tensor.dtype, tensor.shape, big, big)
             worst.entries[tensor.name] = max(packed, kept, key=lambda entry: len(f"{entry.dtype}{list(entry.shape)}"))
@@ -440,15 +453,26 @@ class _Packer:
         if [file.sha256 for file in index.base.files] != files if index.base else files:
             yield "its base"
         by_name = dict(zip(sorted(stored.ranges), ranges, strict=True))
+        first_of = {name: first for first, group in stored.groups.items() for name in group}
         for tensor in self.segments.tensors:
-            name = tensor.name
-            found, entry, head = packed.tensors[name], stored.entries[name], stored.heads.get(name)
-            there = found.tensor.dtype, found.tensor.shape, found.tensor.n_bytes, found.tensor.offset if tensor.n_bytes else tensor.offset
-            how = found.storage, found.holder, found.base, found.begin - begin, found.end - begin, found.crcs.tolist()
-            expected = stored.storage[name], stored.tied.get(name, name), by_name.get(name), entry.begin, entry.end, stored.kept_crcs.get(name, [])
-            same = there == (tensor.dtype, tensor.shape, tensor.n_bytes, tensor.offset) and how == expected
-            if not same or (head is not None and packed.record_head(found).to_bytes() != head.to_bytes()):
+            name, found = tensor.name, packed.tensors[tensor.name]
+            there = found.tensor
+            same = there.dtype == tensor.dtype and there.shape == tensor.shape and there.n_bytes == tensor.n_bytes
+            same = same and (there.offset == tensor.offset or not tensor.n_bytes)
+            if name in first_of:
+                same = same and found.storage == "m" and found.holder == first_of[name]
+            else:
+                entry, head = stored.entries[name], stored.heads.get(name)
+                how = found.storage, found.holder, found.base, found.begin - begin, found.end - begin, found.crcs.tolist()
+                expected = stored.storage[name], stored.tied.get(name, name), by_name.get(name), entry.begin, entry.end, stored.kept_crcs.get(name, [])
+                same = same and how == expected and (head is None or packed.record_head(found).to_bytes() == head.to_bytes())
+            if not same:
                 yield name
+
+
+def _may_be_kept(unit: Unit) -> bool:
+    """May it stand as it is? Not so what has no dtype that a packed file's header knows (FORMAT 7.6), or no header entry."""
+    return unit.tensor.dtype in DTYPE_BITS and not unit.members
 
 
 class _Recount:
