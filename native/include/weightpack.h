@@ -26,10 +26,10 @@ enum {
     WP_FIRST_FREQUENT = 64,   /* from here on, classes are frequent differences */
     WP_MAX_FREQUENT = 64,
     WP_NO_SCALE = -32768,     /* section 14.5 */
-    WP_MAX_SAMPLE = 4096,     /* elements of a sample of which scales are tried */
 };
 
 #define WP_MAX_CHUNK_BYTES (1u << 23)
+#define WP_MAX_SAMPLE 4096 /* elements of a sample of which scales are tried; no number of the format */
 #define WP_MAX_STREAM_BYTES ((1u << 24) - 1)
 
 /* Grouped by tens; pinned: the Python side maps them to exceptions. */

@@ -63,10 +63,8 @@ class Mode(IntEnum):
     SCALED = 4
 
 
-MINOR_VERSIONS = {Mode.DIFFERENCE: 2, Mode.SCALED: 2}
-"""The minor version of the format that knows a mode; 0 for the others (FORMAT section 12)."""
-GROUP_MINOR_VERSION = 3
-"""The one that knows groups (FORMAT 5.8)."""
+MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3}
+"""The minor version of the format that knows a mode, or a storage; 0 for the others (FORMAT section 12)."""
 
 
 def aligned(n_bytes: int) -> int:

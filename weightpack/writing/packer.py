@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from weightpack.errors import FormatError, LosslessError, OptionError, WeightpackError, located
-from weightpack.format.constants import GROUP_MINOR_VERSION, INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
+from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, table_end
@@ -308,7 +308,7 @@ class _Packer:
         needs_base = Mode.DIFFERENCE in self._modes
         self.stored.storage[tensor.name] = "d" if needs_base else "g" if unit.members else "p"
         if unit.members:
-            self._minor_version = max(self._minor_version, GROUP_MINOR_VERSION)
+            self._minor_version = max(self._minor_version, MINOR_VERSIONS["g"])
             self.stored.groups[tensor.name] = unit.members
         if needs_base:
             self.stored.ranges[tensor.name] = self.matches[tensor.name]
