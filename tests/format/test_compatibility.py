@@ -64,7 +64,7 @@ def test_writer_still_writes_the_golden_bytes(isa, tmp_path, version, name):
     if not expected["written_by"].endswith(f"zstandard {zstandard.__version__}"):
         pytest.skip(f"written with {expected['written_by']}: another zstd library may write other bytes (FORMAT section 10)")
     if "writer_changed" in expected:
-        pytest.skip(f"today's writer does better: {expected['writer_changed']}")
+        pytest.skip(f"today's writer writes it otherwise: {expected['writer_changed']}")
     golden = GOLDEN / version / f"{name}.safetensors"
     base = samples.base_path(bases_of(version, name), tmp_path / "base")
     weightpack.unpack(golden, tmp_path / "source", base=base)

@@ -133,7 +133,8 @@ def fill_on_gpu(packed: PackedFile, wanted: Sequence[tuple[str, int, torch.Tenso
         on_cpu: list[_CpuTask] = []
         cuts: list[tuple[torch.Tensor, torch.Tensor]] = []  # what is decoded in whole chunks: from, to
         for name, begin, out in wanted:
-            stored, end = packed.stored(name), begin + out.numel()
+            stored, within = packed.place(packed.stored(name))
+            begin, end = within + begin, within + begin + out.numel()
             holder = packed.stored(stored.holder)
             head = packed.record_head(holder) if holder.storage == "p" and out.numel() else None
             if head is None or head.layout.id not in decodable:
