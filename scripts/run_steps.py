@@ -51,6 +51,7 @@ STEPS = [
     Step("cross", "scripts/cross", "scripts/cross"),
     Step("oldest", None, "scripts/test-oldest"),
     Step("aarch64", None, "scripts/test-aarch64 tests/kernels tests/format tests/hostile/test_rules.py"),
+    Step("docs", None, "scripts/docs --browse"),
     Step("demo", "scripts/demo", "scripts/demo"),
     Step("demo-transformers", "scripts/demo-transformers", "scripts/demo-transformers"),
     Step("demo-ner", None, "scripts/demo-ner --quick"),

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lossless compression of model weights.
 
+Importing it changes nothing anywhere: `weightpack.enable()` lets other libraries read packed files. docs/DESIGN.md says which room holds what.
+
+Examples
+--------
 >>> import weightpack
 >>> weightpack.pack("model.safetensors")        # doctest: +SKIP
 >>> weightpack.unpack("model.wp.safetensors")   # doctest: +SKIP
-
-The road: `packer` and `unpacker` move a file; `segments` finds its tensors; `chunk_encoder` and `chunk_decoder` turn chunks of elements into coded
-chunks and back, on `coders` and `kernels`; `format` holds the bytes between.
 """
 
 from __future__ import annotations

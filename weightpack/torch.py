@@ -109,6 +109,9 @@ def load_model(model: torch.nn.Module, filename: str | os.PathLike[str], strict:
 class HuffmanCompressor(torch.nn.Module):
     """Packs a tensor of any dtype that safetensors has (weights, activations, a KV cache) into a tensor of bytes, without losing a bit.
 
+    What it gives is a tensor frame (FORMAT section 9): dtype and shape are in it, and `HuffmanDecompressor` needs nothing else. Codec and profile are part of a
+    `state_dict`, as extra state. No gradient flows through.
+
     Parameters
     ----------
     codec
@@ -117,9 +120,6 @@ class HuffmanCompressor(torch.nn.Module):
         As `weightpack.load_profile`.
     threads
         Of large tensors.
-
-    What it gives is a tensor frame (FORMAT section 9): dtype and shape are in it, and `HuffmanDecompressor` needs nothing else. Codec and profile are part of a
-    `state_dict`, as extra state. No gradient flows through.
     """
 
     def __init__(self, codec: str = "huffman", profile: str = DEFAULT_PROFILE, threads: int | None = 1) -> None:
