@@ -50,6 +50,7 @@ STEPS = [
     Step("install", "scripts/test-install", "scripts/test-install"),
     Step("cross", "scripts/cross", "scripts/cross"),
     Step("oldest", None, "scripts/test-oldest"),
+    Step("wheels", None, "scripts/wheels"),
     Step("aarch64", None, "scripts/test-aarch64 tests/kernels tests/format tests/hostile/test_rules.py"),
     Step("docs", None, "scripts/docs --browse"),
     Step("demo", "scripts/demo", "scripts/demo"),
