@@ -24,8 +24,8 @@ static void encode(unsigned isa, unsigned layout, const uint8_t *elems, size_t n
     for (size_t done = 0; done < n_elems;) {
         size_t n;
         int stopped;
-        CHECK(wp_encode_chunks(isa, layout, elems + done * wp_layout_of(layout)->elem_bytes, n_elems - done, chunk_elems, (uint32_t)e->n_chunks, codecs,
-                               1, workspace, e->bytes + e->n_bytes, e->sizes + e->n_chunks, e->crcs + e->n_chunks, &n, &stopped, &e->last) == WP_OK);
+        CHECK(wp_encode_chunks(isa, layout, elems + done * wp_layout_of(layout)->elem_bytes, n_elems - done, chunk_elems, (uint32_t)e->n_chunks, codecs, 1,
+                               workspace, e->bytes + e->n_bytes, e->sizes + e->n_chunks, e->crcs + e->n_chunks, &n, &stopped, &e->last) == WP_OK);
         CHECK(n >= 1);
         for (size_t i = 0; i < n; i++) e->n_bytes += e->sizes[e->n_chunks + i];
         e->n_chunks += n;

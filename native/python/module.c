@@ -511,7 +511,8 @@ static PyMethodDef methods[] = {
     {"decode_chunks", decode_chunks, METH_VARARGS,
      "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
     {"encode_chunks", encode_chunks, METH_VARARGS,
-     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, huffman, repeat_share, workspace, out, sizes, crcs) -> (status, n_done, facts of the last "
+     "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, huffman, repeat_share, workspace, out, sizes, crcs) -> (status, n_done, facts "
+     "of the last "
      "or None)"},
     {"encode_workspace_bytes", encode_workspace_bytes, METH_VARARGS, "encode_workspace_bytes(layout, n_elems) -> bytes"},
     {"decode_difference", decode_difference, METH_VARARGS,

@@ -43,8 +43,8 @@ static int encode(unsigned isa, const input *in, uint8_t *out, uint32_t *sizes, 
     uint8_t *to = out;
     while (status == WP_OK && done < N_CHUNKS) { /* it stops behind chunks that do not shrink */
         const size_t begin = done * CHUNK_ELEMS;
-        status = wp_encode_chunks(isa, in->layout, elems + begin * elem_bytes, N_ELEMS - begin, CHUNK_ELEMS, (uint32_t)done, (wp_codecs){1, 1}, 1, workspace, to,
-                                  sizes + done, crcs + done, &n, &stopped, &last);
+        status = wp_encode_chunks(isa, in->layout, elems + begin * elem_bytes, N_ELEMS - begin, CHUNK_ELEMS, (uint32_t)done, (wp_codecs){1, 1}, 1, workspace,
+                                  to, sizes + done, crcs + done, &n, &stopped, &last);
         if (status == WP_OK && n == 0) status = WP_ARGUMENT;
         for (size_t i = done; status == WP_OK && i < done + n; i++) to += sizes[i];
         done += n;
