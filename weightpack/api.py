@@ -101,7 +101,15 @@ def pack(
         The source changed meanwhile, or the result does not decode to it. No target is written.
     """
     path = named_path(src)
-    job = Job(thread_count(threads), overwrite, progress, options or load_profile(), verify, hf_flag, base=_base(base, path, token, cache_dir))
+    job = Job(
+        threads=thread_count(threads),
+        overwrite=overwrite,
+        progress=progress,
+        options=options or load_profile(),
+        verify=verify,
+        hf_flag=hf_flag,
+        base=_base(base, path, token, cache_dir),
+    )
     if not path.exists():
         if not is_repo_id(os.fspath(src)):
             raise _no_such(os.fspath(src))
@@ -154,7 +162,7 @@ def unpack(
         The file is a difference from a base that was not found, or is another than the one named. No target is written.
     """
     path = named_path(src)
-    job = Job(thread_count(threads), overwrite, progress, verify=verify, limits=limits, base=_found_base(base))
+    job = Job(threads=thread_count(threads), overwrite=overwrite, progress=progress, verify=verify, limits=limits, base=_found_base(base))
     if not path.exists():
         raise PathNotFoundError("no such file or directory", path=os.fspath(src))
     if in_place:
@@ -344,7 +352,7 @@ def verify(
             if not is_repo_id(text):
                 raise PathNotFoundError("no such file or directory", path=text)
             path = fetch_packed(text, revision=revision, token=token)
-        job = Job(thread_count(threads), progress=progress, limits=limits, base=_found_base(base))
+        job = Job(threads=thread_count(threads), progress=progress, limits=limits, base=_found_base(base))
         original = None if against is None or published is not None else Path(against)
         if original is not None and original.is_dir() != path.is_dir():
             raise OptionError(f"a directory is compared with a directory, a file with a file: not with {os.fspath(against or '')!r}", path=text)

@@ -112,7 +112,7 @@ class WeightpackCallback(TrainerCallback):
     # ---- packing
 
     def _job(self) -> Job:
-        return Job(self.threads, options=self.options)
+        return Job(threads=self.threads, options=self.options)
 
     def _pack(self, run: Path, step: int) -> list[PackedCheckpoint]:
         start = time.perf_counter()

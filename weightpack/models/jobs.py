@@ -76,7 +76,7 @@ class JobResult:
         return self.packed_bytes / self.source_bytes if self.source_bytes else 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """How a job is done; see `weightpack.pack` and `unpack`."""
 
