@@ -38,8 +38,8 @@ def test_beside_themselves_and_back(folder):
     targets = ("a.wp.safetensors", "b.wp.safetensors", "c.npy.wp", "model-wp")
     verified = run("verify", *targets, cwd=folder)
     assert verified.returncode == 0, verified.stderr
-    proven = [*targets[:-1], "model-wp/model.safetensors", "1"]
-    assert [line.split()[1] for line in verified.stdout.splitlines()[:-1]] == proven  # and 1 other file, config.json
+    proven = [*targets[:-1], "model-wp/model.safetensors", "1", "2"]
+    assert [line.split()[1] for line in verified.stdout.splitlines()[:-1]] == proven  # and 1 other file, config.json; all 2 files
     assert run("unpack", *targets, "--force", cwd=folder).returncode == 0
     assert {name: data for name, data in content(folder).items() if name in before} == before
 
