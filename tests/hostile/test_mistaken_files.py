@@ -19,7 +19,7 @@ from weightpack.sources.safetensors import read_header
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"7" * 64 + b"\nsize 160088\n"
 MISTAKEN = {
-    "lfs_pointer": (POINTER, "Git LFS pointer: run `git lfs pull`"),
+    "lfs_pointer": (POINTER, "Git LFS pointer.*run `git lfs pull`"),
     "html": (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "an HTML page, .*fetch the file again"),
     "html_in_capitals": (b"<HTML><HEAD><TITLE>Not Found</TITLE>", "an HTML page"),
     "xml": (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>', "XML, .*fetch the file again"),
@@ -98,9 +98,13 @@ def test_the_stock_library_gets_what_is_not_packed(tmp_path):
         packed_aware_safe_open(tmp_path / "model.safetensors", "np")
 
 
-def test_by_another_name_it_is_packed_as_bytes(tmp_path):
-    for data, _ in MISTAKEN.values():
+def test_by_another_name_it_is_packed_as_bytes_but_for_a_pointer(tmp_path):
+    for data, kind in MISTAKEN.values():
         (tmp_path / "file.bin").write_bytes(data)
+        if data == POINTER:
+            with pytest.raises(FormatError, match=kind):
+                weightpack.pack(tmp_path / "file.bin", tmp_path / "packed", overwrite=True)
+            continue
         weightpack.pack(tmp_path / "file.bin", tmp_path / "packed", overwrite=True)
         weightpack.unpack(tmp_path / "packed", tmp_path / "back", overwrite=True)
         assert (tmp_path / "back").read_bytes() == data
