@@ -72,6 +72,7 @@ void run(void (*function)()) {
 #define WP_DEVICE static inline
 #define WP_ONCE static
 #define WP_METHOD inline
+#define WP_CONSTEXPR constexpr
 #define WP_UNROLL
 WP_DEVICE Word lane_id() { return warp::running; }
 WP_DEVICE Word vote(bool is, int line = __builtin_LINE()) { return warp::common(1, is, 0, line); }

@@ -23,6 +23,7 @@ typedef unsigned long long u64;
 #define WP_DEVICE static __device__ __forceinline__
 #define WP_ONCE static __device__ __noinline__
 #define WP_METHOD __device__ __forceinline__
+#define WP_CONSTEXPR constexpr __host__ __device__
 WP_DEVICE u32 lane_id() { return threadIdx.x & 31; }
 WP_DEVICE u32 vote(bool is) { return __ballot_sync(0xffffffffu, is); }
 WP_DEVICE u32 shuffle(u32 v, u32 from) { return __shfl_sync(0xffffffffu, v, from); }
@@ -60,13 +61,7 @@ struct Warp {
 
 constexpr u32 POLYNOMIAL = 0x82f63b78u, ONE = 0x80000000u;
 
-#ifdef WP_HOST
-constexpr
-#else
-constexpr __host__ __device__
-#endif
-    u32
-    product(u32 a, u32 b) {
+WP_CONSTEXPR u32 product(u32 a, u32 b) {
     u32 p = 0;
     for (u32 i = 0; i < 32; i++) {
         if (a >> 31) p ^= b;
@@ -76,13 +71,7 @@ constexpr __host__ __device__
     return p;
 }
 
-#ifdef WP_HOST
-constexpr
-#else
-constexpr __host__ __device__
-#endif
-    u32
-    power(u32 bits) { // x^bits
+WP_CONSTEXPR u32 power(u32 bits) { // x^bits
     u32 result = ONE, square = ONE >> 1;
     for (; bits; bits >>= 1) {
         if (bits & 1) result = product(result, square);
