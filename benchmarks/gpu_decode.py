@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import weightpack  # noqa: E402
 import weightpack.torch as wt  # noqa: E402
-from weightpack.gpu.decoder import CHUNK, READ_PAST, decoder_or_reason  # noqa: E402
+from weightpack.gpu.decoder import READ_PAST, decoder_or_reason, describe  # noqa: E402
 from weightpack.io.files import LocalFile  # noqa: E402
 from weightpack.options import load_profile  # noqa: E402
 from weightpack.reading.packed_file import PackedFile  # noqa: E402
@@ -103,13 +103,7 @@ def decode_alone(path: Path, shard: dict[str, torch.Tensor]) -> dict[str, object
             continue
         head = packed.record_head(stored)
         outs[name] = torch.full((stored.tensor.n_bytes,), 0xEE, dtype=torch.uint8, device=DEVICE)
-        chunks = np.zeros(head.n_chunks, CHUNK)
-        chunks["src"] = data.data_ptr() + stored.begin + head.offsets[:-1]
-        chunks["src_bytes"] = np.diff(head.offsets)
-        chunks["dst"] = outs[name].data_ptr() + np.arange(head.n_chunks) * head.chunk_elems * head.layout.elem_bytes
-        chunks["n_elems"] = [head.elems_of(i) for i in range(head.n_chunks)]
-        chunks["number"] = np.arange(head.n_chunks)
-        chunks["crc"] = head.crcs
+        chunks = describe(head, 0, head.n_chunks, data.data_ptr() + stored.begin + int(head.offsets[0]), outs[name].data_ptr())
         groups.setdefault(head.layout.id, []).append(chunks)
     launches = []
     for layout, parts in groups.items():

@@ -12,14 +12,33 @@ import numpy as np
 
 from weightpack.format.constants import Codec, Mode
 from weightpack.format.layouts import LAYOUTS, Layout, LayoutId
-from weightpack.format.record import Chunk
+from weightpack.format.record import Chunk, RecordHead
 from weightpack.gpu.compiler import CudaError, checked, cubin
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 CHUNK = np.dtype([("src", "<u8"), ("dst", "<u8"), ("src_bytes", "<u4"), ("n_elems", "<u4"), ("number", "<u4"), ("crc", "<u4")])
 """A chunk to decode (wp_chunk in decode.cu): addresses on the device, both multiples of 16; what the chunk's place in its record says."""
+
+
+def describe(head: RecordHead, first: int, last: int, src: int, dst: int) -> NDArray[np.void]:
+    """Return chunks [first, last) of a record as CHUNK, (last - first,).
+
+    `src` is the address on the device of the first one's packed bytes, the others' follow as in the record; `dst` that of its elements, in the same way.
+    """
+    chunks, offsets = np.zeros(last - first, CHUNK), head.offsets[first : last + 1]
+    chunks["src"] = src + (offsets[:-1] - offsets[0])
+    chunks["src_bytes"] = offsets[1:] - offsets[:-1]
+    chunks["dst"] = dst + np.arange(last - first) * (head.chunk_elems * head.layout.elem_bytes)
+    chunks["n_elems"] = head.chunk_elems
+    if last == head.n_chunks:
+        chunks["n_elems"][-1] = head.elems_of(last - 1)
+    chunks["number"] = np.arange(first, last)
+    chunks["crc"] = head.crcs[first:last]
+    return chunks
+
 
 READ_PAST = 512
 """Bytes after a chunk that can be read, whatever is there, as in decode.cu."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from weightpack.errors import located
 from weightpack.gpu.compiler import CudaError
-from weightpack.gpu.decoder import CHUNK, READ_PAST, GpuDecoder, Mark, decodable, decoder_or_reason
+from weightpack.gpu.decoder import CHUNK, READ_PAST, GpuDecoder, Mark, decodable, decoder_or_reason, describe
 from weightpack.io.files import pieces
 from weightpack.io.parallel import ordered_map
 from weightpack.reading.packed_file import PackedFile, Piece, StoredTensor
@@ -95,17 +95,7 @@ class _Run:
 
     def describe(self, address: int) -> NDArray[np.void]:
         """Return its chunks for the decoder, if its packed bytes are at an address on the device."""
-        head, chunks = self.head, np.zeros(self.n_chunks, CHUNK)
-        offsets = head.offsets[self.first : self.last + 1]
-        chunks["src"] = address + (offsets[:-1] - offsets[0])
-        chunks["src_bytes"] = offsets[1:] - offsets[:-1]
-        chunks["dst"] = self.out.data_ptr() + np.arange(self.n_chunks) * self.chunk_bytes
-        chunks["n_elems"] = head.chunk_elems
-        if self.last == head.n_chunks:
-            chunks["n_elems"][-1] = head.elems_of(self.last - 1)
-        chunks["number"] = np.arange(self.first, self.last)
-        chunks["crc"] = head.crcs[self.first : self.last]
-        return chunks
+        return describe(self.head, self.first, self.last, address, self.out.data_ptr())
 
 
 _CpuTask = tuple[StoredTensor, Piece, int, "torch.Tensor"]  # a piece, and the part of it from a byte of the tensor on that goes to memory on the device

@@ -12,7 +12,7 @@ import numpy as np
 from weightpack.errors import MissingExtraError
 from weightpack.format.layouts import LAYOUTS, Layout
 from weightpack.format.record import parse_chunk, parse_record_head
-from weightpack.gpu.decoder import CHUNK, READ_PAST, GpuDecoder, decodable, decoder_or_reason, decodes
+from weightpack.gpu.decoder import READ_PAST, GpuDecoder, decodable, decoder_or_reason, decodes, describe
 from weightpack.options import PackOptions
 from weightpack.writing.record import encode_record
 
@@ -73,13 +73,7 @@ def _check(decoder: GpuDecoder, layout: Layout) -> LayoutCheck:
     head = parse_record_head(record, source.size, record.size)
     packed = torch.from_numpy(np.concatenate([record, np.zeros(READ_PAST, np.uint8)])).to(decoder.device)
     out = torch.full((source.size,), 0xEE, dtype=torch.uint8, device=decoder.device)
-    chunks, size = np.zeros(head.n_chunks, CHUNK), head.chunk_elems * layout.elem_bytes
-    chunks["src"] = packed.data_ptr() + head.offsets[:-1]
-    chunks["src_bytes"] = np.diff(head.offsets)
-    chunks["dst"] = out.data_ptr() + np.arange(head.n_chunks) * size
-    chunks["n_elems"] = [head.elems_of(i) for i in range(head.n_chunks)]
-    chunks["number"] = np.arange(head.n_chunks)
-    chunks["crc"] = head.crcs
+    chunks, size = describe(head, 0, head.n_chunks, packed.data_ptr() + int(head.offsets[0]), out.data_ptr()), head.chunk_elems * layout.elem_bytes
     on_device = torch.from_numpy(chunks.view(np.uint8)).to(decoder.device)
     status = torch.ones(head.n_chunks, dtype=torch.int32, device=decoder.device)
     stream = torch.cuda.current_stream(decoder.device)
