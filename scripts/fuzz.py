@@ -72,6 +72,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield from lead_seeds()
     yield from tables_seeds()
     yield from difference_seeds()
+    yield from quantised_seeds()
     for file in small_files():
         yield "packed", file
     for file in based_files():
@@ -197,6 +198,30 @@ def difference_seeds() -> Iterator[tuple[str, bytes]]:
         chunk = parse_chunk(encode_scaled(data, layout, 20, 0, PackOptions(codecs=("rans", "huffman"))), layout)
         assert chunk.mode == Mode.SCALED
         yield "difference", _difference_seed(int(layout.id), 1, 160, 19, chunk, b"\0\0" + bytes(chunk.streams[0][1]))
+
+
+def quantised_seeds() -> Iterator[tuple[str, bytes]]:
+    """Yield chunks of codes and scales, and what stands in them."""
+    import quantised
+
+    from weightpack.format.layouts import layout_of
+    from weightpack.format.record import Tiling
+    from weightpack.options import PackOptions
+    from weightpack.writing.quantised import Quantisation, encode_quantised, grid_named
+
+    for kind, (dtype, words), tiling in (
+        ("integers", ("F16", quantised.groups_of_integers(3, 128, "F16", 4, 32)), Tiling(32, 1, 32)),
+        ("rounded", ("F32", quantised.fake_int8(4, 60, "F32")), Tiling(60, 1, 60)),
+        ("e2m1", ("BF16", quantised.mxfp4(5, 64)), Tiling(32, 1, 32)),
+        ("e4m3", ("BF16", quantised.blocks_of_fp8(17, 24, "BF16", 0, 8)), Tiling(24, 8, 8)),
+    ):
+        layout, data = layout_of(dtype), words.reshape(-1).view(np.uint8)
+        chunk = encode_quantised(data, layout, Quantisation(grid_named(kind), tiling), PackOptions(codecs=("rans", "huffman")))
+        assert chunk is not None
+        yield "chunk", struct.pack("<BH", layout.id, words.size) + chunk
+        head = struct.pack("<BBBHHBBH", layout.id, 12, 30, words.size, tiling.cols - 1, tiling.tile_rows - 1, tiling.tile_cols - 1, 0)
+        yield "quantised", head + np.arange(1, 32, dtype="<f4").tobytes() + bytes(range(0, 250, 3))
+        yield "quantised", head[:1] + b"\3" + head[2:] + np.arange(1, 32, dtype="<f4").tobytes() + data[:800].tobytes()
 
 
 def _difference_seed(layout: int, flags: int, n: int, cols: int, chunk: Any, base: bytes) -> bytes:

@@ -39,6 +39,8 @@ class PackOptions:
         How many rANS codebooks a plane may have, 1 to 16: with more than one, rows of different scale get their own. Slower to pack, as fast to unpack.
     lead
         Code the two leading mantissa bits of floats as well, in the context of the exponent: smaller, and slower to pack and unpack.
+    quantised
+        Look for weights that were quantised once and written out again, and store them as codes and scales.
     scales
         Predict elements from scales of rows and columns where that helps much, as it does for the state of optimizers.
     """
@@ -49,6 +51,7 @@ class PackOptions:
     exhaustive: bool = False
     tables: int = 1
     lead: bool = False
+    quantised: bool = True
     scales: bool = True
 
     @property

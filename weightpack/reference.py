@@ -592,16 +592,16 @@ def skip_padding(record: Buffer, end: int) -> int:
 def decode_chunk(record: Buffer, start: int, layout: Layout, n: int, base: tuple[str, BaseOf] | None = None, first: int = 0) -> tuple[bytes, int]:
     """6.3 the ``n`` elements of the chunk at ``start``, from element ``first`` of the tensor, and the chunk's end."""
     mode, n_streams, reserved = struct.unpack("<BBH", take(record, start, 4, "chunk header"))
-    if mode > 4:
+    if mode > 5:
         raise UnsupportedError(f"chunk: mode {mode}")
     need(mode != 2 or (2 <= n_streams <= 8 and layout.name == "BYTES1"), "chunk: fields")
-    need(mode == 2 or n_streams == (layout.n_streams, 1, 0, 3, 5)[mode], f"chunk: {n_streams} streams")
+    need(mode == 2 or n_streams == (layout.n_streams, 1, 0, 3, 5, 7)[mode], f"chunk: {n_streams} streams")
     need(reserved == 0, "chunk: reserved bytes")
     table_end = end = start + 4 + 4 * n_streams
-    extra = bytes(take(record, table_end, (0, 0, n_streams, 2, 10)[mode], "end of the chunk header"))
+    extra = bytes(take(record, table_end, (0, 0, n_streams, 2, 10, 16)[mode], "end of the chunk header"))
     end += len(extra)
     frequent: tuple[int, ...] = ()
-    if mode >= 3:  # 6.7, 6.8
+    if mode in (3, 4):  # 6.7, 6.8
         need(extra[1] <= 64, f"chunk: N_Frequent is {extra[1]}")
         frequent = struct.unpack(f"<{extra[1]}I", take(record, end, 4 * extra[1], "end of the chunk header"))
         end += 4 * extra[1]
@@ -623,6 +623,8 @@ def decode_chunk(record: Buffer, start: int, layout: Layout, n: int, base: tuple
         shift, _, cols, phase = struct.unpack("<BBII", extra)
         scaled = scaled_elements(layout, cols, phase, streams[:2], n)
         return decode_difference(layout, shift, frequent, scaled, streams[2:]), end
+    if mode == 5:  # 6.9
+        return decode_quantised(layout, extra, streams, n), end
     return decode_split(layout, streams, n), end
 
 
@@ -1266,6 +1268,54 @@ def decode_rest(frame: bytes, n: int) -> bytes:
         raise CorruptError(f"item: the rest: {error}") from None
     need(len(rest) == n, "item: the rest has another length")
     return bytes(rest)
+
+
+# ------------------------------------------------------------------------------------------------------ 18 Quantised elements
+
+
+def decode_quantised(layout: Layout, extra: bytes, streams: list[tuple[int, memoryview]], n: int) -> bytes:
+    """18 the ``n`` elements of a chunk of codes and scales; ``extra`` is what stands after the stream table."""
+    cols, tile_rows, tile_cols, n_values, reserved = struct.unpack("<IIIHH", extra)
+    need(reserved == 0 and 1 <= n_values <= 256, f"quantised: N_Values is {n_values}")  # 6.9
+    need(all(1 <= side <= 1 << 23 for side in (cols, tile_rows, tile_cols)) and tile_cols <= cols, "quantised: bad tiles")
+    name = layout.name.removesuffix("_LEAD")
+    need(name in ("BF16", "F16", "F32"), f"quantised: layout {layout.name}")
+    across = ceil_div(cols, tile_cols)
+    n_tiles = ceil_div(ceil_div(n, cols), tile_rows) * across
+    need(n_tiles <= n, f"quantised: {n_tiles} tiles of {n} elements")
+    values = decode_stream(*streams[0], 4 * n_values).view("<f4").astype(np.float64)
+    scale_bits = np.zeros(n_tiles, np.uint32)
+    for stream in streams[1:5]:
+        scale_bits = scale_bits << np.uint32(8) | decode_stream(*stream, n_tiles)
+    codes = decode_stream(*streams[5], n)
+    need(codes.max() < n_values, "quantised: a code without a value")
+    verbatim = scale_bits == 0xFFFFFFFF
+    scales = np.where(verbatim, 0x3F800000, scale_bits).astype("<u4").view("<f4").astype(np.float64)
+    for numbers, zeros in ((values, True), (scales, False)):
+        need(bool(np.isfinite(numbers).all()), "quantised: no number")
+        need(bool(np.all((np.abs(numbers) >= 2.0**-126) | (zeros & (numbers == 0)))), "quantised: a subnormal number")
+    need(bool((scales > 0).all()), "quantised: a negative scale")
+    sizes = np.abs(values[values != 0])
+    if sizes.size and not verbatim.all():  # 18.3; the products of doubles are exact
+        products = np.outer(scales[~verbatim][[scales[~verbatim].argmin(), scales[~verbatim].argmax()]], [sizes.min(), sizes.max()])
+        need(products[0, 0] >= 2.0**-126 and products[1, 1] <= (2 - 2.0**-23) * 2.0**127, "quantised: a product out of range")
+    row, col = np.divmod(np.arange(n), cols)
+    tile = row // tile_rows * across + col // tile_cols
+    single = (scales[tile] * values[codes]).astype("<f4")
+    if name == "F32":
+        elems: npt.NDArray[Any] = single.view("<u4").copy()
+    elif name == "F16":
+        with np.errstate(over="ignore"):
+            elems = single.astype("<f2").view("<u2").copy()
+    else:
+        bits = single.view("<u4")
+        elems = ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+    lone = verbatim[tile]
+    need(not codes[lone].any(), "quantised: a code in a verbatim tile")
+    codec, kept = streams[6]
+    need(codec in (0, 4) or codec not in (*CODECS, CONTEXT, CONDITIONAL), f"verbatim: codec {codec}")  # 18.2
+    elems[lone] = decode_stream(codec, kept, int(lone.sum()) * layout.elem_bytes).view(elems.dtype)
+    return elems.tobytes()
 
 
 # -------------------------------------------------------------------------------------------------------------- Command line

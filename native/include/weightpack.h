@@ -26,11 +26,14 @@ enum {
     WP_FIRST_FREQUENT = 64,   /* from here on, classes are frequent differences */
     WP_MAX_FREQUENT = 64,
     WP_NO_SCALE = -32768,     /* section 14.5 */
+    WP_MAX_TILE_SIDE = 8388608, /* section 18.1 */
 };
 
 #define WP_MAX_CHUNK_BYTES (1u << 23)
+#define WP_MAX_ANCHORS 16   /* of a grid; no number of the format */
 #define WP_MAX_SAMPLE 4096 /* elements of a sample of which scales are tried; no number of the format */
 #define WP_MAX_STREAM_BYTES ((1u << 24) - 1)
+#define WP_VERBATIM_TILE 0xFFFFFFFFu /* in place of a scale: section 18.2 */
 
 /* Grouped by tens; pinned: the Python side maps them to exceptions. */
 typedef enum {
@@ -42,13 +45,14 @@ typedef enum {
     WP_ARGUMENT = 40,        /* the caller broke this header's contract */
     WP_NO_SPACE = 41,        /* the output buffer is too small: nothing useful was written */
     WP_NEEDS_ZSTD = 50,      /* a stream is zstd: expand it, and come again with a raw one */
-    WP_NEEDS_CALLER = 51,    /* the chunk's mode is beyond a decoder of chunks: put its fields together (section 6.6), or find its base (6.7, 6.8) */
+    WP_NEEDS_CALLER =
+        51, /* the chunk's mode is beyond a decoder of chunks: put its fields together (section 6.6), find its base (6.7, 6.8), or look its codes up (6.9) */
 } wp_status;
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
 /* Section 6.3: how a chunk is coded. */
-typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE_DIFFERENCE = 3, WP_MODE_SCALED = 4 } wp_mode;
+typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE_DIFFERENCE = 3, WP_MODE_SCALED = 4, WP_MODE_QUANTISED = 5 } wp_mode;
 
 typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_CONDITIONAL = 7, WP_N_CODECS } wp_codec;
 
@@ -74,9 +78,9 @@ typedef enum {
 /* Section 7. */
 typedef struct {
     uint8_t elem_bytes;
-    uint8_t n_planes;                    /* symbol planes */
-    uint8_t plane_bits[WP_MAX_PLANES];   /* width of each symbol */
-    uint8_t raw_bits;                    /* r: width of the raw word; 0: none, the elements are no floats */
+    uint8_t n_planes; /* symbol planes */
+    uint8_t plane_bits[WP_MAX_PLANES]; /* width of each symbol */
+    uint8_t raw_bits; /* r: width of the raw word; 0: none, the elements are no floats */
     uint8_t exponent_shift, exponent_bits; /* where an element says how large it is (section 14.4); 0 bits: nowhere */
 } wp_layout;
 
@@ -111,7 +115,7 @@ size_t wp_bits_bound(unsigned layout, size_t n_elems);
 
 /* A rANS codebook: which symbols are coded, and how often. Integer arithmetic only, so the same everywhere. */
 typedef struct {
-    uint8_t n_symbols;       /* K */
+    uint8_t n_symbols; /* K */
     uint8_t escape_freq;
     uint8_t symbols[16];
     uint8_t freqs[16];
@@ -137,19 +141,19 @@ wp_status wp_huffman_encode(const uint8_t lengths[256], const uint8_t *symbols, 
 
 /* One stream of an encoded chunk, and the plane that it stands for. */
 typedef struct {
-    unsigned codec;          /* constant, rans, tables, context, huffman or raw */
-    size_t begin, n_bytes;   /* of the stream, from the chunk's begin */
-    const uint8_t *plane;    /* what was encoded; in the workspace, until its next use */
+    unsigned codec; /* constant, rans, tables, context, huffman or raw */
+    size_t begin, n_bytes; /* of the stream, from the chunk's begin */
+    const uint8_t *plane; /* what was encoded; in the workspace, until its next use */
     size_t plane_bytes;
-    size_t repeats;          /* wp_sample_repeats of the plane */
+    size_t repeats; /* wp_sample_repeats of the plane */
 } wp_encoded_stream;
 
 typedef struct {
     wp_encoded_stream streams[WP_MAX_STREAMS];
     unsigned n_streams;
-    size_t n_bytes;          /* of the chunk, padding included */
-    size_t repeats;          /* wp_sample_repeats of the elements */
-    uint32_t crc;            /* of u32 chunk_number || elements */
+    size_t n_bytes; /* of the chunk, padding included */
+    size_t repeats; /* wp_sample_repeats of the elements */
+    uint32_t crc; /* of u32 chunk_number || elements */
 } wp_encoded_chunk;
 
 /* Which codecs are allowed: rans with up to `most_tables` codebooks, or context (0: neither), and huffman. */
@@ -236,6 +240,33 @@ wp_status wp_scaled_base(unsigned layout, const uint8_t *scales, size_t n_scales
  * entropy of eighths of an octave, in sixteenths of a bit, less that of what the scales leave. 0 if all are zero. `logs[v]` is floor(16 * log2(v)) for v up
  * to WP_MAX_SAMPLE. */
 int wp_scales_gain(const uint16_t *upper, size_t n_rows, size_t n_cols, const uint8_t logs[WP_MAX_SAMPLE + 1]);
+
+/* ---- Section 18: elements that are a value times the scale of their tile. Layouts of BF16, F16 and F32. */
+
+/* Section 18.1: rows of `cols` elements, cut into tiles of tile_rows times tile_cols. */
+typedef struct { size_t cols, tile_rows, tile_cols; } wp_tiling;
+
+/* How many tiles n_elems (at least 1) are; each member of the tiling is at least 1. */
+size_t wp_tiles(wp_tiling tiling, size_t n_elems);
+
+/* Decodes a chunk whose planes are decoded: `values` are n_values floats (u32, 1..256 of them), `scales` the four byte planes of the tiles' scales, the highest
+ * first, `codes` n_elems numbers of values, `verbatim` the elements of the tiles that have no scale. Returns the CRC as wp_decode_streams does. */
+wp_status wp_quantised_decode(unsigned isa, unsigned layout, const uint8_t *values, size_t n_values, const uint8_t *scales, wp_tiling tiling,
+                              const uint8_t *codes, size_t n_elems, const uint8_t *verbatim, size_t verbatim_bytes, uint32_t chunk_number, uint8_t *out,
+                              uint32_t *crc);
+
+/* What elements may have been quantised to: `values`, ascending floats (u32; minus zero, if it is there, before zero). A tile's scale is looked for with its
+ * least element that is no zero (from_least), or its largest, taken for each of the anchors in turn. */
+typedef struct {
+    uint32_t values[256], anchors[WP_MAX_ANCHORS];
+    unsigned n_values, n_anchors, from_least;
+} wp_grid;
+
+/* Finds the scale of each tile, the simplest that gives every element exactly, WP_VERBATIM_TILE if there is none, and each element's number in the grid's
+ * values, 0 in such tiles; counts the elements of those in `n_verbatim`. `scratch`, aligned to 4, holds wp_quantised_scratch(n_elems) bytes. */
+wp_status wp_quantised_fit(unsigned layout, const uint8_t *elems, size_t n_elems, wp_tiling tiling, const wp_grid *grid, uint8_t *scratch, uint32_t *scales,
+                           uint8_t *codes, size_t *n_verbatim);
+size_t wp_quantised_scratch(size_t n_elems);
 
 /* How many 8-byte words of a sample repeat an earlier one? The packer's cue to try zstd. The sample is two runs of up to 8 KiB, from the begin and from the
  * middle (rounded down to 8), each counted for itself; less than a word at a run's end is ignored. Up to 4096 bytes are looked at as a whole, wherever what

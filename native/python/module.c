@@ -472,6 +472,82 @@ static PyObject *scales_gain(PyObject *self, PyObject *args) {
     return PyErr_Occurred() ? NULL : PyLong_FromLong(gain);
 }
 
+static PyObject *quantised_decode(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, chunk_number;
+    Py_ssize_t cols, tile_rows, tile_cols, n_elems;
+    Py_buffer values, scales, codes, verbatim, out;
+    uint32_t crc = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "IIy*y*nnny*y*Iw*", &isa, &layout, &values, &scales, &cols, &tile_rows, &tile_cols, &codes, &verbatim, &chunk_number, &out))
+        return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    n_elems = codes.len;
+    if (isa_ok(isa) && fits(l && n_elems > 0 && out.len / l->elem_bytes >= n_elems, "out") &&
+        fits(cols > 0 && tile_rows > 0 && tile_cols > 0 && values.len % 4 == 0, "tiling or values")) {
+        const wp_tiling tiling = {(size_t)cols, (size_t)tile_rows, (size_t)tile_cols};
+        if (fits((size_t)scales.len == 4 * wp_tiles(tiling, (size_t)n_elems), "scales")) {
+            Py_BEGIN_ALLOW_THREADS
+            status = wp_quantised_decode(isa, layout, BYTES(values), (size_t)values.len / 4, BYTES(scales), tiling, BYTES(codes), (size_t)n_elems,
+                                         BYTES(verbatim), (size_t)verbatim.len, chunk_number, out.buf, &crc);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&scales);
+    PyBuffer_Release(&codes);
+    PyBuffer_Release(&verbatim);
+    PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(iI)", (int)status, (unsigned)crc);
+}
+
+static PyObject *quantised_scratch(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "n", &n)) return NULL;
+    return PyLong_FromSize_t(n < 0 ? 0 : wp_quantised_scratch((size_t)n));
+}
+
+static PyObject *quantised_fit(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned layout;
+    int from_least;
+    Py_ssize_t cols, tile_rows, tile_cols;
+    Py_buffer elems, values, anchors, scratch, scales, codes;
+    wp_grid grid = {0};
+    size_t n_verbatim = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "Iy*nnny*y*pw*w*w*", &layout, &elems, &cols, &tile_rows, &tile_cols, &values, &anchors, &from_least, &scratch, &scales, &codes))
+        return NULL;
+    const wp_layout *l = wp_layout_of(layout);
+    const size_t n_elems = l ? (size_t)elems.len / l->elem_bytes : 0;
+    if (fits(n_elems && (size_t)elems.len == n_elems * l->elem_bytes && (size_t)codes.len == n_elems, "elems or codes") &&
+        fits(cols > 0 && tile_rows > 0 && tile_cols > 0, "tiling") && fits(values.len % 4 == 0 && values.len <= (Py_ssize_t)sizeof grid.values, "values") &&
+        fits(anchors.len % 4 == 0 && anchors.len <= (Py_ssize_t)sizeof grid.anchors, "anchors") &&
+        fits((size_t)scratch.len >= wp_quantised_scratch(n_elems) && (uintptr_t)scratch.buf % 4 == 0, "scratch")) {
+        const wp_tiling tiling = {(size_t)cols, (size_t)tile_rows, (size_t)tile_cols};
+        memcpy(grid.values, values.buf, (size_t)values.len);
+        memcpy(grid.anchors, anchors.buf, (size_t)anchors.len);
+        grid.n_values = (unsigned)values.len / 4;
+        grid.n_anchors = (unsigned)anchors.len / 4;
+        grid.from_least = (unsigned)from_least;
+        if (fits((size_t)scales.len == 4 * wp_tiles(tiling, n_elems) && (uintptr_t)scales.buf % 4 == 0, "scales")) {
+            Py_BEGIN_ALLOW_THREADS
+            status = wp_quantised_fit(layout, BYTES(elems), n_elems, tiling, &grid, scratch.buf, scales.buf, codes.buf, &n_verbatim);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&anchors);
+    PyBuffer_Release(&scratch);
+    PyBuffer_Release(&scales);
+    PyBuffer_Release(&codes);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)n_verbatim);
+}
+
 static PyObject *equal(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer one, other;
@@ -525,6 +601,11 @@ static PyMethodDef methods[] = {
      "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
     {"scaled_base", scaled_base, METH_VARARGS, "scaled_base(layout, scales, n_cols, phase, signs, n_elems, base) -> status"},
     {"scales_gain", scales_gain, METH_VARARGS, "scales_gain(upper, n_cols, logs) -> gain"},
+    {"quantised_decode", quantised_decode, METH_VARARGS,
+     "quantised_decode(isa, layout, values, scales, cols, tile_rows, tile_cols, codes, verbatim, chunk_number, out) -> (status, crc)"},
+    {"quantised_scratch", quantised_scratch, METH_VARARGS, "quantised_scratch(n_elems) -> bytes"},
+    {"quantised_fit", quantised_fit, METH_VARARGS,
+     "quantised_fit(layout, elems, cols, tile_rows, tile_cols, values, anchors, from_least, scratch, scales, codes) -> (status, n_verbatim)"},
     {"equal", equal, METH_VARARGS, "equal(one, other) -> bool"},
     {"sample_repeats", sample_repeats, METH_VARARGS, "sample_repeats(data) -> count"},
     {NULL, NULL, 0, NULL},

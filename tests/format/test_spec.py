@@ -91,6 +91,9 @@ OF_THE_TEXT = {
     "MAX_FREQUENT": (r"`u8 N_Frequent` \(0\.\.(\d+)\)", int),
     "NO_SCALE": (r"If one of the two is (-\d+),", int),
     "MAX_SCALED_COLS": (r"`Cols` is 1\.\.2\^(\d+)", lambda text: 1 << int(text)),
+    "MAX_TILE_SIDE": (r"`u32 Tile_Cols`, each 1\.\.2\^(\d+)", lambda text: 1 << int(text)),
+    "MAX_VALUES": (r"`u16 N_Values`, 1\.\.(\d+)", int),
+    "VERBATIM_TILE": (r"or `(0x\w+)`: the tile is \*verbatim\*", lambda text: int(text, 16)),
     "MAX_SCALE_BYTES": (r"symbols, at most 2\^(\d+), is `n_rows`", lambda text: 1 << int(text)),
 }
 

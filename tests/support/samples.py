@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import quantised
 
 from weightpack.format.layouts import layout_of
 
@@ -419,6 +420,18 @@ def decode_one(backend, layout, chunk, n_elems, number, crc, out):
     """Decode one chunk with a backend; False, and nothing done, if it has zstd streams."""
     offsets, crcs = np.array([0, len(chunk)], np.int64), np.array([crc], np.uint32)
     return backend.decode_chunks(layout, chunk, offsets, crcs, 0, n_elems, n_elems, number, out) == 1
+
+
+def quantised_file() -> bytes:
+    """Weights that were quantised and written out again, of several kinds and dtypes, and one that was not."""
+    kinds = quantised.kinds(128, 128)
+    names = ("fp8 blocks, bf16", "fp8 blocks, fp32", "int4 groups, fp16", "int8 rows, fp32", "int8 columns, fp16", "MXFP4, bf16", "NF4, fp16", "palette, fp16")
+    tensors = {name: (kinds[name][0], kinds[name][1].shape, kinds[name][1].tobytes()) for name in names}
+    spoilt = kinds["int4 groups, fp16"][1].copy()
+    spoilt[::8, 5] ^= 0x155
+    tensors["spoilt"] = "F16", spoilt.shape, spoilt.tobytes()
+    tensors["ordinary"] = "BF16", (64, 256), weights(64 * 256, "BF16")
+    return safetensors_file(tensors)
 
 
 def tiny_file() -> bytes:

@@ -3,7 +3,7 @@
 
 from enum import IntEnum
 
-VERSION = (1, 3)
+VERSION = (1, 4)
 
 INDEX_KEY = "weightpack"
 INDEX_CRC_KEY = "weightpack.crc32c"
@@ -32,6 +32,9 @@ NO_SCALE = -32768  # 14.5
 
 MAX_SCALED_COLS = 1 << 20
 MAX_SCALE_BYTES = 1 << 22
+MAX_TILE_SIDE = 1 << 23  # 18.1
+MAX_VALUES = 256  # 18.2
+VERBATIM_TILE = 0xFFFFFFFF
 
 
 class Codec(IntEnum):
@@ -61,9 +64,10 @@ class Mode(IntEnum):
     FIELDS = 2
     DIFFERENCE = 3
     SCALED = 4
+    QUANTISED = 5
 
 
-MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3}
+MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4}
 """The minor version of the format that knows a mode, or a storage; 0 for the others (FORMAT section 12)."""
 
 

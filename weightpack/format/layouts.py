@@ -96,6 +96,11 @@ class Layout:
         return self.elem_bytes <= 4
 
     @property
+    def has_products(self) -> bool:
+        """May elements be a value times a scale (FORMAT section 18)? Floats that a single-precision product is rounded to."""
+        return self.is_float and self.elem_bytes in (2, 4)
+
+    @property
     def has_scales(self) -> bool:
         """May scales of rows and columns predict elements (FORMAT 14.5)? They make floats of 8 exponent bits."""
         return self.is_float and self.exponent_bits == 8

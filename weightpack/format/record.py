@@ -6,12 +6,23 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from weightpack.errors import CorruptionError, TruncatedError, UnsupportedError
-from weightpack.format.constants import ALIGN_BYTES, BLOCK_ELEMS, MAX_CHUNK_BYTES, MAX_FREQUENT, MAX_SCALED_COLS, MAX_STREAMS, Mode, aligned
+from weightpack.format.constants import (
+    ALIGN_BYTES,
+    BLOCK_ELEMS,
+    MAX_CHUNK_BYTES,
+    MAX_FREQUENT,
+    MAX_SCALED_COLS,
+    MAX_STREAMS,
+    MAX_TILE_SIDE,
+    MAX_VALUES,
+    Mode,
+    aligned,
+)
 from weightpack.format.layouts import LAYOUTS, Layout
 
 if TYPE_CHECKING:
@@ -24,7 +35,9 @@ CHUNK_HEAD_BYTES = 4
 _HEAD = struct.Struct("<BBHI")
 _MODE = struct.Struct("<BBH")
 _SCALED = struct.Struct("<II")
-_N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5}
+_QUANTISED = struct.Struct("<IIIHH")
+_N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5, Mode.QUANTISED: 7}
+_BEHIND_TABLE = {Mode.DIFFERENCE: 2, Mode.SCALED: 2 + _SCALED.size, Mode.QUANTISED: _QUANTISED.size}  # bytes that every chunk of the mode has there
 _MODES = frozenset(Mode)
 
 
@@ -104,12 +117,32 @@ def parse_record_head(data: Buffer, n_bytes: int, record_bytes: int) -> RecordHe
     return RecordHead(layout, n_elems, chunk_elems, offsets, table[:, 1].copy())
 
 
+class Tiling(NamedTuple):
+    """Rows of `cols` elements, cut into tiles of `tile_rows` times `tile_cols`, each of which has a scale (FORMAT 18.1)."""
+
+    cols: int
+    tile_rows: int
+    tile_cols: int
+
+    def tiles(self, n_elems: int) -> int:
+        """Count the tiles of a chunk of `n_elems`."""
+        n_rows = -(-n_elems // self.cols)
+        return -(-n_rows // self.tile_rows) * -(-self.cols // self.tile_cols)
+
+    def tile_of(self, n_elems: int) -> NDArray[np.int64]:
+        """Return the number of the tile of each element of a chunk, (n_elems,)."""
+        row, col = np.divmod(np.arange(n_elems), self.cols)
+        number: NDArray[np.int64] = row // self.tile_rows * -(-self.cols // self.tile_cols) + col // self.tile_cols
+        return number
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A parsed chunk: its mode, (codec, stream) pairs, and what some modes have besides.
 
     `widths`: of fields, in bytes. `shift`: of differences, the low bits that are dropped; `frequent`: u32, those that are classes of their own. `cols` and
-    `phase`: elements of a row, and the column of the chunk's first element.
+    `phase`: elements of a row, and the column of the chunk's first element. `tiling` and `n_values`: of what was quantised, its tiles, and how many values
+    the codes stand for.
     """
 
     mode: Mode
@@ -119,6 +152,8 @@ class Chunk:
     frequent: bytes = b""
     cols: int = 0
     phase: int = 0
+    tiling: Tiling | None = None
+    n_values: int = 0
 
 
 def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
@@ -136,7 +171,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
     if reserved or not good:
         raise CorruptionError("the chunk's header is damaged")
     table_end = _MODE.size + 4 * n_streams
-    position = table_end + {Mode.FIELDS: n_streams, Mode.DIFFERENCE: 2, Mode.SCALED: 2 + _SCALED.size}.get(Mode(mode), 0)
+    position = table_end + (n_streams if mode == Mode.FIELDS else _BEHIND_TABLE.get(Mode(mode), 0))
     if len(view) < position:
         raise TruncatedError("the chunk ends inside its stream table")
     frequent = b""
@@ -160,6 +195,12 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         cols, phase = _SCALED.unpack_from(view, table_end + 2)
         if not 0 < cols <= MAX_SCALED_COLS or phase >= cols:
             raise CorruptionError("the rows of the chunk are impossible")
+    tiling, n_values = None, 0
+    if mode == Mode.QUANTISED:
+        *sides, n_values, reserved = _QUANTISED.unpack_from(view, table_end)
+        tiling = Tiling(*sides)
+        if reserved or not 0 < n_values <= MAX_VALUES or not all(0 < side <= MAX_TILE_SIDE for side in tiling) or tiling.tile_cols > tiling.cols:
+            raise CorruptionError("the tiles of the chunk are impossible")
     if shift and shift + 2 > 8 * layout.elem_bytes:
         raise CorruptionError("the chunk drops more bits than its elements have")
     streams = []
@@ -171,7 +212,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         position = end
     if len(view) - position >= 16 or any(view[position:]):
         raise CorruptionError("the chunk has bytes behind its last stream")
-    return Chunk(Mode(mode), tuple(streams), widths, shift, frequent, cols, phase)
+    return Chunk(Mode(mode), tuple(streams), widths, shift, frequent, cols, phase, tiling, n_values)
 
 
 def chunk_bound(layout: Layout, n_elems: int) -> int:
@@ -192,6 +233,11 @@ def build_difference_chunk(streams: Sequence[Stream], shift: int, frequent: Word
     """Serialise a chunk of the mode *difference*, or of the mode *scaled* if `rows` (elements of a row, column of the first) are given."""
     head = bytes((shift, frequent.size)) + (b"" if rows is None else _SCALED.pack(*rows))
     return build_chunk(Mode.DIFFERENCE if rows is None else Mode.SCALED, streams, head + frequent.astype("<u4").tobytes())
+
+
+def build_quantised_chunk(streams: Sequence[Stream], tiling: Tiling, n_values: int) -> bytes:
+    """Serialise a chunk of the mode *quantised*."""
+    return build_chunk(Mode.QUANTISED, streams, _QUANTISED.pack(*tiling, n_values, 0))
 
 
 def build_chunk(mode: Mode, streams: Sequence[Stream], behind_table: Sequence[int] = ()) -> bytes:

@@ -18,10 +18,13 @@ import numpy as np
 from weightpack.errors import OptionError
 from weightpack.kernels import native
 from weightpack.kernels.interface import (
+    MAX_ANCHORS,
     ConditionalBooks,
     DifferenceCode,
     EncodedChunks,
     EncodedPlane,
+    FittedTiles,
+    Grid,
     Kernels,
     NativeCodecs,
     RansBook,
@@ -35,8 +38,8 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer, Bytes
 
 __all__ = [
-    "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "Kernels", "NativeCodecs", "RansBook", "SplitChunk", "SplitPlanes", "active",
-    "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
+    "MAX_ANCHORS", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "FittedTiles", "Grid", "Kernels", "NativeCodecs", "RansBook",
+    "SplitChunk", "SplitPlanes", "active", "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
 ]  # fmt: skip
 
 

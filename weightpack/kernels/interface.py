@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
+    from weightpack.format.record import Tiling
 
 
 def numbered_crc(crc32c: Callable[[Buffer, int], int], data: Bytes, chunk_number: int) -> int:
@@ -107,6 +108,30 @@ class ConditionalBooks(NamedTuple):
     n_rates: int
 
 
+MAX_ANCHORS = 16
+
+
+class Grid(NamedTuple):
+    """What elements may have been quantised to: values that a tile's scale multiplies.
+
+    `values` are (n,) float32, n at most 256, ascending; minus zero, if there is one, stands before zero. A tile's scale is looked for with its least magnitude
+    that is no zero, or its largest, taken for each of the `anchors`, (m,) float32 with m at most `MAX_ANCHORS`, in turn.
+    """
+
+    name: str
+    values: NDArray[np.float32]
+    anchors: NDArray[np.float32]
+    from_least: bool
+
+
+class FittedTiles(NamedTuple):
+    """Of each tile its scale, the bits of a float32, or `VERBATIM_TILE`; of each element the number of its value; elements of the tiles without a scale."""
+
+    scales: Words
+    codes: Bytes
+    n_verbatim: int
+
+
 class Kernels(Protocol):
     """What a backend provides. Buffers are C-contiguous uint8 arrays or bytes-likes; all functions release the GIL where they can."""
 
@@ -191,6 +216,18 @@ class Kernels(Protocol):
 
         That is the entropy of eighths of an octave, less that of what the scales leave. `upper` is (n_rows, n_cols) uint16, at most 4096 values: the 15 bits
         behind the elements' signs, of which zeros are left out.
+        """
+
+    def quantised_fit(self, layout: Layout, elems: Bytes, tiling: Tiling, grid: Grid) -> FittedTiles:
+        """Find each tile's scale: the simplest that makes every element of it, exactly, from a value of the grid (FORMAT section 18)."""
+
+    def quantised_decode(
+        self, layout: Layout, values: Bytes, scales: Bytes, tiling: Tiling, codes: Bytes, verbatim: Buffer, chunk_number: int, out: Bytes
+    ) -> int:
+        """Multiply values and scales (FORMAT section 18) into `out`; return the CRC as `decode_streams` does.
+
+        `values` are the bytes of float32s, `scales` (4 * n_tiles,) the byte planes of the tiles', the highest first, `codes` (n_elems,) the numbers of values,
+        `verbatim` the elements of tiles without a scale.
         """
 
     def equal(self, one: Bytes, other: Bytes) -> bool:

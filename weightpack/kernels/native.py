@@ -13,7 +13,7 @@ from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, Un
 from weightpack.format.constants import BLOCK_ELEMS, N_CELLS, N_CLASSES
 from weightpack.io.parallel import Scratch
 from weightpack.kernels.integers import logs_16
-from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, RansBook, SplitChunk, SplitPlanes
+from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, FittedTiles, RansBook, SplitChunk, SplitPlanes
 
 try:
     from weightpack import _core
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import NativeCodecs
+    from weightpack.format.record import Tiling
+    from weightpack.kernels.interface import Grid, NativeCodecs
 
 
 class Status(IntEnum):
@@ -191,6 +192,21 @@ class NativeKernels:
 
     def scales_gain(self, upper: NDArray[np.uint16]) -> int:
         return _core.scales_gain(upper, upper.shape[1], logs_16())
+
+    def quantised_fit(self, layout: Layout, elems: Bytes, tiling: Tiling, grid: Grid) -> FittedTiles:
+        n = elems.size // layout.elem_bytes
+        scales, codes = np.empty(tiling.tiles(n), np.uint32), np.empty(n, np.uint8)
+        scratch = self._scratch.get(_core.quantised_scratch(n))
+        status, n_verbatim = _core.quantised_fit(layout.id, elems, *tiling, grid.values, grid.anchors, grid.from_least, scratch, scales, codes)
+        _check(status)
+        return FittedTiles(scales, codes, n_verbatim)
+
+    def quantised_decode(
+        self, layout: Layout, values: Bytes, scales: Bytes, tiling: Tiling, codes: Bytes, verbatim: Buffer, chunk_number: int, out: Bytes
+    ) -> int:
+        status, crc = _core.quantised_decode(self._isa, layout.id, values, scales, *tiling, codes, verbatim, chunk_number, out)
+        _check(status)
+        return crc
 
     def equal(self, one: Bytes, other: Bytes) -> bool:
         return _core.equal(one, other)

@@ -20,6 +20,7 @@ from weightpack.kernels.numpy_crc import crc32c
 from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, modular_differences, scaled_base, scales_gain
 from weightpack.kernels.numpy_huffman import huffman_encode, huffman_lengths
 from weightpack.kernels.numpy_planes import merge, split
+from weightpack.kernels.numpy_quantised import quantised_decode, quantised_fit
 from weightpack.kernels.numpy_rans import conditional_encode, rans_choose, rans_encode
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-    from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, NativeCodecs, RansBook, SplitPlanes
+    from weightpack.format.record import Tiling
+    from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, FittedTiles, Grid, NativeCodecs, RansBook, SplitPlanes
 
 _SAMPLE_BYTES = 1 << 13
 _TINY_BYTES, _HASH_BITS, _LEAST_MATCH, _MATCH_COST = 4096, 11, 6, 5  # as in native/src/encode.c
@@ -89,7 +91,7 @@ class NumpyKernels:
         expect(len(begins) == len(crcs) + 1 and 0 < n_elems <= chunk_elems * len(crcs) and begins[-1] <= len(view), "chunks")
         for i in range(first, len(crcs)):
             with located(chunk=first_number + i):
-                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] in (Mode.FIELDS, Mode.DIFFERENCE, Mode.SCALED):
+                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] in (Mode.FIELDS, Mode.DIFFERENCE, Mode.SCALED, Mode.QUANTISED):
                     return i  # the caller's, good or bad
                 parsed = parse_chunk(view[begins[i] : begins[i + 1]], layout)
                 if any(codec == Codec.ZSTD for codec, _ in parsed.streams):
@@ -134,6 +136,15 @@ class NumpyKernels:
 
     def scales_gain(self, upper: NDArray[np.uint16]) -> int:
         return scales_gain(upper)
+
+    def quantised_fit(self, layout: Layout, elems: Bytes, tiling: Tiling, grid: Grid) -> FittedTiles:
+        return quantised_fit(layout, elems, tiling, grid)
+
+    def quantised_decode(
+        self, layout: Layout, values: Bytes, scales: Bytes, tiling: Tiling, codes: Bytes, verbatim: Buffer, chunk_number: int, out: Bytes
+    ) -> int:
+        quantised_decode(layout, values, scales, tiling, codes, verbatim, out)
+        return numbered_crc(crc32c, out[: codes.size * layout.elem_bytes], chunk_number)
 
     def equal(self, one: Bytes, other: Bytes) -> bool:
         return equal_bytes(one, other)

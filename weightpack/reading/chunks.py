@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.errors import ChecksumError, CorruptionError, located
+from weightpack.errors import ChecksumError, CorruptionError, UnsupportedError, located
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
 from weightpack.format.layouts import LAYOUTS, LayoutId
-from weightpack.format.record import Chunk, parse_chunk
+from weightpack.format.record import Chunk, Tiling, parse_chunk
 from weightpack.format.zstd import decode_frame, decode_frame_of_at_most
 from weightpack.kernels import active, chunk_crc
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
+
+_CODECS = frozenset(Codec)
 
 
 def decode_chunks(
@@ -65,6 +67,8 @@ def decode_chunks(
                 crc = _decode_difference(parsed, layout, base(number * chunk_elems, n), n, number, to)
             elif parsed.mode == Mode.SCALED:
                 crc = _decode_difference(parsed, layout, _scaled_base(parsed, layout, n), n, number, to)
+            elif parsed.tiling is not None:
+                crc = _decode_quantised(parsed, parsed.tiling, layout, n, number, to)
             else:
                 crc = kernels.decode_streams(layout, parsed.mode, _expand(parsed, layout, n), n, number, to)
             if crc != int(crcs[i]):
@@ -122,6 +126,21 @@ def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> Bytes:
         raise CorruptionError("the unused signs are not zero")
     scales = _plane(scale_codec, scale_stream, n_scale_bytes)
     return active().scaled_base(layout, scales, chunk.cols, chunk.phase, signs, n_elems)
+
+
+def _decode_quantised(chunk: Chunk, tiling: Tiling, layout: Layout, n_elems: int, number: int, out: Bytes) -> int:
+    """Decode codes, and multiply the values that they stand for and the scales of their tiles (FORMAT section 18); returns the CRC."""
+    n_tiles = tiling.tiles(n_elems)
+    if not layout.has_products or n_tiles > n_elems:
+        raise CorruptionError("the tiles of the chunk are impossible")
+    (value_codec, value_stream), *scale_streams, (code_codec, code_stream), (verbatim_codec, verbatim) = chunk.streams
+    values = _plane(value_codec, value_stream, 4 * chunk.n_values)
+    scales = np.concatenate([_plane(codec, stream, n_tiles) for codec, stream in scale_streams])
+    codes = _plane(code_codec, code_stream, n_elems)
+    if verbatim_codec not in (Codec.RAW, Codec.ZSTD):
+        raise (CorruptionError if verbatim_codec in _CODECS else UnsupportedError)("the codec of the elements of tiles without a scale")
+    elems = decode_frame_of_at_most(verbatim, n_elems * layout.elem_bytes) if verbatim_codec == Codec.ZSTD else verbatim
+    return active().quantised_decode(layout, values, scales, tiling, codes, elems, number, out)
 
 
 def _plane(codec: int, stream: memoryview, n: int) -> Bytes:

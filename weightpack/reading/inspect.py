@@ -84,14 +84,17 @@ def _codecs(packed: PackedFile, stored: StoredTensor) -> str:
     for i in range(min(head.n_chunks, 8)):
         begin, end = head.offsets[i : i + 2].tolist()
         chunk = parse_chunk(read_at(packed.file, stored.begin + begin, end - begin), head.layout)
-        streams = chunk.streams[1:2] if chunk.mode == Mode.DIFFERENCE else chunk.streams[3:4] if chunk.mode == Mode.SCALED else chunk.streams
+        streams = chunk.streams[_SHOWN[chunk.mode]] if chunk.mode in _SHOWN else chunk.streams
         streams = streams[: len(chunk.widths) or len(head.layout.plane_bits)]
         names = [CODEC_NAMES[Codec(codec)] if codec in CODEC_NAMES else str(codec) for codec, _ in streams]
         seen[_MODE_NAMES[chunk.mode] + "+".join(names)] += 1
     return seen.most_common(1)[0][0]
 
 
-_MODE_NAMES = {Mode.SPLIT: "", Mode.WHOLE: "whole:", Mode.FIELDS: "fields:", Mode.DIFFERENCE: "difference:", Mode.SCALED: "scaled:"}
+_MODE_NAMES = {
+    Mode.SPLIT: "", Mode.WHOLE: "whole:", Mode.FIELDS: "fields:", Mode.DIFFERENCE: "difference:", Mode.SCALED: "scaled:", Mode.QUANTISED: "quantised:",
+}  # fmt: skip
+_SHOWN = {Mode.DIFFERENCE: slice(1, 2), Mode.SCALED: slice(3, 4), Mode.QUANTISED: slice(5, 6)}  # the stream that says most of a chunk
 _DIFFERENCE_PLANES = ("rates", "classes", "extra bits")
 
 
@@ -149,4 +152,9 @@ def _stream_sizes(first: bytearray, layout: Layout) -> list[tuple[str, int]]:
     return list(zip(names, table.tolist(), strict=True))
 
 
-_STREAM_NAMES = {Mode.WHOLE: ("whole chunks",), Mode.DIFFERENCE: _DIFFERENCE_PLANES, Mode.SCALED: ("scales", "signs", *_DIFFERENCE_PLANES)}
+_STREAM_NAMES = {
+    Mode.WHOLE: ("whole chunks",),
+    Mode.DIFFERENCE: _DIFFERENCE_PLANES,
+    Mode.SCALED: ("scales", "signs", *_DIFFERENCE_PLANES),
+    Mode.QUANTISED: ("values", *["scales"] * 4, "codes", "verbatim"),
+}

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from weightpack.kernels import NativeCodecs
+from weightpack.format.constants import Codec
+from weightpack.kernels import NativeCodecs, active
 
 if TYPE_CHECKING:
-    from weightpack.format.buffers import Bytes
+    from weightpack.format.buffers import Bytes, Stream
     from weightpack.options import PackOptions
 
 _SAMPLE_BYTES = 1 << 14  # of Kernels.sample_repeats
@@ -51,3 +52,12 @@ def zstd_stream(data: Bytes, options: PackOptions) -> bytes:
     if compressor is None:
         compressor = _compressors.by_level[options.zstd_level] = zstandard.ZstdCompressor(level=options.zstd_level, write_checksum=False)
     return compressor.compress(memoryview(data))
+
+
+def bytes_stream(data: Bytes, options: PackOptions) -> Stream:
+    """Return codec and stream of bytes: raw, unless they repeat."""
+    if data.size and worth_zstd(data.size, active().sample_repeats(data), options):
+        frame = zstd_stream(data, options)
+        if len(frame) < data.size:
+            return (Codec.ZSTD, frame)
+    return (Codec.RAW, data)

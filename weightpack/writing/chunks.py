@@ -18,6 +18,7 @@ from weightpack.format.record import chunk_bound
 from weightpack.io.files import pieces
 from weightpack.writing.differences import SCALED_ROWS, encode_difference, encode_scaled, scales_help
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
+from weightpack.writing.quantised import Quantisation, encode_quantised, find_quantisation
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
@@ -49,6 +50,8 @@ class Chunking:
         The number, in the tensor that has these rows, of the first element here.
     scaled
         Is each chunk to be tried as differences from what scales of rows and columns predict?
+    quantised
+        What the elements were quantised to once, and in which tiles; chunks are whole rows of tiles.
     """
 
     layout: Layout
@@ -57,6 +60,7 @@ class Chunking:
     row_elems: int = 0
     first_elem: int = 0
     scaled: bool = False
+    quantised: Quantisation | None = None
 
     @classmethod
     def of(
@@ -67,6 +71,9 @@ class Chunking:
         if fields:
             step = lcm(BLOCK_ELEMS, sum(fields))
             chunk_bytes = max(step, chunk_bytes // step * step)
+        elif options.quantised and (found := find_quantisation(read, n_bytes, layout, row_elems, options)):
+            step = found.step_elems * layout.elem_bytes
+            return cls(layout, max(step, chunk_bytes // step * step), row_elems=row_elems, first_elem=first_elem, quantised=found)
         chunking = cls(layout, chunk_bytes, fields, row_elems, first_elem)
         if not (options.scales and row_elems and not fields and min(n_bytes, chunking.run_bytes) >= SCALED_ROWS * row_elems * layout.elem_bytes):
             return chunking
@@ -114,7 +121,7 @@ def encode_runs(data: Bytes, chunking: Chunking, first_number: int, options: Pac
     if chunking.fields:
         return encode_fields(data, chunking.fields, chunking.chunk_bytes, first_number, options, out)
     chunks = encode_chunks(data, chunking.layout, chunking.chunk_elems, first_number, options, out)
-    if base is None and not chunking.scaled:
+    if base is None and not chunking.scaled and chunking.quantised is None:
         return chunks
     read = write = 0  # in `out`: a chunk that became smaller moves those after it
     for i, (offset, n) in enumerate(pieces(data.size, chunking.chunk_bytes)):
@@ -123,6 +130,8 @@ def encode_runs(data: Bytes, chunking: Chunking, first_number: int, options: Pac
         if chunking.scaled:
             coded = encode_scaled(elems, chunking.layout, chunking.row_elems, _phase(chunking, first_number + i), options)
             smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), coded) or smaller
+        if chunking.quantised is not None and (quantised := encode_quantised(elems, chunking.layout, chunking.quantised, options)) is not None:
+            smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), quantised) or smaller
         if smaller is not None:
             out[write : write + len(smaller)] = np.frombuffer(smaller, np.uint8)
             chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]))

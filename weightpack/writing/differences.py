@@ -12,7 +12,7 @@ from weightpack import kernels as kernel_choice
 from weightpack.format.constants import BLOCK_ELEMS, MAX_RATE, Codec
 from weightpack.format.record import build_difference_chunk
 from weightpack.kernels.integers import fit_scales, fullest_window, log2_16
-from weightpack.writing.choose import worth_zstd, zstd_stream
+from weightpack.writing.choose import bytes_stream
 from weightpack.writing.codebooks import choose_books
 from weightpack.writing.plain import encode_plane
 
@@ -49,7 +49,7 @@ def encode_scaled(data: Bytes, layout: Layout, cols: int, phase: int, options: P
     signs = np.packbits((top >> 15).astype(np.uint8), bitorder="little")
     scales = fit_scales(top.astype(np.int64) & 0x7FFF, cols, phase).astype("<i2").view(np.uint8)
     base = kernel_choice.active().scaled_base(layout, scales, cols, phase, signs, words.size)
-    planes: list[Stream] = [_bytes_stream(scales, options), encode_plane(signs, options)]
+    planes: list[Stream] = [bytes_stream(scales, options), encode_plane(signs, options)]
     return _chunk(data, base, layout, options, planes, (cols, phase))
 
 
@@ -118,7 +118,7 @@ def _chunk(data: Bytes, base: Bytes, layout: Layout, options: PackOptions, plane
         plain = encode_plane(code.classes, options)
         if class_stream is None or len(plain[1]) < len(class_stream[1]):
             class_stream = plain
-    return build_difference_chunk([*planes, rate_stream, class_stream, _bytes_stream(code.extras, options)], shift, frequent, rows)
+    return build_difference_chunk([*planes, rate_stream, class_stream, bytes_stream(code.extras, options)], shift, frequent, rows)
 
 
 def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes) -> NDArray[np.uint32]:
@@ -151,15 +151,6 @@ def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes
         if gain * changed.size // picked.size > 16 * _FREQUENT_BITS and gain > 16 * count:
             gains.append((-gain, value))
     return np.array(sorted(value for _, value in sorted(gains)[:_MOST_FREQUENT]), np.uint32)
-
-
-def _bytes_stream(data: Bytes, options: PackOptions) -> Stream:
-    """Bytes that are raw, unless they repeat."""
-    if data.size and worth_zstd(data.size, kernel_choice.active().sample_repeats(data), options):
-        frame = zstd_stream(data, options)
-        if len(frame) < data.size:
-            return (Codec.ZSTD, frame)
-    return (Codec.RAW, data)
 
 
 def _rates(scales: Bytes) -> Bytes:
