@@ -100,8 +100,9 @@ wp_status wp_quantised_decode(unsigned isa, unsigned layout, const uint8_t *valu
         value[k] = from_float(bits);
         widen(&least, &most, value[k]);
     }
-    for (size_t i = 0; i < n_elems; i++)
-        if (codes[i] >= n_values) return WP_CORRUPT;
+    uint8_t highest = 0;
+    for (size_t i = 0; i < n_elems; i++) highest = codes[i] > highest ? codes[i] : highest;
+    if (highest >= n_values) return WP_CORRUPT;
     size_t n_verbatim = 0;
     for (size_t tile = 0; tile < n_tiles; tile++) {
         const size_t row = tile / across * t.tile_rows, a = tile % across;
@@ -149,10 +150,22 @@ wp_status wp_quantised_decode(unsigned isa, unsigned layout, const uint8_t *valu
 
 /* ---- Writing: the scale of a tile is an interval that each element narrows. */
 
-size_t wp_quantised_scratch(size_t n_elems) { return 8 * n_elems + 65536; }
+enum { N_WORDS = 65536 }; /* of 16 bits */
+
+/* The code of each word of 16 bits, in which tile it was seen last, and room for two orders of a tile's elements. */
+size_t wp_quantised_scratch(size_t n_elems) { return 5 * N_WORDS + 8 * n_elems; }
 
 /* Ascending by magnitude: elements with the sign turned to the lowest bit; `other` has as much room. Returns which of the two holds them. */
 static uint32_t *sorted(uint32_t *keys, uint32_t *other, size_t n, unsigned elem_bytes) {
+    if (n <= 32) {
+        for (size_t i = 1; i < n; i++) {
+            const uint32_t key = keys[i];
+            size_t j = i;
+            for (; j > 0 && keys[j - 1] > key; j--) keys[j] = keys[j - 1];
+            keys[j] = key;
+        }
+        return keys;
+    }
     for (unsigned shift = 0; shift < 8 * elem_bytes; shift += 8) {
         uint32_t at[257] = {0};
         for (size_t i = 0; i < n; i++) at[(keys[i] >> shift & 255) + 1]++;
@@ -185,7 +198,7 @@ static rounded rounded_of(unsigned kind, uint32_t magnitude) {
 }
 
 typedef struct {
-    double value[256], between[256], least, most; /* magnitudes, but for zeros; `between[k]`: half way from value k to the next */
+    double value[256], inverse[256], between[256], least, most; /* magnitudes, but for zeros; `between[k]`: half way from value k to the next */
     size_t n;
     int zero, minus_zero; /* codes; -1: there is none */
 } grid_table;
@@ -196,6 +209,7 @@ static void grid_table_of(const wp_grid *grid, grid_table *g) {
     g->least = g->most = 0;
     for (size_t k = 0; k < g->n; k++) {
         g->value[k] = from_float(grid->values[k]);
+        g->inverse[k] = 1 / g->value[k];
         widen(&g->least, &g->most, g->value[k]);
         if (grid->values[k] == 0) g->zero = (int)k;
         if (grid->values[k] == 0x80000000) g->minus_zero = (int)k;
@@ -203,18 +217,11 @@ static void grid_table_of(const wp_grid *grid, grid_table *g) {
     for (size_t k = 0; k + 1 < g->n; k++) g->between[k] = (g->value[k] + g->value[k + 1]) / 2;
 }
 
-static unsigned nearest(const grid_table *g, double x) {
-    size_t begin = 0, n = g->n - 1; /* the count of `between` below x */
-    while (n) {
-        const size_t half = n / 2;
-        if (g->between[begin + half] < x) {
-            begin += half + 1;
-            n -= half + 1;
-        } else {
-            n = half;
-        }
-    }
-    return (unsigned)begin;
+/* The value next to x, the lower of two as near. From `code` on, which was next to something near x. */
+static unsigned nearest(const grid_table *g, double x, unsigned code) {
+    while (code + 1 < g->n && g->between[code] < x) code++;
+    while (code > 0 && !(g->between[code - 1] < x)) code--;
+    return code;
 }
 
 /* The float in [low, high] with the most trailing zeros; 0 if there is none. */
@@ -231,7 +238,8 @@ static uint32_t simplest(double low, double high) {
 /* Are all n distinct elements, ascending by magnitude, values of the grid times one scale that gives `anchor` times scale for element `at`? */
 static uint32_t scale_of(unsigned kind, const uint32_t *keys, size_t n, unsigned word_bits, size_t at, double anchor, const grid_table *g, uint8_t *codes) {
     const rounded first = rounded_of(kind, keys[at] >> 1);
-    double low = first.low / anchor, high = first.high / anchor;
+    double low = first.low / anchor, high = first.high / anchor, inverse = 1 / ((low + high) / 2);
+    unsigned last[2] = {nearest(g, 0, 0), nearest(g, 0, 0)}; /* codes of the last element of each sign: magnitudes rise */
     for (size_t i = 0; i < n; i++) {
         const uint32_t magnitude = keys[i] >> 1, negative = keys[i] & 1;
         if (magnitude == 0) {
@@ -241,14 +249,17 @@ static uint32_t scale_of(unsigned kind, const uint32_t *keys, size_t n, unsigned
             continue;
         }
         const rounded r = rounded_of(kind, magnitude);
-        const double x = r.value / ((low + high) / 2);
-        const unsigned code = nearest(g, negative ? -x : x);
-        const double value = negative ? -g->value[code] : g->value[code];
-        if (!(value > 0)) return 0;
-        if (r.low / value > low) low = r.low / value;
-        if (r.high / value < high) high = r.high / value;
-        if (low > high) return 0;
+        const double x = r.value * inverse;
+        const unsigned code = last[negative] = nearest(g, negative ? -x : x, last[negative]);
+        const double per_value = negative ? -g->inverse[code] : g->inverse[code];
+        if (!(per_value > 0) || g->value[code] == 0) return 0;
+        const double least = r.low * per_value, most = r.high * per_value;
         codes[i] = (uint8_t)code;
+        if (least <= low && most >= high) continue;
+        low = least > low ? least : low;
+        high = most < high ? most : high;
+        if (low > high) return 0;
+        inverse = 1 / ((low + high) / 2);
     }
     const uint32_t scales[2] = {simplest(low, high), to_float((low + high) / 2)}; /* the first may be a bound, which rounds to the neighbour */
     for (unsigned s = 0; s < 2; s++) {
@@ -268,23 +279,29 @@ wp_status wp_quantised_fit(unsigned layout, const uint8_t *elems, size_t n_elems
     const uint32_t inf = kind == WP_F16 ? 0x7c00 : kind == WP_BF16 ? 0x7f80 : 0x7f800000;
     const size_t n_tiles = wp_tiles(t, n_elems), across = (t.cols - 1) / t.tile_cols + 1, n_rows = (n_elems - 1) / t.cols + 1;
     uint8_t *code_of_word = scratch;
-    uint32_t *keys = (uint32_t *)(void *)(scratch + 65536), *other = keys + n_elems;
+    uint32_t *seen = (uint32_t *)(void *)(scratch + N_WORDS), *keys = seen + N_WORDS, *other = keys + n_elems;
+    memset(seen, 0, 4 * N_WORDS);
     grid_table g;
     grid_table_of(grid, &g);
     *n_verbatim = 0;
     for (size_t tile = 0; tile < n_tiles; tile++) {
         const size_t row = tile / across * t.tile_rows, a = tile % across;
-        size_t n = 0, begin, m;
-        for (size_t r = row; r < n_rows && r < row + t.tile_rows && (m = segment(t, n_elems, r, a, &begin)) != 0; r++)
-            for (size_t i = begin; i < begin + m; i++, n++) {
+        size_t n = 0, n_keys = 0, begin, m;
+        for (size_t r = row; r < n_rows && r < row + t.tile_rows && (m = segment(t, n_elems, r, a, &begin)) != 0; r++, n += m)
+            for (size_t i = begin; i < begin + m; i++) {
                 const uint32_t word = load_elem(elems, i, elem_bytes);
-                keys[n] = (elem_bytes == 2 ? word << 1 & 0xffff : word << 1) | word >> (word_bits - 1);
+                if (elem_bytes == 2) { /* each word once */
+                    if (seen[word] == tile + 1) continue;
+                    seen[word] = (uint32_t)tile + 1;
+                }
+                keys[n_keys++] = (elem_bytes == 2 ? word << 1 & 0xffff : word << 1) | word >> (word_bits - 1);
             }
         uint8_t distinct_codes[MAX_DISTINCT];
         uint32_t distinct[MAX_DISTINCT], scale = 0;
-        const uint32_t *in_order = sorted(keys, other, n, elem_bytes);
-        size_t k = 0, first = 0; /* `first`: the first that is no zero */
-        for (size_t i = 0; i < n && k < MAX_DISTINCT; i++)
+        const int many = elem_bytes == 2 && n_keys >= MAX_DISTINCT;
+        const uint32_t *in_order = many ? keys : sorted(keys, other, n_keys, elem_bytes);
+        size_t k = many ? MAX_DISTINCT : 0, first = 0; /* `first`: the first that is no zero */
+        for (size_t i = 0; i < n_keys && k < MAX_DISTINCT; i++)
             if (k == 0 || in_order[i] != distinct[k - 1]) distinct[k++] = in_order[i];
         while (first < k && distinct[first] < 2) first++;
         if (k < MAX_DISTINCT && k && distinct[k - 1] >> 1 < inf) {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -150,21 +151,23 @@ def _fit_anchor(
 ) -> tuple[int, Bytes] | None:
     """Narrow the interval of scales by one element after the other."""
     lows, values, highs = (bound.tolist() for bound in bounds)
-    grid_values = grid.values.astype(np.float64)
-    between = (grid_values[:-1] + grid_values[1:]) / 2
+    every = grid.values.astype(np.float64)
+    grid_values, between = every.tolist(), ((every[:-1] + every[1:]) / 2).tolist()
     at = 0 if grid.from_least else len(values) - 1
     low, high = lows[at] / anchor, highs[at] / anchor
+    inverse = 1 / ((low + high) / 2)
     codes = [zeros[int(key)] for key in distinct[:first]]
     for i, key in enumerate(distinct[first:].tolist()):
-        x = values[i] / ((low + high) / 2)
-        code = int(np.searchsorted(between, -x if key & 1 else x))
-        value = -float(grid_values[code]) if key & 1 else float(grid_values[code])
+        x = values[i] * inverse
+        code = bisect_left(between, -x if key & 1 else x)
+        value = -grid_values[code] if key & 1 else grid_values[code]
         if value <= 0:
             return None
-        low, high = max(low, lows[i] / value), min(high, highs[i] / value)
+        codes.append(code)
+        low, high = max(low, lows[i] * (1 / value)), min(high, highs[i] * (1 / value))
         if low > high:
             return None
-        codes.append(code)
+        inverse = 1 / ((low + high) / 2)
     if None in codes:
         return None
     code_of = np.array(codes, np.uint8)
@@ -173,7 +176,7 @@ def _fit_anchor(
     for scale in (_simplest(low, high), _bits((low + high) / 2)):
         if 0 < scale >> 23 < 255:
             single = float(np.array(scale, np.uint32).view(np.float32))
-            if np.array_equal(_rounded(layout, single * grid_values[code_of]), expected):
+            if np.array_equal(_rounded(layout, single * every[code_of]), expected):
                 return scale, code_of
     return None
 

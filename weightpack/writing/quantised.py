@@ -227,7 +227,7 @@ def _bits(layout: Layout, sample: Bytes, tiling: Tiling, grid: Grid) -> int | No
         return None
     mantissas = np.unpackbits((scales & np.uint32(0x7FFFFF)).astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)[:, 9:]
     scale_bits = int(np.where(mantissas.any(axis=1), 23 - mantissas[:, ::-1].argmax(axis=1), 0).sum()) + _SCALE_BITS * scales.size
-    counts = [count for count in np.bincount(fitted.codes).tolist() if count]
+    counts = [count for count in kernel_choice.active().histogram(fitted.codes).tolist() if count]
     code_bits = (n * log2_16(n) - sum(count * log2_16(count) for count in counts)) // 16
     n_bits: int = (code_bits + scale_bits + fitted.n_verbatim * 8 * layout.elem_bytes) * _SAMPLE_ELEMS // n
     return n_bits
@@ -239,12 +239,13 @@ def encode_quantised(data: Bytes, layout: Layout, quantisation: Quantisation, op
     fitted = kernel_choice.active().quantised_fit(layout, data, tiling, grid)
     if fitted.n_verbatim * _MOST_VERBATIM > fitted.codes.size:
         return None
-    used = np.flatnonzero(np.bincount(fitted.codes, minlength=grid.values.size))
+    used = np.flatnonzero(kernel_choice.active().histogram(fitted.codes))
     number = np.zeros(MAX_VALUES, np.uint8)
     number[used] = np.arange(used.size)
     streams: list[Stream] = [(Codec.RAW, grid.values[used].astype("<f4").view(np.uint8))]
     streams += [encode_plane(np.ascontiguousarray(plane), options) for plane in fitted.scales.astype(">u4").view(np.uint8).reshape(-1, 4).T]
-    streams += [encode_plane(number[fitted.codes], options)]
+    codes = np.frombuffer(fitted.codes.tobytes().translate(number.tobytes()), np.uint8)
+    streams += [encode_plane(codes, options)]
     verbatim = data[:0]
     if fitted.n_verbatim:
         verbatim = data.reshape(-1, layout.elem_bytes)[fitted.scales[tiling.tile_of(fitted.codes.size)] == VERBATIM_TILE].reshape(-1)
