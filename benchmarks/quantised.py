@@ -5,7 +5,7 @@
     python benchmarks/quantised.py [--rivals PYTHON] [--folder /dev/shm/weightpack-quantised]
 
 MiniLM's matrices, quantised to each kind as its makers do it and multiplied out to bf16, fp16 or fp32: one file a kind. Every tool's round trip is compared
-before its size counts. Seconds are the medians of three, on one thread, the packed file verified. PYTHON has zipnn and z4ai (benchmarks/tools.toml).
+before its size counts. Seconds are the medians of three, on one thread, the packed file verified. PYTHON has zipnn, z4ai and glyd (benchmarks/tools.toml).
 The floor is the order-0 entropy of a file's codes, one table for all of it, and its scales as they are in the kind, nothing for the table.
 """
 
@@ -50,13 +50,17 @@ if name == "zipnn":
     from zipnn import ZipNN
     tool = ZipNN(bytearray_dtype=dtype, input_format="byte", threads=1)
     packed = tool.compress(bytearray(data)); back = tool.decompress(packed)
-else:
+elif name == "z4ai":
     import z4ai
-    packed = z4ai.compress(data); back = z4ai.decompress(packed)
+    packed = z4ai.compress(data, dtype=dtype.replace("float", "fp").replace("bfp", "bf")); back = z4ai.decompress(packed)
+else:
+    import glyd
+    packed = glyd.compress(data, name.split()[1], threads=1); back = glyd.decompress(packed)
 assert bytes(back) == data
 print(len(packed))
 """
-ZIPNN_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+RIVAL_NAMES = "zipnn", "z4ai", "glyd max", "glyd ultra"
+DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 Coded = tuple[torch.Tensor, torch.Tensor, int]
 """What a matrix was quantised to, written out again; its codes; and the bits of its scales."""
@@ -189,7 +193,7 @@ def zstd_bytes(source: Path, level: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rivals", metavar="PYTHON", help="has zipnn and z4ai")
+    parser.add_argument("--rivals", metavar="PYTHON", help="has zipnn, z4ai and glyd")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/weightpack-quantised"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -200,8 +204,8 @@ def main() -> None:
         floor = build(source, dtype, quantise)
         row = {"kind": kind, "bytes": source.stat().st_size, "floor": round(floor), "zstd-3": zstd_bytes(source, 3), "zstd-19": zstd_bytes(source, 19)}
         row |= {profile: ours(source, profile) for profile in ("fast", "dense")}
-        for rival in ("zipnn", "z4ai") if args.rivals else ():
-            command = [args.rivals, "-c", RIVALS, rival, ZIPNN_DTYPES[dtype], str(source)]
+        for rival in RIVAL_NAMES if args.rivals else ():
+            command = [args.rivals, "-c", RIVALS, rival, DTYPES[dtype], str(source)]
             row[rival] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
@@ -213,7 +217,7 @@ def main() -> None:
 
 def page(rows: list[dict], machine: str) -> str:
     """The results as a table, in per cent of the file."""
-    rivals = [name for name in ("zstd-3", "zstd-19", "zipnn", "z4ai") if name in rows[0]]
+    rivals = [name for name in ("zstd-3", "zstd-19", *RIVAL_NAMES) if name in rows[0]]
     lines = ["# Weights that were quantised once and written out again", "", *(__doc__ or "").split("\n\n")[2:3], "", f"Machine: {machine}.", ""]
     lines += ["| kind | floor | fast | dense | " + " | ".join(rivals) + " | fast: pack, GB/s | unpack |", "|---|" + "---|" * (5 + len(rivals))]
     for row in rows:

@@ -48,7 +48,7 @@ STEPS = [
     Step("sanitize", "scripts/sanitize", "scripts/sanitize --all"),
     Step("ecosystem", "scripts/test-ecosystem", "scripts/test-ecosystem --all"),
     Step("install", "scripts/test-install", "scripts/test-install"),
-    Step("cross", "scripts/cross", "scripts/cross"),
+    Step("cross", "scripts/cross", "scripts/cross --all"),
     Step("oldest", None, "scripts/test-oldest"),
     Step("wheels", None, "scripts/wheels"),
     Step("aarch64", None, "scripts/test-aarch64 tests/kernels tests/format tests/hostile/test_rules.py"),
