@@ -61,6 +61,7 @@ def cases() -> dict[str, Case]:
         result[name] = (source, of_case.get(name, options(tables=4)), bases)
     result["moments"] = (samples.moments_file(), options())
     result["tiny-groups"] = (samples.tiny_file(), weightpack.load_profile())
+    result["repeated"] = (samples.repeated_file(), weightpack.load_profile())
     result["quantised"] = (samples.quantised_file(), weightpack.load_profile())
     result["moments-small-chunks"] = (samples.moments_file(), options(chunk_elems=1280))
     return result

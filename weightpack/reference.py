@@ -576,7 +576,14 @@ def record_parts(record: Buffer, n_bytes: int, base: tuple[str, BaseOf] | None =
         start = skip_padding(record, end)
         need(16 * offset_16 == start, f"chunk {number}: wrong offset")
         n = min(chunk_elems, n_elems - number * chunk_elems)
-        chunk, end = decode_chunk(record, start, layout, n, base, number * chunk_elems)
+        repeats = repeated_chunk(record, start)
+        if repeats is None:
+            chunk, end = decode_chunk(record, start, layout, n, base, number * chunk_elems)
+        else:  # 6.10
+            need(repeats < number and n == min(chunk_elems, n_elems - repeats * chunk_elems), f"chunk {number}: repeats chunk {repeats}")
+            chunk, _ = decode_chunk(record, 16 * uint(table, 8 * repeats, 4, "chunk table"), layout, n, base, repeats * chunk_elems)
+            need(numbered_crc(repeats, chunk) == uint(table, 8 * repeats + 4, 4, "chunk table"), f"chunk {repeats}: CRC mismatch")
+            end = start + 8
         need(numbered_crc(number, chunk) == crc, f"chunk {number}: CRC mismatch")
         yield chunk
     need(skip_padding(record, end) == len(record), "record: bytes after the last chunk")
@@ -589,11 +596,21 @@ def skip_padding(record: Buffer, end: int) -> int:
     return start
 
 
+def repeated_chunk(record: Buffer, start: int) -> int | None:
+    """6.10 the number of the chunk that the one at ``start`` repeats; None if it is of another mode."""
+    if uint(record, start, 1, "chunk header") != 6:
+        return None
+    _, n_streams, reserved, number = struct.unpack("<BBHI", take(record, start, 8, "chunk header"))
+    need(n_streams == 0 and reserved == 0, "chunk: header of a repeated one")
+    return int(number)
+
+
 def decode_chunk(record: Buffer, start: int, layout: Layout, n: int, base: tuple[str, BaseOf] | None = None, first: int = 0) -> tuple[bytes, int]:
     """6.3 the ``n`` elements of the chunk at ``start``, from element ``first`` of the tensor, and the chunk's end."""
     mode, n_streams, reserved = struct.unpack("<BBH", take(record, start, 4, "chunk header"))
-    if mode > 5:
+    if mode > 6:
         raise UnsupportedError(f"chunk: mode {mode}")
+    need(mode != 6, "chunk: repeats one that repeats another")  # 6.10
     need(mode != 2 or (2 <= n_streams <= 8 and layout.name == "BYTES1"), "chunk: fields")
     need(mode == 2 or n_streams == (layout.n_streams, 1, 0, 3, 5, 7)[mode], f"chunk: {n_streams} streams")
     need(reserved == 0, "chunk: reserved bytes")

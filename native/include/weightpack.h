@@ -45,14 +45,22 @@ typedef enum {
     WP_ARGUMENT = 40,        /* the caller broke this header's contract */
     WP_NO_SPACE = 41,        /* the output buffer is too small: nothing useful was written */
     WP_NEEDS_ZSTD = 50,      /* a stream is zstd: expand it, and come again with a raw one */
-    WP_NEEDS_CALLER =
-        51, /* the chunk's mode is beyond a decoder of chunks: put its fields together (section 6.6), find its base (6.7, 6.8), or look its codes up (6.9) */
+    WP_NEEDS_CALLER = 51, /* the chunk's mode is beyond a decoder of chunks: put its fields together (section 6.6), find its base (6.7, 6.8), look its codes up
+                             (6.9), or copy another (6.10) */
 } wp_status;
 
 typedef enum { WP_ISA_SCALAR = 0, WP_ISA_AVX2 = 1, WP_ISA_AVX512 = 2, WP_ISA_NEON = 3, WP_N_ISAS = 4 } wp_isa;
 
 /* Section 6.3: how a chunk is coded. */
-typedef enum { WP_MODE_SPLIT = 0, WP_MODE_WHOLE = 1, WP_MODE_FIELDS = 2, WP_MODE_DIFFERENCE = 3, WP_MODE_SCALED = 4, WP_MODE_QUANTISED = 5 } wp_mode;
+typedef enum {
+    WP_MODE_SPLIT = 0,
+    WP_MODE_WHOLE = 1,
+    WP_MODE_FIELDS = 2,
+    WP_MODE_DIFFERENCE = 3,
+    WP_MODE_SCALED = 4,
+    WP_MODE_QUANTISED = 5,
+    WP_MODE_REPEATED = 6
+} wp_mode;
 
 typedef enum { WP_RAW = 0, WP_CONSTANT = 1, WP_RANS = 2, WP_HUFFMAN = 3, WP_ZSTD = 4, WP_CONTEXT = 5, WP_TABLES = 6, WP_CONDITIONAL = 7, WP_N_CODECS } wp_codec;
 

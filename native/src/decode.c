@@ -167,7 +167,8 @@ static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chun
     case WP_MODE_FIELDS:
     case WP_MODE_DIFFERENCE:
     case WP_MODE_SCALED:
-    case WP_MODE_QUANTISED: return WP_NEEDS_CALLER;
+    case WP_MODE_QUANTISED:
+    case WP_MODE_REPEATED: return WP_NEEDS_CALLER;
     default: return WP_UNSUPPORTED;
     }
     if (chunk[2] || chunk[3] || n_streams != n_streams_of(l, mode)) return WP_CORRUPT;

@@ -82,7 +82,7 @@ BINARY = [  # section, tensor, field, bytes from its begin, new bytes, kind
     ("6.1", "mask", "Chunk_Offset_16", 0, b"\x02", "corrupt"),
     ("6.1", "mask", "Chunk_Offset_16", 0, b"\xff\xff\xff\xff", "corrupt"),
     ("6.2", "mask", "Chunk_CRC", 0, b"\0", "corrupt"),
-    ("6.3", "w", "Mode", 0, b"\x05", "unsupported"),
+    ("6.3", "w", "Mode", 0, b"\x09", "unsupported"),
     ("6.7", "w", "Mode", 0, b"\x03", "corrupt"),
     ("6.8", "w", "Mode", 0, b"\x04", "corrupt"),
     ("6.6", "w", "Mode", 0, b"\x02", "corrupt"),
@@ -588,7 +588,7 @@ LAST_BOOK = MAP_END + 2 + 2 * 7
 STATES = LAST_BOOK + 2 + 2 * 3
 CHUNKS = [  # section, the good chunk, change of its fields, kind
     *[("6.7", name, lambda f: None, "same") for name in GOOD],
-    ("6.3", "plain", lambda f: f.update(mode=5), "unsupported"),
+    ("6.3", "plain", lambda f: f.update(mode=9), "unsupported"),
     ("6.3", "plain", lambda f: f.update(reserved=1), "corrupt"),
     ("6.3", "plain", lambda f: f.update(n_streams=2), "corrupt"),
     ("6.3", "plain", lambda f: f.update(n_streams=4), "corrupt"),

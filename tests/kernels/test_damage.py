@@ -200,7 +200,9 @@ FIELDS = {
     "mode_2": (BYTES1, 1, b"\2\1\0\0\0\1\0\0a", False),  # fields are put together by the caller
     "mode_3": (BYTES1, 1, b"\3\1\0\0\0\1\0\0a", False),  # and bases found
     "mode_4": (BYTES1, 1, b"\4\1\0\0\0\1\0\0a", False),
-    "mode_5": (BYTES1, 1, b"\5\1\0\0\0\1\0\0a", UnsupportedError),
+    "mode_5": (BYTES1, 1, b"\5\1\0\0\0\1\0\0a", False),  # codes looked up
+    "mode_6": (BYTES1, 1, b"\6\1\0\0\0\1\0\0a", False),  # and chunks copied
+    "mode_7": (BYTES1, 1, b"\7\1\0\0\0\1\0\0a", UnsupportedError),
     "no_streams": (BYTES1, 1, b"\0\0\0\0", CorruptionError),
     "two_streams": (BYTES1, 1, make_chunk(SPLIT, [(RAW, b"a"), (RAW, b"a")]), CorruptionError),
     "whole_of_no_streams": (BF16, 1, make_chunk(WHOLE, []), CorruptionError),

@@ -422,6 +422,14 @@ def decode_one(backend, layout, chunk, n_elems, number, crc, out):
     return backend.decode_chunks(layout, chunk, offsets, crcs, 0, n_elems, n_elems, number, out) == 1
 
 
+def repeated_file() -> bytes:
+    """Copies inside tensors: a table tiled for a batch, and two experts of four that are the same."""
+    table = np.frombuffer(weights(64 * 128, "F32"), "<u4").reshape(1, 64, 128)
+    experts = np.frombuffer(weights(128 * 256, "BF16"), "<u2").reshape(128, 256)
+    tables, fused = np.concatenate([table] * 8), np.stack([experts, experts + np.uint16(1), experts, experts + np.uint16(2)])
+    return safetensors_file({"table": ("F32", tables.shape, tables.tobytes()), "experts": ("BF16", fused.shape, fused.tobytes())})
+
+
 def quantised_file() -> bytes:
     """Weights that were quantised and written out again, of several kinds and dtypes, and one that was not."""
     kinds = quantised.kinds(128, 128)

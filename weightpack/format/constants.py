@@ -65,9 +65,10 @@ class Mode(IntEnum):
     DIFFERENCE = 3
     SCALED = 4
     QUANTISED = 5
+    REPEATED = 6
 
 
-MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4}
+MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4, Mode.REPEATED: 4}
 """The minor version of the format that knows a mode, or a storage; 0 for the others (FORMAT section 12)."""
 
 

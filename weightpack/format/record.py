@@ -36,8 +36,10 @@ _HEAD = struct.Struct("<BBHI")
 _MODE = struct.Struct("<BBH")
 _SCALED = struct.Struct("<II")
 _QUANTISED = struct.Struct("<IIIHH")
-_N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5, Mode.QUANTISED: 7}
-_BEHIND_TABLE = {Mode.DIFFERENCE: 2, Mode.SCALED: 2 + _SCALED.size, Mode.QUANTISED: _QUANTISED.size}  # bytes that every chunk of the mode has there
+_REPEATED = struct.Struct("<I")
+_N_STREAMS = {Mode.WHOLE: 1, Mode.DIFFERENCE: 3, Mode.SCALED: 5, Mode.QUANTISED: 7, Mode.REPEATED: 0}
+# Bytes that every chunk of the mode has behind its stream table.
+_BEHIND_TABLE = {Mode.DIFFERENCE: 2, Mode.SCALED: 2 + _SCALED.size, Mode.QUANTISED: _QUANTISED.size, Mode.REPEATED: _REPEATED.size}
 _MODES = frozenset(Mode)
 
 
@@ -142,7 +144,7 @@ class Chunk:
 
     `widths`: of fields, in bytes. `shift`: of differences, the low bits that are dropped; `frequent`: u32, those that are classes of their own. `cols` and
     `phase`: elements of a row, and the column of the chunk's first element. `tiling` and `n_values`: of what was quantised, its tiles, and how many values
-    the codes stand for.
+    the codes stand for. `repeats`: the number of the chunk that this one is the same as.
     """
 
     mode: Mode
@@ -154,6 +156,7 @@ class Chunk:
     phase: int = 0
     tiling: Tiling | None = None
     n_values: int = 0
+    repeats: int = 0
 
 
 def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
@@ -201,6 +204,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         tiling = Tiling(*sides)
         if reserved or not 0 < n_values <= MAX_VALUES or not all(0 < side <= MAX_TILE_SIDE for side in tiling) or tiling.tile_cols > tiling.cols:
             raise CorruptionError("the tiles of the chunk are impossible")
+    (repeats,) = _REPEATED.unpack_from(view, table_end) if mode == Mode.REPEATED else (0,)
     if shift and shift + 2 > 8 * layout.elem_bytes:
         raise CorruptionError("the chunk drops more bits than its elements have")
     streams = []
@@ -212,7 +216,7 @@ def parse_chunk(data: Buffer, layout: Layout) -> Chunk:
         position = end
     if len(view) - position >= 16 or any(view[position:]):
         raise CorruptionError("the chunk has bytes behind its last stream")
-    return Chunk(Mode(mode), tuple(streams), widths, shift, frequent, cols, phase, tiling, n_values)
+    return Chunk(Mode(mode), tuple(streams), widths, shift, frequent, cols, phase, tiling, n_values, repeats)
 
 
 def chunk_bound(layout: Layout, n_elems: int) -> int:
@@ -238,6 +242,11 @@ def build_difference_chunk(streams: Sequence[Stream], shift: int, frequent: Word
 def build_quantised_chunk(streams: Sequence[Stream], tiling: Tiling, n_values: int) -> bytes:
     """Serialise a chunk of the mode *quantised*."""
     return build_chunk(Mode.QUANTISED, streams, _QUANTISED.pack(*tiling, n_values, 0))
+
+
+def build_repeated_chunk(number: int) -> bytes:
+    """Serialise a chunk that is the same as chunk `number` of its record."""
+    return build_chunk(Mode.REPEATED, [], _REPEATED.pack(number))
 
 
 def build_chunk(mode: Mode, streams: Sequence[Stream], behind_table: Sequence[int] = ()) -> bytes:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from weightpack.format.record import Tiling
     from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, FittedTiles, Grid, NativeCodecs, RansBook, SplitPlanes
 
+_OF_THE_CALLER = frozenset(Mode) - {Mode.SPLIT, Mode.WHOLE}
 _SAMPLE_BYTES = 1 << 13
 _TINY_BYTES, _HASH_BITS, _LEAST_MATCH, _MATCH_COST = 4096, 11, 6, 5  # as in native/src/encode.c
 
@@ -91,7 +92,7 @@ class NumpyKernels:
         expect(len(begins) == len(crcs) + 1 and 0 < n_elems <= chunk_elems * len(crcs) and begins[-1] <= len(view), "chunks")
         for i in range(first, len(crcs)):
             with located(chunk=first_number + i):
-                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] in (Mode.FIELDS, Mode.DIFFERENCE, Mode.SCALED, Mode.QUANTISED):
+                if begins[i + 1] - begins[i] >= CHUNK_HEAD_BYTES and view[begins[i]] in _OF_THE_CALLER:
                     return i  # the caller's, good or bad
                 parsed = parse_chunk(view[begins[i] : begins[i + 1]], layout)
                 if any(codec == Codec.ZSTD for codec, _ in parsed.streams):

@@ -26,7 +26,7 @@ _CODECS = frozenset(Codec)
 
 def decode_chunks(
     layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, chunk_elems: int, n_elems: int, first_number: int,
-    out: Bytes, base: Callable[[int, int], Bytes] | None = None,
+    out: Bytes, base: Callable[[int, int], Bytes] | None = None, earlier: Callable[[int], Bytes] | None = None,
 ) -> None:  # fmt: skip
     """Decode a run of chunks into `out` and check their CRCs (FORMAT 6.2).
 
@@ -44,6 +44,8 @@ def decode_chunks(
         Filled completely, or left undefined if an error is raised.
     base
         Of a tensor that has one (FORMAT section 15): (first element of the tensor, count) -> the base's elements in the tensor's layout, (n_bytes,) uint8.
+    earlier
+        Number of a chunk before this run -> its bytes, decoded by this function without `earlier`, so that no chunk repeats one that repeats another.
 
     Raises
     ------
@@ -67,6 +69,9 @@ def decode_chunks(
                 crc = _decode_difference(parsed, layout, base(number * chunk_elems, n), n, number, to)
             elif parsed.mode == Mode.SCALED:
                 crc = _decode_difference(parsed, layout, _scaled_base(parsed, layout, n), n, number, to)
+            elif parsed.mode == Mode.REPEATED:
+                to[: n * layout.elem_bytes] = _repeated(parsed.repeats, number, n * layout.elem_bytes, earlier)
+                crc = chunk_crc(to[: n * layout.elem_bytes], number)
             elif parsed.tiling is not None:
                 crc = _decode_quantised(parsed, parsed.tiling, layout, n, number, to)
             else:
@@ -126,6 +131,16 @@ def _scaled_base(chunk: Chunk, layout: Layout, n_elems: int) -> Bytes:
         raise CorruptionError("the unused signs are not zero")
     scales = _plane(scale_codec, scale_stream, n_scale_bytes)
     return active().scaled_base(layout, scales, chunk.cols, chunk.phase, signs, n_elems)
+
+
+def _repeated(repeats: int, number: int, n_bytes: int, earlier: Callable[[int], Bytes] | None) -> Bytes:
+    """Return the bytes of the chunk that chunk `number` repeats (FORMAT 6.10)."""
+    if repeats >= number or earlier is None:
+        raise CorruptionError("the chunk repeats one that is not before it, or repeats another itself")
+    chunk = earlier(repeats)
+    if chunk.size != n_bytes:
+        raise CorruptionError("the chunk repeats one of another length")
+    return chunk
 
 
 def _decode_quantised(chunk: Chunk, tiling: Tiling, layout: Layout, n_elems: int, number: int, out: Bytes) -> int:

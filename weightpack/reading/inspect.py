@@ -93,6 +93,7 @@ def _codecs(packed: PackedFile, stored: StoredTensor) -> str:
 
 _MODE_NAMES = {
     Mode.SPLIT: "", Mode.WHOLE: "whole:", Mode.FIELDS: "fields:", Mode.DIFFERENCE: "difference:", Mode.SCALED: "scaled:", Mode.QUANTISED: "quantised:",
+    Mode.REPEATED: "repeated",
 }  # fmt: skip
 _SHOWN = {Mode.DIFFERENCE: slice(1, 2), Mode.SCALED: slice(3, 4), Mode.QUANTISED: slice(5, 6)}  # the stream that says most of a chunk
 _DIFFERENCE_PLANES = ("rates", "classes", "extra bits")
@@ -157,4 +158,5 @@ _STREAM_NAMES = {
     Mode.DIFFERENCE: _DIFFERENCE_PLANES,
     Mode.SCALED: ("scales", "signs", *_DIFFERENCE_PLANES),
     Mode.QUANTISED: ("values", *["scales"] * 4, "codes", "verbatim"),
+    Mode.REPEATED: (),
 }

@@ -279,19 +279,30 @@ class PackedFile:
         with located(path=self.file.name, tensor=stored.tensor.name):
             if holder.has_record:
                 head = self.record_head(holder)
-                offsets, elem_bytes = head.offsets[piece.first : piece.last + 1], head.layout.elem_bytes
-                begin, end = int(offsets[0]), int(offsets[-1])
-                packed = self._scratch.get(end - begin)
-                self.file.read_into(holder.begin + begin, memoryview(packed))
-                base = None if holder.base is None else self._base_elems(holder, holder.base)
-                decode_chunks(
-                    head.layout, packed, offsets, head.crcs[piece.first : piece.last], head.chunk_elems, out.size // elem_bytes, piece.first, out, base
-                )
+                packed = self._scratch.get(int(head.offsets[piece.last] - head.offsets[piece.first]))
+                self._decode_chunks(holder, head, piece.first, piece.last, packed, out, lambda number: self._earlier(holder, head, number))
             else:
                 self.file.read_into(holder.begin + piece.begin, memoryview(out))
                 for number, (offset, n) in enumerate(pieces(out.size, KEPT_PIECE_BYTES), piece.first):
                     if chunk_crc(out[offset : offset + n], number) != int(holder.crcs[number]):
                         raise ChecksumError("the bytes do not match their checksum: the file is damaged", chunk=number)
+
+    def _decode_chunks(
+        self, holder: StoredTensor, head: RecordHead, first: int, last: int, packed: Bytes, out: Bytes, earlier: Callable[[int], Bytes] | None
+    ) -> None:
+        """Read chunks [first, last) of a record into `packed`, and decode them."""
+        offsets = head.offsets[first : last + 1]
+        self.file.read_into(holder.begin + int(offsets[0]), memoryview(packed))
+        base = None if holder.base is None else self._base_elems(holder, holder.base)
+        n_elems = out.size // head.layout.elem_bytes
+        decode_chunks(head.layout, packed, offsets, head.crcs[first:last], head.chunk_elems, n_elems, first, out, base, earlier)
+
+    def _earlier(self, holder: StoredTensor, head: RecordHead, number: int) -> Bytes:
+        """Return a chunk that a later one repeats; the thread's buffer is in use by the run of the later one."""
+        chunk = np.empty(head.elems_of(number) * head.layout.elem_bytes, np.uint8)
+        packed = np.empty(int(head.offsets[number + 1] - head.offsets[number]), np.uint8)
+        self._decode_chunks(holder, head, number, number + 1, packed, chunk, None)
+        return chunk
 
     def _base_elems(self, stored: StoredTensor, base: BaseRange) -> Callable[[int, int], Bytes]:
         """Return what gives the base's elements in the tensor's layout, from the first of the tensor, and a count."""

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from weightpack.format.record import parse_record_head, table_bytes
 from weightpack.io.parallel import ordered_map
 from weightpack.reading.chunks import decode_chunks
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _RUN_BYTES = 2 << 20  # for one thread in one go
@@ -28,11 +30,19 @@ def decode_record(record: memoryview, out: NDArray[np.uint8], threads: int = 1) 
     chunk_elems, elem_bytes = head.chunk_elems, head.layout.elem_bytes
     per_run = head.n_chunks if threads == 1 else max(1, _RUN_BYTES // (chunk_elems * elem_bytes))
 
+    def decode(first: int, last: int, to: NDArray[np.uint8], earlier: Callable[[int], NDArray[np.uint8]] | None) -> None:
+        offsets = head.offsets[first : last + 1]
+        data = record[int(offsets[0]) : int(offsets[-1])]
+        decode_chunks(head.layout, data, offsets, head.crcs[first:last], chunk_elems, to.size // elem_bytes, first, to, earlier=earlier)
+
+    def one(number: int) -> NDArray[np.uint8]:
+        chunk = np.empty(head.elems_of(number) * elem_bytes, np.uint8)
+        decode(number, number + 1, chunk, None)
+        return chunk
+
     def work(first: int) -> None:
         last = min(first + per_run, head.n_chunks)
-        offsets, begin, end = head.offsets[first : last + 1], first * chunk_elems, min(last * chunk_elems, head.n_elems)
-        data = record[int(offsets[0]) : int(offsets[-1])]
-        decode_chunks(head.layout, data, offsets, head.crcs[first:last], chunk_elems, end - begin, first, out[begin * elem_bytes : end * elem_bytes])
+        decode(first, last, out[first * chunk_elems * elem_bytes : last * chunk_elems * elem_bytes], one)
 
     for _ in ordered_map(work, range(0, head.n_chunks, per_run), threads, lambda first: _RUN_BYTES):
         pass

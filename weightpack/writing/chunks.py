@@ -19,6 +19,7 @@ from weightpack.io.files import pieces
 from weightpack.writing.differences import SCALED_ROWS, encode_difference, encode_scaled, scales_help
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 from weightpack.writing.quantised import Quantisation, encode_quantised, find_quantisation
+from weightpack.writing.repeats import chunk_elems_of_copies
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
@@ -52,6 +53,8 @@ class Chunking:
         Is each chunk to be tried as differences from what scales of rows and columns predict?
     quantised
         What the elements were quantised to once, and in which tiles; chunks are whole rows of tiles.
+    copies
+        May whole chunks be the same as earlier ones of the tensor?
     """
 
     layout: Layout
@@ -61,19 +64,36 @@ class Chunking:
     first_elem: int = 0
     scaled: bool = False
     quantised: Quantisation | None = None
+    copies: bool = False
 
     @classmethod
     def of(
-        cls, layout: Layout, options: PackOptions, n_bytes: int, read: ReadElems, *, fields: tuple[int, ...] = (), row_elems: int = 0, first_elem: int = 0
+        cls,
+        layout: Layout,
+        options: PackOptions,
+        n_bytes: int,
+        read: ReadElems,
+        *,
+        fields: tuple[int, ...] = (),
+        row_elems: int = 0,
+        first_elem: int = 0,
+        shape: tuple[int, ...] = (),
     ) -> Chunking:
         """Cut a tensor of `n_bytes` as the options say; blocks of fields are not cut. What may help to code it is decided here, once, from samples."""
         chunk_bytes = min(options.chunk_elems * layout.elem_bytes, MAX_CHUNK_BYTES)
         if fields:
             step = lcm(BLOCK_ELEMS, sum(fields))
             chunk_bytes = max(step, chunk_bytes // step * step)
-        elif options.quantised and (found := find_quantisation(read, n_bytes, layout, row_elems, options)):
-            step = found.step_elems * layout.elem_bytes
-            return cls(layout, max(step, chunk_bytes // step * step), row_elems=row_elems, first_elem=first_elem, quantised=found)
+        else:
+            copies = chunk_elems_of_copies(read, shape, n_bytes, layout.elem_bytes, options.chunk_elems)
+            quantised = find_quantisation(read, n_bytes, layout, row_elems, options) if options.quantised else None
+            step = quantised.step_elems if quantised else BLOCK_ELEMS
+            if copies is not None:  # where they are is where chunks end; tiles must end there too
+                quantised = quantised if copies % step == 0 else None
+                return cls(layout, copies * layout.elem_bytes, row_elems=row_elems, first_elem=first_elem, quantised=quantised, copies=True)
+            if quantised is not None:
+                chunk_elems = max(step, options.chunk_elems // step * step)
+                return cls(layout, chunk_elems * layout.elem_bytes, row_elems=row_elems, first_elem=first_elem, quantised=quantised)
         chunking = cls(layout, chunk_bytes, fields, row_elems, first_elem)
         if not (options.scales and row_elems and not fields and min(n_bytes, chunking.run_bytes) >= SCALED_ROWS * row_elems * layout.elem_bytes):
             return chunking

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.format.constants import MAX_CHUNK_BYTES
+from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BYTES
 from weightpack.format.layouts import layout_of
 from weightpack.format.record import table_end
 from weightpack.io.files import RandomReader, read_at
@@ -19,6 +19,10 @@ from weightpack.writing.chunks import Chunking, encode_runs
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
+    from weightpack.format.layouts import Layout
+
+
+_PROBED_ROWS = 128  # blocks of weights that were quantised are no higher
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,16 @@ def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample
     if tensor.n_bytes == 0 or tensor.n_bytes % layout.elem_bytes:
         return 0, tensor.n_bytes
 
+    begin, piece = _piece(source, tensor, layout, options)
+    n_piece = piece.size
+
     def read(offset: int, n: int) -> Bytes:
+        if begin <= offset and offset + n <= begin + n_piece:
+            return piece[offset - begin : offset - begin + n]
         return np.frombuffer(read_at(source, tensor.offset + offset, n), np.uint8)
 
-    chunking = Chunking.of(layout, options, tensor.n_bytes, read, fields=tensor.fields, row_elems=tensor.row_elems)
+    # From one piece is decided how the tensor is coded: the source may be far away, where each look costs a request.
+    chunking = Chunking.of(layout, options, n_piece, lambda offset, n: piece[offset : offset + n], fields=tensor.fields, row_elems=tensor.row_elems)
     n_chunks = -(-tensor.n_bytes // chunking.chunk_bytes)
     n_picks = min(sample_chunks, n_chunks)
     taken = coded = 0
@@ -88,3 +98,12 @@ def _estimate(source: RandomReader, tensor: Tensor, options: PackOptions, sample
         taken += n
         coded += encode_runs(data, chunking, number, options, out)[0].n_bytes
     return taken, min(tensor.n_bytes, table_end(n_chunks) + coded * tensor.n_bytes // taken)
+
+
+def _piece(source: RandomReader, tensor: Tensor, layout: Layout, options: PackOptions) -> tuple[int, Bytes]:
+    """Return where a piece of a tensor begins, and its bytes: a chunk from its middle, whole rows of tiles."""
+    row_bytes = tensor.row_elems * layout.elem_bytes
+    n = max(min(tensor.n_bytes, options.chunk_elems * layout.elem_bytes), min(tensor.n_bytes, _PROBED_ROWS * row_bytes, MAX_CHUNK_BYTES))
+    step = _PROBED_ROWS * row_bytes or BLOCK_ELEMS * layout.elem_bytes  # tiles begin here
+    begin = (tensor.n_bytes - n) // 2 // step * step
+    return begin, np.frombuffer(read_at(source, tensor.offset + begin, n), np.uint8)

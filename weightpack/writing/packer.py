@@ -17,7 +17,7 @@ from weightpack.errors import FormatError, LosslessError, OptionError, Weightpac
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
 from weightpack.format.index import BaseRange, BaseReference, Gap, Index
 from weightpack.format.layouts import DTYPE_BITS
-from weightpack.format.record import RecordHead, table_end
+from weightpack.format.record import RecordHead, build_repeated_chunk, table_end
 from weightpack.format.safetensors import Entry, build_header
 from weightpack.io.atomic import AtomicFile
 from weightpack.io.files import LocalFile, RandomReader, pieces, read_at
@@ -35,6 +35,7 @@ from weightpack.writing.chunks import Chunking, ReadElems, encode_runs
 from weightpack.writing.ledger import Ledger
 from weightpack.writing.match import match_tensors
 from weightpack.writing.parts import Batch, Run, Unit, batches, units
+from weightpack.writing.repeats import repeated_chunks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,13 +78,17 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Coded:
-    """What came of a run: the chunks one after the other, and what is known of each. Of one that no record can hold: no data, the CRCs of its pieces."""
+    """What came of a run: the chunks one after the other, and what is known of each. Of one that no record can hold: no data, the CRCs of its pieces.
+
+    `contents`, where chunks may be the same as earlier ones: the CRC of each without its number.
+    """
 
     run: Run
     data: memoryview
     sizes: list[int]
     crcs: list[int]
     modes: set[Mode]
+    contents: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -158,7 +163,7 @@ class _Packer:
         self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
         self._crcs: list[int] = []
         self._modes: set[Mode] = set()
-        self._first_run: memoryview | None = None  # what is to be written when it is known whether the record is smaller than the tensor
+        self._contents: dict[tuple[int, int], int] = {}  # of its chunks, where they may be copies
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
         self._seen: dict[str, tuple[int, list[int]]] = {}  # of tensors without a record: the length of a piece, and the pieces' CRCs at the first reading
         self._buffers, self._decoded = Buffers(), Scratch()
@@ -230,7 +235,8 @@ class _Packer:
         base = self._base_elems(run, chunking)
         chunks = encode_runs(data, chunking, run.first, self.options, out, base)
         sizes, crcs = [chunk.n_bytes for chunk in chunks], [chunk.crc for chunk in chunks]
-        coded = _Coded(run, memoryview(out)[: sum(sizes)], sizes, crcs, {chunk.mode for chunk in chunks})
+        contents = tuple(active().crc32c(data[begin : begin + n]) for begin, n in pieces(data.size, chunking.chunk_bytes)) if chunking.copies else ()
+        coded = _Coded(run, memoryview(out)[: sum(sizes)], sizes, crcs, {chunk.mode for chunk in chunks}, contents)
         if self.verify:
             self._compare(coded, chunking, data, base)
         return coded
@@ -267,8 +273,11 @@ class _Packer:
         """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
         run = coded.run
         if run.first == 0:
-            self._record_begin, self._modes, self._crcs, self._first_run = self.position, set(), [], None
+            self._record_begin, self._modes, self._crcs = self.position, set(), []
             self._offsets = [table_end(-(-run.tensor.n_bytes // run.chunking.chunk_bytes))] if run.chunking else [0]
+            self._contents = {}
+        if coded.contents:
+            coded = self._without_copies(coded, run.chunking)
         begin = self._offsets[-1]
         self._offsets += [begin + end for end in accumulate(coded.sizes)]
         self._modes |= coded.modes
@@ -283,6 +292,26 @@ class _Packer:
                 self.ledger.write(self._record_begin + begin, coded.data)
             if run.last:
                 self._end_record(run.unit, run.chunking, None)
+
+    def _without_copies(self, coded: _Coded, chunking: Chunking | None) -> _Coded:
+        """Say of chunks that are the same as earlier ones of the tensor only which: CRCs find them, a comparison of the source proves it."""
+        assert chunking is not None
+        run, chunk_bytes = coded.run, chunking.chunk_bytes
+        whole = [n for _, n in pieces(run.n_bytes, chunk_bytes)]
+
+        def same(earlier: int, number: int) -> bool:
+            n = whole[number - run.first]
+            one, other = (read_at(self.source, run.tensor.offset + chunk * chunk_bytes, n) for chunk in (earlier, number))
+            return one == other
+
+        repeated = repeated_chunks(self._contents, list(coded.contents), whole, run.first, same)
+        if not repeated:
+            return coded
+        chunks, position = [], 0
+        for number, size in enumerate(coded.sizes, run.first):
+            chunks.append(build_repeated_chunk(repeated[number]) if number in repeated else bytes(coded.data[position : position + size]))
+            position += size
+        return replace(coded, data=memoryview(b"".join(chunks)), sizes=[len(chunk) for chunk in chunks], modes=coded.modes | {Mode.REPEATED})
 
     def _end_record(self, unit: Unit, chunking: Chunking, data: memoryview | None) -> None:
         """Write the record's head, and its chunks `data` unless they are written."""

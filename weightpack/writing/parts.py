@@ -134,4 +134,4 @@ def _chunking(unit: Unit, options: PackOptions, read: Callable[[int, int], ReadE
     if unit.members:
         options = replace(options, chunk_elems=min(options.chunk_elems, _GROUP_CHUNK_BYTES // layout.elem_bytes))
     samples = read(tensor.offset, tensor.n_bytes)
-    return Chunking.of(layout, options, tensor.n_bytes, samples, fields=tensor.fields, row_elems=tensor.row_elems)
+    return Chunking.of(layout, options, tensor.n_bytes, samples, fields=tensor.fields, row_elems=tensor.row_elems, shape=() if unit.members else tensor.shape)
