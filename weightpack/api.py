@@ -162,7 +162,7 @@ def unpack(
         The file is a difference from a base that was not found, or is another than the one named. No target is written.
     """
     path = named_path(src)
-    job = Job(threads=thread_count(threads), overwrite=overwrite, progress=progress, verify=verify, limits=limits, base=_found_base(base))
+    job = Job(threads=thread_count(threads), overwrite=overwrite, progress=progress, verify=verify, limits=limits, base=found_base(base))
     if not path.exists():
         raise PathNotFoundError("no such file or directory", path=os.fspath(src))
     if in_place:
@@ -252,7 +252,7 @@ def unpack_stream(
     if path.is_dir():
         raise OptionError("a directory is no stream of bytes: unpack it to a directory", path=os.fspath(src))
     job = Job(threads=thread_count(threads), progress=progress)
-    with open_packed(path, limits, _found_base(base)) as packed:
+    with open_packed(path, limits, found_base(base)) as packed:
         stream_source(packed, write, threads=job.threads, progress=job.bind(path))
         return FileResult(str(path), "", packed.index.source_bytes, packed.file.size, packed.index.source_sha256)
 
@@ -288,7 +288,7 @@ def _base_files(folder: Path, src: Path) -> tuple[Path, ...]:
     return files
 
 
-def _found_base(base: PathLike | None) -> Base | None:
+def found_base(base: PathLike | None) -> Base | None:
     """Return the files that the base of a packed file is to be among."""
     if base is None:
         return None
@@ -352,7 +352,7 @@ def verify(
             if not is_repo_id(text):
                 raise PathNotFoundError("no such file or directory", path=text)
             path = fetch_packed(text, revision=revision, token=token)
-        job = Job(threads=thread_count(threads), progress=progress, limits=limits, base=_found_base(base))
+        job = Job(threads=thread_count(threads), progress=progress, limits=limits, base=found_base(base))
         original = None if against is None or published is not None else Path(against)
         if original is not None and original.is_dir() != path.is_dir():
             raise OptionError(f"a directory is compared with a directory, a file with a file: not with {os.fspath(against or '')!r}", path=text)
