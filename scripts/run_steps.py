@@ -47,6 +47,7 @@ STEPS = [
     Step("tests", "scripts/test", "scripts/test tests -n auto --all"),
     Step("sanitize", "scripts/sanitize", "scripts/sanitize --all"),
     Step("ecosystem", "scripts/test-ecosystem", "scripts/test-ecosystem --all"),
+    Step("programs", None, "scripts/test-programs"),
     Step("install", "scripts/test-install", "scripts/test-install"),
     Step("cross", "scripts/cross", "scripts/cross --all"),
     Step("oldest", None, "scripts/test-oldest"),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program for tests/ecosystem/test_comfyui.py, run in a process of its own, since ComfyUI reads sys.argv and takes the whole process:
 
-    python comfyui_pipeline.py COMFYUI MODELS make                  write a small Stable Diffusion checkpoint, a LoRA and a VAE with random weights
-    python comfyui_pipeline.py COMFYUI MODELS off|on NAME...        for each NAME, text -> image through ComfyUI's own nodes; print the SHA-256 of the pixels
-                                                                    and of the tensors that were loaded, as JSON
+    python comfyui_pipeline.py COMFYUI BASE make                write a small Stable Diffusion checkpoint, a LoRA and a VAE with random weights
+    python comfyui_pipeline.py COMFYUI BASE off|on NAME...      for each NAME, text -> image through ComfyUI's own nodes; print the SHA-256 of the pixels
+                                                                and of the tensors that were loaded, as JSON
 
-`on`: weights are loaded as with Dynamic VRAM, by ComfyUI's own reader (it needs comfy-aimdo); the sampling is on the CPU all the same.
-COMFYUI is a checkout of github.com/Comfy-Org/ComfyUI with integrations/comfyui in its custom_nodes. Where torchvision and torchaudio are not installed, they
-are stubs: Stable Diffusion needs neither.
+`on`: weights are loaded as with Dynamic VRAM, by ComfyUI's own reader (it needs comfy-aimdo); the sampling is on the CPU all the same. COMFYUI is a checkout
+of github.com/Comfy-Org/ComfyUI, BASE what it calls its base directory, with the folders models and custom_nodes. Where torchvision and torchaudio are not
+installed, they are stubs: Stable Diffusion needs neither.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import sys
 import types
 from pathlib import Path
 
-COMFYUI, MODELS, WHAT, *NAMES = sys.argv[1:]
-COMFYUI, MODELS = Path(COMFYUI).resolve(), Path(MODELS).resolve()
-sys.argv = ["main.py", "--cpu", "--disable-all-custom-nodes", "--whitelist-custom-nodes", "weightpack"]
+COMFYUI, BASE = (Path(folder).resolve() for folder in sys.argv[1:3])
+MODELS, WHAT, NAMES = BASE / "models", sys.argv[3], sys.argv[4:]
+sys.argv = ["main.py", "--cpu", "--base-directory", str(BASE)]
 sys.path.insert(0, str(COMFYUI))
 os.chdir(COMFYUI)
 
-FOLDERS = {"checkpoints": "checkpoint", "loras": "lora", "vae": "vae"}
+FOLDERS = ("checkpoints", "loras", "vae")
 
 
 class _Stub(types.ModuleType):
@@ -142,11 +142,8 @@ def image(nodes, name):
 
 def main():
     import comfy.utils
-    import folder_paths
     import nodes
 
-    for folder in FOLDERS:
-        folder_paths.folder_names_and_paths[folder] = ([str(MODELS / folder)], folder_paths.supported_pt_extensions)
     asyncio.run(nodes.init_external_custom_nodes())
     if WHAT == "on":
         import comfy.memory_management
@@ -157,13 +154,15 @@ def main():
     results = {}
     for name in NAMES:
         pictures = image(nodes, name)
-        header = json.loads(comfy.utils.safetensors_header(str(MODELS / "checkpoints" / name)))
+        tensors = {folder: comfy.utils.load_torch_file(str(MODELS / folder / name), safe_load=True) for folder in FOLDERS}
         results[name] = {
-            "pixels": [digest(picture.tobytes()) for picture in pictures], "spread": [int(picture.max()) - int(picture.min()) for picture in pictures],
-            "tensors": {folder: digest_of_tensors(comfy.utils.load_torch_file(str(MODELS / folder / name), safe_load=True)) for folder in FOLDERS},
-            "metadata": comfy.utils.load_torch_file(str(MODELS / "checkpoints" / name), return_metadata=True)[1], "header": header["__metadata__"],
-            "mapped": any(hasattr(value.untyped_storage(), "_comfy_tensor_mmap_refs") for value in comfy.utils.load_torch_file(str(MODELS / "loras" / name)).values()),
-        }  # fmt: skip
+            "pixels": [digest(picture.tobytes()) for picture in pictures],
+            "spread": [int(picture.max()) - int(picture.min()) for picture in pictures],
+            "tensors": {folder: digest_of_tensors(state) for folder, state in tensors.items()},
+            "metadata": comfy.utils.load_torch_file(str(MODELS / "checkpoints" / name), return_metadata=True)[1],
+            "header": json.loads(comfy.utils.safetensors_header(str(MODELS / "checkpoints" / name)))["__metadata__"],
+            "mapped": any(hasattr(tensor.untyped_storage(), "_comfy_tensor_mmap_refs") for tensor in tensors["loras"].values()),
+        }
     print(json.dumps(results))
 
 

@@ -88,8 +88,9 @@ def tiny_stable_diffusion(folder):
                                     latent_channels=4, norm_num_groups=8),
         text_encoder=transformers.CLIPTextModel(text_config),
         tokenizer=transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
-        unet=diffusers.UNet2DConditionModel(sample_size=16, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=8,
-                                            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64, attention_head_dim=8),
+        unet=diffusers.UNet2DConditionModel(sample_size=16, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                                            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=8, cross_attention_dim=64,
+                                            attention_head_dim=8),
         scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder / "pipeline")

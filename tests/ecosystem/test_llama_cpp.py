@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess
 
+import fuse
 import numpy as np
 import pytest
 from command import PROGRAM
@@ -78,14 +79,10 @@ def answers(llama_cpp, path, use_mmap):
         model.close()
 
 
+@fuse.needed
 @pytest.mark.parametrize("quantisation", ["BF16", "F16", "Q8_0", "Q4_0"])
 def test_packed_gguf_through_a_mount(tmp_path, quantisation):
     llama_cpp = pytest.importorskip("llama_cpp", reason="scripts/test-programs builds llama-cpp-python")
-    mount = pytest.importorskip("weightpack.integrations.mount")
-    try:
-        mount.fuse_library()
-    except (weightpack.WeightpackError, OSError) as error:
-        pytest.skip(f"nothing can be mounted here: {error}")
     plain = tmp_path / "tiny.gguf"
     tiny_llama(plain, gguf.GGMLQuantizationType[quantisation])
     packed = weightpack.pack(plain)

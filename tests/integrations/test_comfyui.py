@@ -11,9 +11,8 @@ import types
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
 import safetensors.torch
+import torch
 
 import weightpack
 from weightpack.integrations import comfyui
@@ -22,10 +21,15 @@ FOLDER = Path(__file__).resolve().parents[2] / "integrations" / "comfyui"
 DTYPES = {"BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
 
 
+def module(name, **members):
+    made = types.ModuleType(name)
+    vars(made).update(members)
+    return made
+
+
 def double(dynamic_vram):
     """Modules with ComfyUI's names. With Dynamic VRAM it reads the raw header by itself, and takes what that says."""
-    comfy, utils, memory = types.ModuleType("comfy"), types.ModuleType("comfy.utils"), types.ModuleType("comfy.memory_management")
-    memory.aimdo_enabled = dynamic_vram
+    memory = module("comfy.memory_management", aimdo_enabled=dynamic_vram)
 
     def safetensors_header(safetensors_path, max_size=100 * 1024 * 1024):
         data = Path(safetensors_path).read_bytes()
@@ -42,16 +46,16 @@ def double(dynamic_vram):
             data, header = Path(ckpt).read_bytes(), json.loads(safetensors_header(ckpt))
             metadata, begin = header.pop("__metadata__", {}), 8 + int.from_bytes(data[:8], "little")
             tensors = {
-                name: torch.frombuffer(bytearray(data[begin:]), dtype=torch.uint8)[slice(*entry["data_offsets"])].view(DTYPES[entry["dtype"]]).view(entry["shape"])
+                name: torch.frombuffer(bytearray(data[begin:]), dtype=torch.uint8)[slice(*entry["data_offsets"])]
+                .view(DTYPES[entry["dtype"]])
+                .view(entry["shape"])
                 for name, entry in header.items()
             }
         return (tensors, metadata) if return_metadata else tensors
 
-    utils.load_torch_file, utils.safetensors_header = load_torch_file, safetensors_header
-    comfy.utils, comfy.memory_management = utils, memory
-    bound = types.ModuleType("comfy.clip_vision")
-    bound.load_torch_file = load_torch_file
-    return {"comfy": comfy, "comfy.utils": utils, "comfy.memory_management": memory, "comfy.clip_vision": bound}
+    utils = module("comfy.utils", load_torch_file=load_torch_file, safetensors_header=safetensors_header)
+    modules = (module("comfy", utils=utils, memory_management=memory), utils, memory, module("comfy.clip_vision", load_torch_file=load_torch_file))
+    return {one.__name__: one for one in modules}
 
 
 @pytest.fixture(params=[False, True], ids=["memory", "dynamic-vram"])

@@ -69,7 +69,7 @@ def test_several_sources(tmp_path):
     assert {name for name, is_packed in names(tree).items() if is_packed} == {"model/model-00001-of-00001.safetensors", "one.safetensors"}
     assert {str(name) for name in tree.folders} == {".", "model"}
     assert names(source_tree([str(tmp_path / "one.wp.safetensors")])) == {"one.safetensors": True}
-    with pytest.raises(OptionError, match="the name 'one.safetensors'"):
+    with pytest.raises(OptionError, match=r"the name 'one\.safetensors'"):
         source_tree([tmp_path / "one.wp.safetensors"] * 2)
     with pytest.raises(OptionError, match="not packed"):
         source_tree([tmp_path / "one.safetensors"])

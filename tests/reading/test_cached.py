@@ -19,8 +19,8 @@ from weightpack.reading.bases import open_with_bases
 from weightpack.reading.cached import CachedSource, DecodedPieces
 
 SOURCES = {
-    "mixed": samples.mixed_file(), "tiny": samples.tiny_file(), "tiny-tensors": samples.tiny_tensors(300), "large": samples.bf16_file(seed=4, name="w", n=3_000_000),
-    **samples.other_files(),
+    "mixed": samples.mixed_file(), "tiny": samples.tiny_file(), "tiny-tensors": samples.tiny_tensors(300),
+    "large": samples.bf16_file(seed=4, name="w", n=3_000_000), **samples.other_files(),
 }  # fmt: skip
 
 

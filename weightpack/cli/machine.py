@@ -97,7 +97,7 @@ def doctor(gpu: bool, as_json: bool) -> int | None:
         "native": len(available) > 1,
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "profiles": options.profile_descriptions(),
-        "packages": {name: version(name) for name in ("numpy", "zstandard", "huggingface_hub", "safetensors", "torch")},
+        "packages": {name: version(name) for name in ("numpy", "zstandard", "huggingface_hub", "safetensors", "torch", "mfusepy")},
     }
     if as_json:
         say_json(state)

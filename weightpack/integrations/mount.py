@@ -296,7 +296,7 @@ def unmount(folder: Path) -> None:
         It is in use, or another's.
     """
     path = os.path.realpath(folder)
-    if sys.platform.startswith("linux") and path not in _mounts():
+    if sys.platform.startswith("linux") and path not in mounted_folders():
         raise OptionError("nothing of weightpack is mounted here", path=str(folder))
     fusermount = None if sys.platform == "darwin" else _fusermount()
     command = ["umount", path] if fusermount is None else [fusermount, "-u", path]
@@ -305,7 +305,7 @@ def unmount(folder: Path) -> None:
         raise OSError(errno.EBUSY, done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it could not be unmounted", str(folder))
 
 
-def _mounts() -> list[str]:
+def mounted_folders() -> list[str]:
     """Return the folders that something of ours is mounted on, on Linux."""
     lines = [line.split() for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()]
     mounted = [line[4] for line in lines if f"fuse.{FILE_SYSTEM}" in line[6:]]
