@@ -204,6 +204,8 @@ def fuse_library() -> ModuleType:
     if sys.platform.startswith("linux"):
         if not _FUSE_DEVICE.exists():
             raise OSError(errno.ENODEV, _NO_DEVICE, str(_FUSE_DEVICE))
+        if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
+            raise OSError(errno.EACCES, "this user may not open it: other systems give it the permissions 666", str(_FUSE_DEVICE))
         if os.geteuid() != 0 and _fusermount() is None:
             raise MissingExtraError(f"mounting needs fusermount3: {install}")
     library: ModuleType = mfusepy
