@@ -73,5 +73,7 @@ def test_several_sources(tmp_path):
         source_tree([tmp_path / "one.wp.safetensors"] * 2)
     with pytest.raises(OptionError, match="not packed"):
         source_tree([tmp_path / "one.safetensors"])
+    with pytest.raises(OptionError, match="nothing in it is packed"):
+        source_tree([model])
     with pytest.raises(PathNotFoundError):
         source_tree([tmp_path / "none"])

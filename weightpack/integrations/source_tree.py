@@ -65,7 +65,7 @@ def source_tree(sources: Sequence[str | Path], limits: Limits = DEFAULT_LIMITS) 
     PathNotFoundError
         There is no such file or directory.
     OptionError
-        A file is not packed; two sources have the same name.
+        A file is not packed, or none of a directory; two sources have the same name.
     FormatError
         A manifest is damaged, or a packed file is missing.
     """
@@ -82,6 +82,8 @@ def source_tree(sources: Sequence[str | Path], limits: Limits = DEFAULT_LIMITS) 
             raise OptionError("the file is not packed", path=str(source))
         else:
             tree.add_file(PurePosixPath(unpacked_path(path, Path(), limits=limits).name), SourceFile(path, is_packed=True))
+    if not any(file.is_packed for file in tree.files.values()):
+        raise OptionError("nothing in it is packed", path=", ".join(map(str, sources)))
     return tree
 
 
