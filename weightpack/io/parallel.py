@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+THREADS_VARIABLE = "WEIGHTPACK_THREADS"
 _BATCH_BYTES = 2 << 20
 _MOST_KEPT = 16 << 20
 
@@ -82,10 +83,32 @@ class Turnstile:
             self._condition.notify_all()
 
 
-def thread_count(threads: int | None) -> int:
-    """Return a checked thread count; None means the CPUs that this process may use."""
+def thread_count(threads: int | None, n_processes: int | None = None) -> int:
+    """Return a checked thread count.
+
+    Parameters
+    ----------
+    threads
+        None: as many as the environment variable WEIGHTPACK_THREADS says, or this process's share of the CPUs that it may use.
+    n_processes
+        How many processes share them. None: as many as torchrun has started on this machine (LOCAL_WORLD_SIZE), or 1.
+
+    Raises
+    ------
+    OptionError
+        The count, or that of the environment variable, is not at least 1.
+    """
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        text = os.environ.get(THREADS_VARIABLE, "")
+        if text:
+            if not text.isdecimal() or int(text) < 1:
+                raise OptionError(f"{THREADS_VARIABLE} is {text!r}: it must be a number, at least 1")
+            return int(text)
+        if n_processes is None:
+            others = os.environ.get("LOCAL_WORLD_SIZE", "")
+            n_processes = int(others) if others.isdecimal() else 1
+        n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, n_cpus // max(1, n_processes))
     if threads < 1:
         raise OptionError(f"threads is {threads}: it must be at least 1")
     return threads
