@@ -44,8 +44,8 @@ The weights are {original}'s, losslessly packed: {before} are {after} here ({sha
 {load}
 ```
 
-`pip install weightpack` first. `weightpack pull {repo_id} --unpack` restores the original files, byte for byte. The parameter count and the dtypes that the
-Hub shows are those of the packed bytes (U8), not of the model."""
+`pip install weightpack` first, and beside vLLM if that is to serve the repo: it fails without. `weightpack pull {repo_id} --unpack` restores the original
+files, byte for byte. The parameter count and the dtypes that the Hub shows are those of the packed bytes (U8), not of the model."""
 
 
 def _how_to_load(folder: Path, repo_id: str) -> str:

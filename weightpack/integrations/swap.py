@@ -12,20 +12,41 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from weightpack.errors import MissingExtraError, OptionError
+from weightpack.integrations.rebind import rebind
 from weightpack.io.files import MemoryFile
 from weightpack.io.remote import is_url
 from weightpack.reading.tensors import SafeOpen, safe_open
 from weightpack.sources.safetensors import looks_packed
 
-# Names are rebound in the modules of these packages alone.
-_PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "peft", "safetensors", "sentence_transformers", "sglang", "torch", "transformers", "vllm"}
-# vLLM looks there for a dtype that config.json does not name.
-_VLLM_MODULE, _VLLM_HEADER = "vllm.transformers_utils.utils", "parse_safetensors_file_metadata"
 _stock: dict[str, Any] = {}  # what was there before; empty while disabled
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How packed files are opened by libraries that know nothing of them; as `weightpack.safe_open` has it."""
+
+    threads: int | None = None
+    base: str | os.PathLike[str] | None = None
+
+
+_reading = ReadingOptions()
+
+
+@contextmanager
+def reading_with(options: ReadingOptions) -> Iterator[None]:
+    """Open packed files so for the length of a block, in all threads of this process."""
+    global _reading
+    before, _reading = _reading, options
+    try:
+        yield
+    finally:
+        _reading = before
 
 
 class packed_aware_safe_open:
@@ -34,13 +55,13 @@ class packed_aware_safe_open:
     def __new__(cls, filename: str | os.PathLike[str], framework: str = "pt", device: Any = "cpu", **kwargs: Any) -> Any:
         stock = _stock.get("safe_open") or _safetensors().safe_open
         if isinstance(filename, str) and is_url(filename):
-            return safe_open(filename, framework, device)
+            return safe_open(filename, framework, device, threads=_reading.threads, base=_reading.base)
         if not looks_packed(filename):
             return stock(filename, framework, device=device, **kwargs)
         if framework not in ("pt", "torch", "pytorch", "np", "numpy"):
             raise OptionError(f"packed tensors can't be given as {framework!r}, only as torch or numpy: `weightpack unpack` restores the plain file",
                               path=os.fspath(filename))  # fmt: skip
-        return safe_open(filename, framework, device)
+        return safe_open(filename, framework, device, threads=_reading.threads, base=_reading.base)
 
 
 def packed_aware_load(data: bytes) -> dict[str, Any]:
@@ -50,22 +71,8 @@ def packed_aware_load(data: bytes) -> dict[str, Any]:
         return result
     from weightpack.arrays.memory import TorchFramework
 
-    with SafeOpen(MemoryFile([data]), TorchFramework()) as opened:
+    with SafeOpen(MemoryFile([data]), TorchFramework(), threads=_reading.threads, base=_reading.base) as opened:
         return opened.get_tensors(opened.offset_keys())
-
-
-def packed_aware_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """vLLM's `parse_safetensors_file_metadata`, which reads a header by itself: of a packed file, the source's dtypes, shapes and metadata.
-
-    Without `data_offsets`: the plain file's would be wrong in this one.
-    """
-    if not looks_packed(path):
-        result: dict[str, Any] = _stock[_VLLM_HEADER](path)
-        return result
-    with safe_open(path) as opened:
-        slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
-        entries = {name: {"dtype": each.get_dtype(), "shape": each.get_shape()} for name, each in slices.items()}
-        return {"__metadata__": opened.metadata() or {}, **entries}
 
 
 def enable() -> None:
@@ -85,14 +92,12 @@ def enable() -> None:
             import safetensors.torch as safetensors_torch
 
             _stock["load"] = safetensors_torch.load
-    if _VLLM_HEADER not in _stock and hasattr(sys.modules.get(_VLLM_MODULE), _VLLM_HEADER):
-        _stock[_VLLM_HEADER] = getattr(sys.modules[_VLLM_MODULE], _VLLM_HEADER)
-    _rebind(_stock, _ours())
+    rebind([(stock, _OURS[name]) for name, stock in _stock.items()])
 
 
 def disable() -> None:
-    """Undo `enable`."""
-    _rebind(_ours(), dict(_stock))
+    """Undo `enable`. What an engine's plugin has put around the engine's own functions then does nothing."""
+    rebind([(_OURS[name], stock) for name, stock in _stock.items()])
     _stock.clear()
 
 
@@ -101,22 +106,7 @@ def is_enabled() -> bool:
     return bool(_stock)
 
 
-def _ours() -> dict[str, Any]:
-    return {"safe_open": packed_aware_safe_open, "load": packed_aware_load, _VLLM_HEADER: packed_aware_header}
-
-
-def _rebind(old: dict[str, Any], new: dict[str, Any]) -> None:
-    for module in _modules():
-        for name, value in list(vars(module).items()):  # not getattr: some modules import on access
-            for key, was in old.items():
-                if value is was and key in new:
-                    setattr(module, name, new[key])
-
-
-def _modules() -> Iterator[ModuleType]:
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _PACKAGES and isinstance(module, ModuleType):
-            yield module
+_OURS: dict[str, Any] = {"safe_open": packed_aware_safe_open, "load": packed_aware_load}
 
 
 def _safetensors() -> ModuleType:

@@ -12,6 +12,7 @@ import re
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from weightpack.errors import CorruptionError, FormatError, LimitError, OptionError, TruncatedError, located
 from weightpack.format.constants import MAX_HEADER_BYTES
@@ -307,3 +308,12 @@ def packed_config(files: ModelFiles) -> bytes | None:
         return None
     config["quantization_config"] = {"quant_method": "weightpack", "inner": inner}
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def without_flag(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what was in a `config.json` before `packed_config` put the quantisation method "weightpack" around the model's own."""
+    flag = config.get("quantization_config")
+    if not isinstance(flag, dict) or flag.get("quant_method") != "weightpack":
+        return config
+    inner = flag.get("inner")
+    return {**{key: value for key, value in config.items() if key != "quantization_config"}, **({"quantization_config": inner} if inner else {})}

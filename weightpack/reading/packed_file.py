@@ -123,7 +123,7 @@ class PackedFile:
             raise LimitError(f"the source has {index.source_bytes} bytes, the limit is {limits.max_source_bytes}")
 
         if index.tensors is None:
-            source = self._source_header(index, limits)
+            source = source_header(index, limits)
             segments = segments_of(source, index.source_bytes)
         else:
             segments = _listed(index, sorted(header.entries))
@@ -146,16 +146,6 @@ class PackedFile:
         self._last_chunk: tuple[str, int, Bytes] | None = None
         self._heads: dict[str, RecordHead] = {}
         self._scratch = Scratch()
-
-    def _source_header(self, index: Index, limits: Limits) -> Header:
-        """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
-        if not index.gaps or index.gaps[0].offset != 0 or not 8 <= index.gaps[0].n_bytes <= index.source_bytes:
-            raise CorruptionError("the index does not hold the source's header")
-        first = index.gaps[0].decode()
-        n = int.from_bytes(first[:8], "little")
-        if n > MAX_HEADER_BYTES or n > len(first) - 8:
-            raise CorruptionError("the index does not hold the whole header of the source")
-        return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True, max_memory=limits.max_json_memory)
 
     def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index, names: list[str]) -> dict[str, StoredTensor]:
         if len(index.kept_crc32c) % 4:
@@ -317,6 +307,17 @@ class PackedFile:
         """Return the bytes of a gap."""
         with located(path=self.file.name):
             return gap.decode()
+
+
+def source_header(index: Index, limits: Limits) -> Header:
+    """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
+    if not index.gaps or index.gaps[0].offset != 0 or not 8 <= index.gaps[0].n_bytes <= index.source_bytes:
+        raise CorruptionError("the index does not hold the source's header")
+    first = index.gaps[0].decode()
+    n = int.from_bytes(first[:8], "little")
+    if n > MAX_HEADER_BYTES or n > len(first) - 8:
+        raise CorruptionError("the index does not hold the whole header of the source")
+    return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True, max_memory=limits.max_json_memory)
 
 
 def _listed(index: Index, names: list[str]) -> Segments:
