@@ -60,15 +60,9 @@ def answer(job: dict) -> dict:
     options = {"enforce_eager": True, "skip_tokenizer_init": not job.get("pool"), "max_model_len": 64, "disable_log_stats": True, **job.get("options", {})}
     if job.get("lora"):
         options.update(enable_lora=True, max_lora_rank=8)
-    said = watched_loading()
-    try:
-        llm = LLM(model=job["model"], **options)
-    except AttributeError as error:
-        if "cpu_gemm_wna16" not in str(error):
-            raise
-        return {**said, "ran": "weights alone: vLLM's product of matrices of 4 bits needs AVX-512"}
+    llm = LLM(model=job["model"], **options)
     config = llm.llm_engine.vllm_config
-    said.update(dtype=str(config.model_config.dtype), load_format=config.load_config.load_format)
+    said = {"dtype": str(config.model_config.dtype), "load_format": config.load_config.load_format}
     prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
     if job.get("pool"):
         said["embeddings"] = [output.outputs.data.float().flatten().tolist() for output in llm.encode(prompts, pooling_task="embed", use_tqdm=False)]
@@ -91,8 +85,14 @@ def run(job: dict) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ.update(job.get("environment", {}))
-    said = answer(job)
-    print("\n" + json.dumps(said), flush=True)
+    loaded = watched_loading()
+    try:
+        said = answer(job)
+    except AttributeError as error:
+        if "cpu_gemm_wna16" not in str(error):
+            raise
+        said = {}  # vLLM's product of matrices of 4 bits needs AVX-512: what was loaded has to do
+    print("\n" + json.dumps({**loaded, **said}), flush=True)
 
 
 def main() -> None:

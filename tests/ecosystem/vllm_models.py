@@ -46,11 +46,8 @@ def edit_config(folder: Path, **changes: object) -> Path:
 
 
 def without_dtype(folder: Path) -> Path:
-    """A LLaMA whose config.json names no dtype, with weights in bfloat16 but norms in float32."""
-    llama(folder)
-    tensors = load_file(folder / "model.safetensors")
-    save_file({name: tensor.float() if "norm" in name else tensor for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    return edit_config(folder, dtype=None, torch_dtype=None)
+    """A LLaMA in float16, of which config.json does not tell."""
+    return edit_config(llama(folder, torch.float16), dtype=None, torch_dtype=None)
 
 
 def gptq(folder: Path) -> Path:
