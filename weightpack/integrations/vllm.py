@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +77,18 @@ def _model_config(stock: Callable[..., Any], arguments: Any, *args: Any, **kwarg
 
 def _is_packed_model(model: str, revision: str | None, cache: str | None) -> bool:
     """Is the first file of weights packed, of a folder, or of a repo as far as it is in the Hub's cache? Nothing is fetched."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path()
-        with suppress(OSError, ValueError):  # not there, or no name of a repo
-            folder = Path(snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns="*.safetensors", local_files_only=True))
-        if folder == Path():
-            return False
-    first = min(folder.glob("*.safetensors"), default=None)
+    folder = Path(model) if Path(model).is_dir() else _cached(model, revision, cache)
+    first = None if folder is None else min(folder.glob("*.safetensors"), default=None)
     return first is not None and looks_packed(first)
+
+
+def _cached(repo: str, revision: str | None, cache: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns="*.safetensors", local_files_only=True))
+    except (OSError, ValueError):  # it is not there, or this is no name of a repo
+        return None
 
 
 _STEPS: dict[str, Callable[[], None]] = {
