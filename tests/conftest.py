@@ -32,6 +32,17 @@ def kills(pytestconfig):
     return pytestconfig.getoption("--kills") or (100 if pytestconfig.getoption("--all") else 4)
 
 
+@pytest.fixture
+def flipped_bits(pytestconfig):
+    """Return a function: length of damaged data -> which bits to flip; with --all each, else each of its begin and one in five after that."""
+
+    def bits(n_bytes):
+        begin = min(8 * n_bytes, 512)
+        return [*range(begin), *range(begin, 8 * n_bytes, 1 if pytestconfig.getoption("--all") else 5)]
+
+    return bits
+
+
 @pytest.fixture(scope="session")
 def model():
     """Return a function: name -> folder of a real model."""

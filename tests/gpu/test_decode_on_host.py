@@ -159,6 +159,7 @@ def crc_without_check(layout, chunk, n_elems, number, crc):
         return crc
 
 
+@pytest.mark.long
 def test_under_sanitizers(tmp_path):
     """Inputs and outputs are blocks of what is promised and no more, so that a byte read or written too far is found."""
     program = compile_host(tmp_path / "gpu_host", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
