@@ -16,7 +16,7 @@ from weightpack import kernels  # noqa: E402
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="the long tests too, and 100 kills of each kind")
-    parser.addoption("--kills", type=int, metavar="N", help="how many processes are killed in a test that kills at random moments (4)")
+    parser.addoption("--kills", type=int, metavar="N", help="how many processes are killed in a test that kills at random moments (2)")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def kills(pytestconfig):
     """How many processes to kill, of each kind."""
-    return pytestconfig.getoption("--kills") or (100 if pytestconfig.getoption("--all") else 4)
+    return pytestconfig.getoption("--kills") or (100 if pytestconfig.getoption("--all") else 2)
 
 
 @pytest.fixture

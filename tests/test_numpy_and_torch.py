@@ -289,6 +289,7 @@ def test_with_ml_dtypes_numpy_gets_them(path, tensors):
 # ---- types
 
 
+@pytest.mark.long
 def test_a_type_checker_knows_what_comes_out(tmp_path):
     mypy = pytest.importorskip("mypy.api", reason="scripts/check installs mypy")
     program = tmp_path / "program.py"

@@ -129,6 +129,7 @@ def test_scratch_that_others_planted_is_not_followed(client, tmp_path, monkeypat
     assert set(temporary.iterdir()) == links
 
 
+@pytest.mark.long
 def test_resume_after_a_dropped_connection(client, tmp_path):
     source = large(tmp_path / "large")
     client.hub.drop_uploads = 1000
