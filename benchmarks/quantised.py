@@ -5,8 +5,10 @@
     python benchmarks/quantised.py [--rivals PYTHON] [--folder /dev/shm/weightpack-quantised]
 
 MiniLM's matrices, quantised to each kind as its makers do it and multiplied out to bf16, fp16 or fp32: one file a kind. Every tool's round trip is compared
-before its size counts. Seconds are the medians of three, on one thread, the packed file verified. PYTHON has zipnn, z4ai and glyd (benchmarks/tools.toml).
+before its size counts. Seconds are the medians of three, on one thread, the packed file verified.
 The floor is the order-0 entropy of a file's codes, one table for all of it, and its scales as they are in the kind, nothing for the table.
+
+PYTHON has zipnn, z4ai and glyd (benchmarks/tools.toml).
 """
 
 from __future__ import annotations
@@ -218,7 +220,7 @@ def main() -> None:
 def page(rows: list[dict], machine: str) -> str:
     """The results as a table, in per cent of the file."""
     rivals = [name for name in ("zstd-3", "zstd-19", *RIVAL_NAMES) if name in rows[0]]
-    lines = ["# Weights that were quantised once and written out again", "", *(__doc__ or "").split("\n\n")[2:3], "", f"Machine: {machine}.", ""]
+    lines = ["# Weights that were quantised once and written out again", "", (__doc__ or "").split("\n\n")[2], "", f"Machine: {machine}.", ""]
     lines += ["| kind | floor | fast | dense | " + " | ".join(rivals) + " | fast: pack, GB/s | unpack |", "|---|" + "---|" * (5 + len(rivals))]
     for row in rows:
         shares = [row["floor"], row["fast"]["bytes"], row["dense"]["bytes"], *(row[name] for name in rivals)]
