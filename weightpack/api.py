@@ -267,11 +267,11 @@ def _base(base: PathLike | None, src: Path, token: str | None, cache_dir: str | 
     if path.is_dir():
         return Base(_base_files(path, src))
     refuse_irregular_file(path)
-    folder = _fetched(text, token, cache_dir)
+    folder = fetched_base(text, token, cache_dir)
     return Base(_base_files(folder, src), text.partition("@")[0], folder.name)  # a snapshot's folder is named by its commit
 
 
-def _fetched(repo: str, token: str | None = None, cache_dir: str | None = None) -> Path:
+def fetched_base(repo: str, token: str | None = None, cache_dir: str | None = None) -> Path:
     """Return the folder of a base that is a repo, `name[@revision]`."""
     repo_id, _, revision = repo.partition("@")
     if not is_repo_id(repo_id):
@@ -293,7 +293,7 @@ def found_base(base: PathLike | None) -> Base | None:
     if base is None:
         return None
     path = named_path(base)
-    return Base(tuple(weights_below(path if path.exists() else _fetched(os.fspath(base)))))
+    return Base(tuple(weights_below(path if path.exists() else fetched_base(os.fspath(base)))))
 
 
 def source_format(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:

@@ -14,13 +14,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
+from weightpack.integrations.rebind import rebind
 from weightpack.integrations.swap import disable as disable_safetensors
 from weightpack.integrations.swap import enable as enable_safetensors
 from weightpack.io.files import LocalFile
-from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.packed_file import PackedFile, source_header_bytes
 from weightpack.reading.tensors import safe_open
 from weightpack.sources.safetensors import looks_packed
 
@@ -61,10 +61,8 @@ def _header(stock: Callable[..., Any]) -> Callable[..., Any]:
         if not _is_packed(safetensors_path):
             return stock(safetensors_path, max_size=max_size)
         with LocalFile(safetensors_path) as file:
-            packed = PackedFile(file)
-            first = packed.decode_gap(packed.index.gaps[0])  # the source's header is in it
-        n_bytes = int.from_bytes(first[:8], "little")
-        return first[8 : 8 + n_bytes] if n_bytes <= max_size else None
+            header = source_header_bytes(PackedFile(file).index)
+        return header if len(header) <= max_size else None
 
     return safetensors_header
 
@@ -87,21 +85,12 @@ def enable() -> None:
         if name not in _stock and hasattr(comfy.utils, name):
             _stock[name] = getattr(comfy.utils, name)
             _ours[name] = wrap(_stock[name])
-    _rebind(_stock, _ours)
+    rebind([(stock, _ours[name]) for name, stock in _stock.items()], everywhere=True)
 
 
 def disable() -> None:
     """Undo `enable`."""
-    _rebind(_ours, _stock)
+    rebind([(_ours[name], stock) for name, stock in _stock.items()], everywhere=True)
     _stock.clear()
     _ours.clear()
     disable_safetensors()
-
-
-def _rebind(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Exchange functions in every module that has bound them under their own names, ComfyUI's and those of other node packs."""
-    for module in list(sys.modules.values()):
-        if isinstance(module, ModuleType):
-            for name, was in old.items():
-                if vars(module).get(name) is was:
-                    setattr(module, name, new[name])

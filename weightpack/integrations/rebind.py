@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-# Names are rebound in the modules of these packages alone.
+# Names are rebound in the modules of these packages alone, unless it is said otherwise.
 _PACKAGES = {"accelerate", "diffusers", "huggingface_hub", "peft", "safetensors", "sentence_transformers", "sglang", "torch", "transformers", "vllm"}
 _MARK = "wrapped_by_weightpack"
 
 
-def rebind(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Bind each name that has the first object of a pair to the second."""
-    for module in _modules():
+def rebind(pairs: Sequence[tuple[Any, Any]], *, everywhere: bool = False) -> None:
+    """Bind each name that has the first object of a pair to the second; `everywhere`: in modules of packages that nobody here knows, too."""
+    for module in _modules(everywhere):
         for name, value in list(vars(module).items()):  # not getattr: some modules import on access
             for old, new in pairs:
                 if value is old:
@@ -48,7 +48,7 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     setattr(owner, name, classmethod(wrapper) if isinstance(there, classmethod) else wrapper)
 
 
-def _modules() -> Iterator[ModuleType]:
+def _modules(everywhere: bool) -> Iterator[ModuleType]:
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in _PACKAGES and isinstance(module, ModuleType):
+        if (everywhere or name.partition(".")[0] in _PACKAGES) and isinstance(module, ModuleType):
             yield module

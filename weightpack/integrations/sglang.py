@@ -14,7 +14,7 @@ from weightpack.integrations.engine import take_steps, wrap_configs, wrap_iterat
 from weightpack.integrations.rebind import wrap
 from weightpack.integrations.swap import enable, is_enabled
 from weightpack.io.files import LocalFile
-from weightpack.reading.packed_file import PackedFile
+from weightpack.reading.packed_file import PackedFile, source_header_bytes
 from weightpack.sources.safetensors import looks_packed
 
 _LOAD_FORMATS = {
@@ -60,8 +60,8 @@ def _on_headers(stock: Callable[..., Any], model_path: str, *args: Any, **kwargs
             shutil.copy(path, folder)
         for path in packed:
             with LocalFile(path) as file:
-                opened = PackedFile(file)
-                (Path(folder) / path.name).write_bytes(opened.decode_gap(opened.index.gaps[0]))  # what comes before the source's first tensor
+                header = source_header_bytes(PackedFile(file).index)
+            (Path(folder) / path.name).write_bytes(len(header).to_bytes(8, "little") + header)
         return stock(folder, *args, **kwargs)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+from weightpack.api import fetched_base
 from weightpack.integrations.swap import ReadingOptions, reading_with
-from weightpack.io.fetch import fetch_repo
 from weightpack.io.parallel import thread_count
 
 log = logging.getLogger("vllm.weightpack")
@@ -42,10 +42,9 @@ class PackedModelLoader(DefaultModelLoader):
 
 
 def _base(text: str | None) -> Path | None:
-    if text is None or Path(text).exists():
-        return None if text is None else Path(text)
-    repo, _, revision = text.partition("@")
-    return fetch_repo(repo, revision=revision or None)
+    if text is None:
+        return None
+    return Path(text) if Path(text).exists() else fetched_base(text)
 
 
 def _n_workers() -> int:

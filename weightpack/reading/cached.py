@@ -15,7 +15,7 @@ import numpy as np
 
 from weightpack.errors import FormatError
 from weightpack.format.index import Gap
-from weightpack.reading.packed_file import PackedFile, Piece, StoredTensor
+from weightpack.reading.packed_file import PackedFile, Piece
 from weightpack.reading.restored import close_packed
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ class CachedSource:
     def __init__(self, packed: PackedFile, cache: DecodedPieces, number: int = 0) -> None:
         self.packed, self._cache, self._number = packed, cache, number
         self.name, self.size = packed.file.name, packed.index.source_bytes
-        parts: list[tuple[int, Gap | StoredTensor]] = [(gap.offset, gap) for gap in packed.index.gaps if gap.n_bytes]
-        parts += [(stored.tensor.offset, stored) for stored in packed.wholes()]
-        self._parts = sorted(parts, key=lambda part: part[0])
+        self._parts = packed.parts()
         self._begins = [begin for begin, _ in self._parts]
         self._pieces: dict[int, list[Piece]] = {}
 

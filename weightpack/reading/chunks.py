@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, UnsupportedError, located
-from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
+from weightpack.format.constants import BLOCK_ELEMS, CODEC_NAMES, MAX_CHUNK_BLOCKS, MAX_SCALE_BYTES, Codec, Mode
 from weightpack.format.layouts import LAYOUTS, LayoutId
 from weightpack.format.record import Chunk, Tiling, parse_chunk
 from weightpack.format.zstd import decode_frame, decode_frame_of_at_most
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
-
-_CODECS = frozenset(Codec)
 
 
 def decode_chunks(
@@ -153,7 +151,7 @@ def _decode_quantised(chunk: Chunk, tiling: Tiling, layout: Layout, n_elems: int
     scales = np.concatenate([_plane(codec, stream, n_tiles) for codec, stream in scale_streams])
     codes = _plane(code_codec, code_stream, n_elems)
     if verbatim_codec not in (Codec.RAW, Codec.ZSTD):
-        raise (CorruptionError if verbatim_codec in _CODECS else UnsupportedError)("the codec of the elements of tiles without a scale")
+        raise (CorruptionError if verbatim_codec in CODEC_NAMES else UnsupportedError)("the codec of the elements of tiles without a scale")
     elems = decode_frame_of_at_most(verbatim, n_elems * layout.elem_bytes) if verbatim_codec == Codec.ZSTD else verbatim
     return active().quantised_decode(layout, values, scales, tiling, codes, elems, number, out)
 

@@ -202,6 +202,12 @@ class PackedFile:
             if stored.tensor.n_bytes and stored.storage != "m":
                 yield self.place(stored)[0]
 
+    def parts(self) -> list[tuple[int, Gap | StoredTensor]]:
+        """Return what tiles the source, each with its offset, in order: gaps, and what `wholes` yields."""
+        parts: list[tuple[int, Gap | StoredTensor]] = [(gap.offset, gap) for gap in self.index.gaps]
+        parts += [(stored.tensor.offset, stored) for stored in self.wholes()]
+        return sorted(parts, key=lambda part: part[0])
+
     def record_head(self, stored: StoredTensor) -> RecordHead:
         """Return the record head of a packed tensor, read once."""
         head = self._heads.get(stored.tensor.name)
@@ -309,15 +315,21 @@ class PackedFile:
             return gap.decode()
 
 
-def source_header(index: Index, limits: Limits) -> Header:
-    """Decode the gap at offset 0, and parse the source's header out of it (FORMAT 5.2)."""
+def source_header_bytes(index: Index) -> bytes:
+    """Decode the gap at offset 0, and return the source's header out of it, without its length (FORMAT 5.2)."""
     if not index.gaps or index.gaps[0].offset != 0 or not 8 <= index.gaps[0].n_bytes <= index.source_bytes:
         raise CorruptionError("the index does not hold the source's header")
     first = index.gaps[0].decode()
     n = int.from_bytes(first[:8], "little")
     if n > MAX_HEADER_BYTES or n > len(first) - 8:
         raise CorruptionError("the index does not hold the whole header of the source")
-    return parse_header(first[8 : 8 + n], index.source_bytes - 8 - n, unknown_dtypes=True, max_memory=limits.max_json_memory)
+    return first[8 : 8 + n]
+
+
+def source_header(index: Index, limits: Limits) -> Header:
+    """Return the source's header, parsed."""
+    header = source_header_bytes(index)
+    return parse_header(header, index.source_bytes - 8 - len(header), unknown_dtypes=True, max_memory=limits.max_json_memory)
 
 
 def _listed(index: Index, names: list[str]) -> Segments:

@@ -53,9 +53,7 @@ def restored_pieces(
 
 
 def _tasks(packed: PackedFile) -> Iterator[Gap | tuple[StoredTensor, Piece]]:
-    parts: list[tuple[int, Gap | StoredTensor]] = [(gap.offset, gap) for gap in packed.index.gaps]
-    parts += [(stored.tensor.offset, stored) for stored in packed.wholes()]
-    for _, part in sorted(parts, key=lambda pair: pair[0]):
+    for _, part in packed.parts():
         if isinstance(part, Gap):
             yield part
         else:

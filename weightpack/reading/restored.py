@@ -27,9 +27,7 @@ class RestoredFile:
     def __init__(self, packed: PackedFile) -> None:
         self.packed = packed
         self.name, self.size, self.piece_bytes = packed.file.name, packed.index.source_bytes, packed.file.piece_bytes
-        parts: list[tuple[int, int, Gap | StoredTensor]] = [(gap.offset, gap.offset + gap.n_bytes, gap) for gap in packed.index.gaps]
-        parts += [(s.tensor.offset, s.tensor.offset + s.tensor.n_bytes, s) for s in packed.wholes()]
-        self._parts = sorted(parts, key=lambda part: part[0])
+        self._parts = [(begin, begin + (part.n_bytes if isinstance(part, Gap) else part.tensor.n_bytes), part) for begin, part in packed.parts()]
         self._ends = np.array([end for _, end, _ in self._parts], np.int64)
         self._lock_of = os.getpid(), threading.Lock()
         self._chunks: dict[tuple[str, int], NDArray[np.uint8]] = {}
