@@ -300,9 +300,8 @@ class _Packer:
         whole = [n for _, n in pieces(run.n_bytes, chunk_bytes)]
 
         def same(earlier: int, number: int) -> bool:
-            n = whole[number - run.first]
-            one, other = (read_at(self.source, run.tensor.offset + chunk * chunk_bytes, n) for chunk in (earlier, number))
-            return one == other
+            one, other = (run.tensor.offset + chunk * chunk_bytes for chunk in (earlier, number))
+            return self._same(one, other, whole[number - run.first])
 
         repeated = repeated_chunks(self._contents, list(coded.contents), whole, run.first, same)
         if not repeated:
@@ -351,11 +350,11 @@ class _Packer:
         earlier = self._by_crcs.setdefault((tensor.n_bytes, crcs.tobytes()), tensor)
         if earlier is tensor:
             return None
-        same = all(
-            read_at(self.source, tensor.offset + offset, n) == read_at(self.source, earlier.offset + offset, n)
-            for offset, n in pieces(tensor.n_bytes, _COPY_BYTES)
-        )
-        return earlier.name if same else None
+        return earlier.name if self._same(tensor.offset, earlier.offset, tensor.n_bytes) else None
+
+    def _same(self, one: int, other: int, n_bytes: int) -> bool:
+        """Are `n_bytes` of the source from one offset those from another?"""
+        return all(read_at(self.source, one + begin, n) == read_at(self.source, other + begin, n) for begin, n in pieces(n_bytes, _COPY_BYTES))
 
     def _keep(self, tensor: Tensor) -> None:
         """Copy a tensor from the source, whose bytes must have the checksums of the first reading."""
