@@ -98,6 +98,9 @@ static inline int wp_has_differences(const wp_layout *l) { return l->elem_bytes 
 /* Section 14.5: may scales predict them? They make floats of 8 exponent bits. */
 static inline int wp_has_scales(const wp_layout *l) { return wp_is_float(l) && l->exponent_bits == 8; }
 
+/* Section 18: may elements be products of a value and a scale? Floats that one of single precision is rounded to. */
+static inline int wp_has_products(const wp_layout *l) { return wp_is_float(l) && (l->elem_bytes == 2 || l->elem_bytes == 4); }
+
 /* Section 8.6: a plane of at most 2 bits that another symbol plane follows may be coded in the context of that one. */
 static inline int wp_has_context(const wp_layout *l, unsigned plane) { return plane + 1u < l->n_planes && l->plane_bits[plane] <= 2; }
 

@@ -34,22 +34,9 @@ static uint32_t f16_of(uint32_t f) {
 }
 
 /* The element that value times scale is (18.3). */
-static uint32_t product(unsigned kind, double scale, double value) {
+static uint32_t product(const wp_layout *l, double scale, double value) {
     uint32_t f = to_float(scale * value);
-    return kind == WP_F32 ? f : kind == WP_BF16 ? bf16_of(f) : f16_of(f);
-}
-
-/* The layout without the leading mantissa bits as symbols; 0 if its elements can't be products. */
-static unsigned kind_of(unsigned layout) {
-    switch (layout) {
-    case WP_BF16:
-    case WP_BF16_LEAD: return WP_BF16;
-    case WP_F16:
-    case WP_F16_LEAD: return WP_F16;
-    case WP_F32:
-    case WP_F32_LEAD: return WP_F32;
-    default: return 0;
-    }
+    return l->elem_bytes == 4 ? f : l->exponent_bits == 8 ? bf16_of(f) : f16_of(f);
 }
 
 size_t wp_tiles(wp_tiling t, size_t n_elems) {
@@ -88,9 +75,9 @@ static void store_elem(uint8_t *elems, size_t i, unsigned elem_bytes, uint32_t w
 
 wp_status wp_quantised_decode(unsigned isa, unsigned layout, const uint8_t *values, size_t n_values, const uint8_t *scales, wp_tiling t, const uint8_t *codes,
                               size_t n_elems, const uint8_t *verbatim, size_t verbatim_bytes, uint32_t chunk_number, uint8_t *out, uint32_t *crc) {
-    const unsigned kind = kind_of(layout);
-    if (!kind || n_values == 0 || n_values > 256 || !tiling_ok(t, n_elems)) return WP_CORRUPT;
-    const unsigned elem_bytes = wp_layout_of(layout)->elem_bytes;
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l || !wp_has_products(l) || n_values == 0 || n_values > 256 || !tiling_ok(t, n_elems)) return WP_CORRUPT;
+    const unsigned elem_bytes = l->elem_bytes;
     const size_t n_tiles = wp_tiles(t, n_elems), across = (t.cols - 1) / t.tile_cols + 1, n_rows = (n_elems - 1) / t.cols + 1;
     if (n_tiles > n_elems) return WP_CORRUPT;
     double value[256], least = 0, most = 0;
@@ -116,7 +103,7 @@ wp_status wp_quantised_decode(unsigned isa, unsigned layout, const uint8_t *valu
             if (bits >> 31 || (bits >> 23) == 255 || (bits >> 23) == 0) return WP_CORRUPT;
             if (!in_range(scale, least, most)) return WP_CORRUPT;
             if (t.tile_rows * t.tile_cols >= n_values)
-                for (size_t k = 0; k < n_values; k++) table[k] = product(kind, scale, value[k]);
+                for (size_t k = 0; k < n_values; k++) table[k] = product(l, scale, value[k]);
         }
         for (size_t r = row; r < n_rows && r < row + t.tile_rows; r++) {
             if ((n = segment(t, n_elems, r, a, &begin)) == 0) break;
@@ -125,7 +112,7 @@ wp_status wp_quantised_decode(unsigned isa, unsigned layout, const uint8_t *valu
                     if (codes[i]) return WP_CORRUPT;
                 n_verbatim += n;
             } else if (t.tile_rows * t.tile_cols < n_values) {
-                for (size_t i = begin; i < begin + n; i++) store_elem(out, i, elem_bytes, product(kind, from_float(bits), value[codes[i]]));
+                for (size_t i = begin; i < begin + n; i++) store_elem(out, i, elem_bytes, product(l, from_float(bits), value[codes[i]]));
             } else if (elem_bytes == 2) {
                 for (size_t i = begin; i < begin + n; i++) wp_store16(out + 2 * i, (uint16_t)table[codes[i]]);
             } else {
@@ -181,19 +168,19 @@ static uint32_t *sorted(uint32_t *keys, uint32_t *other, size_t n, unsigned elem
 /* The magnitude of an element as a double, and what is half way to its neighbours. */
 typedef struct { double low, value, high; } rounded;
 
-static double magnitude_of(unsigned kind, uint32_t magnitude) {
-    if (kind == WP_F32) return from_float(magnitude);
-    if (kind == WP_BF16) return from_float(magnitude << 16);
+static double magnitude_of(const wp_layout *l, uint32_t magnitude) {
+    if (l->elem_bytes == 4) return from_float(magnitude);
+    if (l->exponent_bits == 8) return from_float(magnitude << 16);
     const uint32_t e = magnitude >> 10, m = magnitude & 1023;
     return e ? from_float((e + 112) << 23 | m << 13) : (double)m * 0x1p-24;
 }
 
-static rounded rounded_of(unsigned kind, uint32_t magnitude) {
+static rounded rounded_of(const wp_layout *l, uint32_t magnitude) {
     rounded r;
-    const double before = magnitude_of(kind, magnitude - 1);
-    r.value = magnitude_of(kind, magnitude);
+    const double before = magnitude_of(l, magnitude - 1);
+    r.value = magnitude_of(l, magnitude);
     r.low = (before + r.value) / 2;
-    r.high = r.value + (magnitude_of(kind, magnitude + 1) - r.value) / 2;
+    r.high = r.value + (magnitude_of(l, magnitude + 1) - r.value) / 2;
     return r;
 }
 
@@ -236,8 +223,9 @@ static uint32_t simplest(double low, double high) {
 }
 
 /* Are all n distinct elements, ascending by magnitude, values of the grid times one scale that gives `anchor` times scale for element `at`? */
-static uint32_t scale_of(unsigned kind, const uint32_t *keys, size_t n, unsigned word_bits, size_t at, double anchor, const grid_table *g, uint8_t *codes) {
-    const rounded first = rounded_of(kind, keys[at] >> 1);
+static uint32_t scale_of(const wp_layout *l, const uint32_t *keys, size_t n, unsigned word_bits, size_t at, double anchor, const grid_table *g,
+                         uint8_t *codes) {
+    const rounded first = rounded_of(l, keys[at] >> 1);
     double low = first.low / anchor, high = first.high / anchor, inverse = 1 / ((low + high) / 2);
     unsigned last[2] = {nearest(g, 0, 0), nearest(g, 0, 0)}; /* codes of the last element of each sign: magnitudes rise */
     for (size_t i = 0; i < n; i++) {
@@ -248,7 +236,7 @@ static uint32_t scale_of(unsigned kind, const uint32_t *keys, size_t n, unsigned
             codes[i] = (uint8_t)code;
             continue;
         }
-        const rounded r = rounded_of(kind, magnitude);
+        const rounded r = rounded_of(l, magnitude);
         const double x = r.value * inverse;
         const unsigned code = last[negative] = nearest(g, negative ? -x : x, last[negative]);
         const double per_value = negative ? -g->inverse[code] : g->inverse[code];
@@ -265,7 +253,7 @@ static uint32_t scale_of(unsigned kind, const uint32_t *keys, size_t n, unsigned
     for (unsigned s = 0; s < 2; s++) {
         size_t i = 0;
         if (scales[s] >> 23 == 0 || scales[s] >> 23 >= 255) continue;
-        while (i < n && product(kind, from_float(scales[s]), g->value[codes[i]]) == (keys[i] >> 1 | (keys[i] & 1) << (word_bits - 1))) i++;
+        while (i < n && product(l, from_float(scales[s]), g->value[codes[i]]) == (keys[i] >> 1 | (keys[i] & 1) << (word_bits - 1))) i++;
         if (i == n) return scales[s];
     }
     return 0;
@@ -273,10 +261,11 @@ static uint32_t scale_of(unsigned kind, const uint32_t *keys, size_t n, unsigned
 
 wp_status wp_quantised_fit(unsigned layout, const uint8_t *elems, size_t n_elems, wp_tiling t, const wp_grid *grid, uint8_t *scratch, uint32_t *scales,
                            uint8_t *codes, size_t *n_verbatim) {
-    const unsigned kind = kind_of(layout);
-    if (!kind || !tiling_ok(t, n_elems) || grid->n_values < 2 || grid->n_values > 256 || grid->n_anchors > WP_MAX_ANCHORS) return WP_ARGUMENT;
-    const unsigned elem_bytes = wp_layout_of(layout)->elem_bytes, word_bits = 8 * elem_bytes;
-    const uint32_t inf = kind == WP_F16 ? 0x7c00 : kind == WP_BF16 ? 0x7f80 : 0x7f800000;
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l || !wp_has_products(l) || !tiling_ok(t, n_elems) || grid->n_values < 2 || grid->n_values > 256 || grid->n_anchors > WP_MAX_ANCHORS)
+        return WP_ARGUMENT;
+    const unsigned elem_bytes = l->elem_bytes, word_bits = 8 * elem_bytes;
+    const uint32_t inf = ((1u << l->exponent_bits) - 1) << l->exponent_shift;
     const size_t n_tiles = wp_tiles(t, n_elems), across = (t.cols - 1) / t.tile_cols + 1, n_rows = (n_elems - 1) / t.cols + 1;
     uint8_t *code_of_word = scratch;
     uint32_t *seen = (uint32_t *)(void *)(scratch + N_WORDS), *keys = seen + N_WORDS, *other = keys + n_elems;
@@ -314,7 +303,7 @@ wp_status wp_quantised_fit(unsigned layout, const uint8_t *elems, size_t n_elems
                 }
             }
             for (unsigned j = 0; j < grid->n_anchors && !scale && first < k; j++)
-                scale = scale_of(kind, distinct, k, word_bits, grid->from_least ? first : k - 1, from_float(grid->anchors[j]), &g, distinct_codes);
+                scale = scale_of(l, distinct, k, word_bits, grid->from_least ? first : k - 1, from_float(grid->anchors[j]), &g, distinct_codes);
             if (scale && !in_range(from_float(scale), g.least, g.most)) scale = 0;
         }
         scales[tile] = scale ? scale : WP_VERBATIM_TILE;

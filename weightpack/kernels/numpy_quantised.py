@@ -125,7 +125,7 @@ def _fit_tile(layout: Layout, distinct: Words, grid: Grid) -> tuple[int, Bytes] 
         return None
     bits = grid.values.view(np.uint32)
     zeros = {sign: int(np.flatnonzero(bits == sign << 31)[0]) if (bits == sign << 31).any() else None for sign in (0, 1)}
-    infinity = ((1 << layout.exponent_bits) - 1) << (8 * layout.elem_bytes - 1 - layout.exponent_bits)
+    infinity = ((1 << layout.exponent_bits) - 1) << layout.exponent_shift
     if int(distinct[-1]) >> 1 >= infinity:
         return None
     magnitudes = [key >> 1 for key in distinct.tolist()]

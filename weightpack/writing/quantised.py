@@ -17,9 +17,10 @@ import numpy as np
 
 from weightpack import kernels as kernel_choice
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BYTES, MAX_TILE_SIDE, MAX_VALUES, VERBATIM_TILE, Codec
-from weightpack.format.record import Tiling, build_quantised_chunk
+from weightpack.format.record import Tiling, build_quantised_chunk, chunk_bound
 from weightpack.kernels import MAX_ANCHORS, Grid
 from weightpack.kernels.integers import log2_16
+from weightpack.reading.convert import convert
 from weightpack.writing.choose import bytes_stream
 from weightpack.writing.plain import encode_chunks, encode_plane
 
@@ -160,7 +161,7 @@ def _plain_bits(sample: Bytes, layout: Layout, options: PackOptions) -> int:
     """Return the bits that `_SAMPLE_ELEMS` elements take otherwise."""
     n_elems = sample.size // layout.elem_bytes
     chunk_elems = -(-n_elems // BLOCK_ELEMS) * BLOCK_ELEMS
-    room = np.empty(sample.size * 2 + 4096, np.uint8)
+    room = np.empty(chunk_bound(layout, n_elems), np.uint8)
     return sum(chunk.n_bytes for chunk in encode_chunks(sample, layout, chunk_elems, 0, options, room)) * 8 * _SAMPLE_ELEMS // n_elems
 
 
@@ -194,10 +195,10 @@ def _samples(read: ReadElems, n_elems: int, layout: Layout, row_elems: int) -> l
     if n_rows < _RUNS[0] or row_elems > _MOST_ROW:
         return []
     n, cols = min(n_rows, _BLOCK), min(row_elems, _BLOCK)
-    begin = (n_rows - n) // 2 // _BLOCK * _BLOCK * row_elems
-    block = read(begin * layout.elem_bytes, n * row_elems * layout.elem_bytes).reshape(n, -1)
-    corner = np.ascontiguousarray(block[:, : cols * layout.elem_bytes]).reshape(-1)
-    rows = block[: max(1, _SAMPLE_ELEMS // row_elems)].reshape(-1)
+    row_bytes = row_elems * layout.elem_bytes
+    begin = (n_rows - n) // 2 // _BLOCK * _BLOCK * row_bytes
+    corner = np.concatenate([read(begin + i * row_bytes, cols * layout.elem_bytes) for i in range(n)])
+    rows = read(begin, min(n, max(1, _SAMPLE_ELEMS // row_elems)) * row_bytes)
     return [
         (Tiling(row_elems, MAX_TILE_SIDE, 1), corner, Tiling(cols, MAX_TILE_SIDE, 1)),
         (Tiling(row_elems, 1, row_elems), rows, Tiling(row_elems, 1, row_elems)),
@@ -207,12 +208,7 @@ def _samples(read: ReadElems, n_elems: int, layout: Layout, row_elems: int) -> l
 
 def _as_floats(words: NDArray[Any], layout: Layout) -> NDArray[np.float32] | None:
     """Return elements as floats, ascending; None if one is no zero and no normal float."""
-    if layout.elem_bytes == 4:
-        values = words.view(np.float32)
-    elif layout.exponent_bits == 5:
-        values = words.view(np.float16).astype(np.float32)
-    else:
-        values = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    values = convert(words.view(np.uint8), layout.id.name.removesuffix("_LEAD"), "F32").view(np.float32)
     magnitudes = np.abs(values)
     if not np.isfinite(values).all() or ((magnitudes < np.finfo(np.float32).tiny) & (magnitudes != 0)).any():
         return None
@@ -225,8 +221,9 @@ def _bits(layout: Layout, sample: Bytes, tiling: Tiling, grid: Grid) -> int | No
     n, scales = fitted.codes.size, fitted.scales[fitted.scales != VERBATIM_TILE]
     if fitted.n_verbatim * _MOST_VERBATIM > n:
         return None
-    mantissas = np.unpackbits((scales & np.uint32(0x7FFFFF)).astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)[:, 9:]
-    scale_bits = int(np.where(mantissas.any(axis=1), 23 - mantissas[:, ::-1].argmax(axis=1), 0).sum()) + _SCALE_BITS * scales.size
+    mantissas = (scales & 0x7FFFFF | 0x800000).astype(np.int64)
+    trailing_zeros = np.frexp(mantissas & -mantissas)[1] - 1
+    scale_bits = int((_SCALE_BITS + 23 - trailing_zeros).sum())
     counts = [count for count in kernel_choice.active().histogram(fitted.codes).tolist() if count]
     code_bits = (n * log2_16(n) - sum(count * log2_16(count) for count in counts)) // 16
     n_bits: int = (code_bits + scale_bits + fitted.n_verbatim * 8 * layout.elem_bytes) * _SAMPLE_ELEMS // n
