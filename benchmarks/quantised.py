@@ -28,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import zstandard
+from floors import entropy_bits
+from report import RESULTS
 from safetensors.torch import load_file, save_file
 
 import weightpack
@@ -36,7 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import fetch_models  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 NF4 = torch.tensor(
     [
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -149,13 +150,6 @@ KINDS: dict[str, tuple[torch.dtype, Callable[[torch.Tensor, torch.dtype], Coded]
     "Q8_0 in fp16": (torch.float16, symmetric(32)),
     "ternary in bf16": (torch.bfloat16, ternary),
 }
-
-
-def entropy_bits(codes: np.ndarray) -> float:
-    """Order-0 entropy of all codes together."""
-    counts = np.bincount(codes, minlength=256)
-    counts = counts[counts > 0]
-    return float((counts * np.log2(counts.sum() / counts)).sum())
 
 
 def build(path: Path, dtype: torch.dtype, quantise: Callable[[torch.Tensor, torch.dtype], Coded]) -> float:
