@@ -7,7 +7,6 @@ shells have them: interrupted, and whoever read the output left. 70 is a bug.
 
 from __future__ import annotations
 
-import sys
 import traceback
 import warnings
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ import click
 from weightpack._version import __version__
 from weightpack.cli import files, hub, machine, mount, runs, tensors
 from weightpack.cli.failures import ExitCode, Explained, explain
-from weightpack.cli.output import ReaderLeft, abandon, complain, finish, say, tolerate_any_encoding
+from weightpack.cli.output import ReaderLeft, complain, finish, leave, say_aside, tolerate_any_encoding
 
 
 class _Program(click.Group):
@@ -50,23 +49,23 @@ def main(args: list[str] | None = None) -> NoReturn:
     try:
         code = cli.main(args, prog_name="weightpack", standalone_mode=False)
         finish()
-        sys.exit(code or ExitCode.DONE)
+        leave(code or ExitCode.DONE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         if context is not None:
-            click.echo(f"{context.get_usage()}\nTry '{context.command_path} -h' for help.", err=True)
+            say_aside(context.get_usage())
+            say_aside(f"Try '{context.command_path} -h' for help.")
         complain(error.format_message())
-        sys.exit(ExitCode.BAD_CALL)
+        leave(ExitCode.BAD_CALL)
     except ReaderLeft:
-        abandon()
-        sys.exit(ExitCode.READER_LEFT)
+        leave(ExitCode.READER_LEFT)
     except Exception as error:
         explained = explain(error)
         if explained is None:
             for line in "".join(traceback.format_exception(error)).splitlines():
-                say(line, err=True)
+                say_aside(line)
             explained = Explained(ExitCode.BUG, "this is a bug: please report it with the lines above")
         complain(explained.reason, explained.details)
-        sys.exit(explained.code)
+        leave(explained.code)
     except KeyboardInterrupt:  # outside of what click watches over
-        sys.exit(ExitCode.INTERRUPTED)
+        leave(ExitCode.INTERRUPTED)

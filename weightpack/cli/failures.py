@@ -71,7 +71,7 @@ def explain(error: BaseException) -> Explained | None:
         return Explained(ExitCode.BAD_DATA, str(error))
     if isinstance(error, OSError):
         name = error.filename2 if error.errno in _FULL and error.filename2 else error.filename  # of a copy, the target
-        return Explained(ExitCode.IO, f"{name}: {error.strerror}" if name and error.strerror else str(error))
+        return Explained(ExitCode.IO, f"{name}: {error.strerror}" if name and error.strerror else error.strerror or str(error))
     if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in str(error)):
         return Explained(ExitCode.IO, f"there is not enough memory{f': {error}' if str(error) else ''}")
     if isinstance(error, RuntimeError) and "start new thread" in str(error):

@@ -16,7 +16,7 @@ import click
 from weightpack._humane import human_bytes, percent
 from weightpack._version import __version__
 from weightpack.cli.options import PATH, json_option, profile_option, threads_option
-from weightpack.cli.output import say, say_json, say_table
+from weightpack.cli.output import say, say_aside, say_json, say_table
 
 
 @click.command()
@@ -38,7 +38,7 @@ def bench(src: str | None, megabytes: int, folder: str | None, profile: str, thr
 
     def step(what: str) -> None:
         if sys.stderr.isatty():
-            say(f"measuring {what} ...", err=True)
+            say_aside(f"measuring {what} ...")
 
     report = measure.bench(src, max_bytes=megabytes * 1_000_000, threads=threads, profile=profile, folder=Path(folder) if folder else None, step=step)
     if as_json:

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, NoReturn
 
 import click
 
@@ -22,7 +22,7 @@ class ReaderLeft(Exception):
 
 
 @contextmanager
-def _to_reader() -> Iterator[None]:
+def _standard_output() -> Iterator[None]:
     """Tell a reader that left from other broken pipes, and name standard output in what else goes wrong with it."""
     try:
         yield
@@ -33,41 +33,55 @@ def _to_reader() -> Iterator[None]:
         raise
 
 
-def say(text: str = "", *, err: bool = False) -> None:
+def say(text: str = "") -> None:
     """Print one line."""
-    with _to_reader():
-        click.echo(printable(text), err=err)
+    with _standard_output():
+        click.echo(printable(text))
+
+
+def say_aside(text: str) -> None:
+    """Print one line on stderr. One that can't be printed there changes nothing else: the exit code says how the command ended."""
+    with suppress(OSError):
+        click.echo(printable(text), err=True)
 
 
 def say_table(rows: list[list[str]], *, right: str) -> None:
     """Print a table."""
-    with _to_reader():
+    with _standard_output():
         click.echo(table(rows, right=right))
 
 
 def say_json(value: object) -> None:
     """Print a value as JSON."""
-    with _to_reader():
+    with _standard_output():
         click.echo(json.dumps(value))
 
 
 def finish() -> None:
     """Write what standard output holds back."""
     if sys.stdout is not None:
-        with _to_reader():
+        with _standard_output():
             sys.stdout.flush()
 
 
-def abandon() -> None:
-    """Let nothing more reach a standard output that nobody reads: not what it holds back either, when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def leave(code: int) -> NoReturn:
+    """End the program. What a stream that failed holds back is dropped: the interpreter would write it once more, fail again, and end with its own code, 120."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+    sys.exit(code)
 
 
 def complain(text: str, details: Iterable[str] = ()) -> None:
     """Print one line of ours on stderr, and such as belong to it."""
-    say(f"weightpack: {text}", err=True)
+    say_aside(f"weightpack: {text}")
     for detail in details:
-        say(f"  {detail}", err=True)
+        say_aside(f"  {detail}")
 
 
 def tolerate_any_encoding() -> None:
@@ -100,7 +114,7 @@ class StandardOutput:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`."""
         view = memoryview(data)
-        with _to_reader():
+        with _standard_output():
             while len(view):  # unbuffered (PYTHONUNBUFFERED), a stream may take a part
                 n_written = self._stream.write(view)
                 if n_written is None:
@@ -109,5 +123,5 @@ class StandardOutput:
 
     def flush(self) -> None:
         """Write what is held back."""
-        with _to_reader():
+        with _standard_output():
             self._stream.flush()
