@@ -49,7 +49,7 @@ STEPS = [
     Step("ecosystem", "scripts/test-ecosystem", "scripts/test-ecosystem --all"),
     Step("programs", None, "scripts/test-programs"),
     Step("vllm", None, "scripts/test-vllm"),
-    Step("install", "scripts/test-install", "scripts/test-install"),
+    Step("install", "scripts/test-install", "scripts/test-install --all"),
     Step("cross", "scripts/cross", "scripts/cross --all"),
     Step("oldest", None, "scripts/test-oldest"),
     Step("wheels", None, "scripts/wheels"),

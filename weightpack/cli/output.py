@@ -65,7 +65,7 @@ def finish() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the program. What a stream that failed holds back is dropped: the interpreter would write it once more, fail again, and end with its own code, 120."""
+    """End the program. What a stream that failed holds back is dropped: the interpreter would write it again, fail, and end with its own code, 120."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:

@@ -119,7 +119,7 @@ class Index:
                 "revision": self.base.revision,
                 "depth": self.base.depth,
             }
-            root["ranges"] = [[r.file, r.dtype, r.offset, r.n_bytes, None if r.moves is None else list(map(list, r.moves))] for r in self.ranges]
+            root["ranges"] = [_range_json(each) for each in self.ranges]
         return json.dumps(root, separators=(",", ":"))
 
     @classmethod
@@ -172,6 +172,15 @@ class Index:
             source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors, base, ranges,
             tuple(counts),
         )  # fmt: skip
+
+
+def range_bytes(base: BaseRange) -> int:
+    """Return what a range takes in the index."""
+    return len(json.dumps(_range_json(base), separators=(",", ":"))) + 1
+
+
+def _range_json(base: BaseRange) -> list[object]:
+    return [base.file, base.dtype, base.offset, base.n_bytes, None if base.moves is None else list(map(list, base.moves))]
 
 
 def _tensors(root: dict[str, object], source_format: str) -> tuple[tuple[str, tuple[int, ...], int], ...]:

@@ -146,15 +146,19 @@ def encode_runs(data: Bytes, chunking: Chunking, first_number: int, options: Pac
     read = write = 0  # in `out`: a chunk that became smaller moves those after it
     for i, (offset, n) in enumerate(pieces(data.size, chunking.chunk_bytes)):
         elems, plain = data[offset : offset + n], chunks[i]
-        smaller = None if base is None else _smaller(plain.n_bytes, encode_difference(elems, base[offset : offset + n], chunking.layout, options))
+        smaller, saved = None, 0
         if chunking.scaled:
-            coded = encode_scaled(elems, chunking.layout, chunking.row_elems, _phase(chunking, first_number + i), options)
-            smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), coded) or smaller
+            smaller = _smaller(plain.n_bytes, encode_scaled(elems, chunking.layout, chunking.row_elems, _phase(chunking, first_number + i), options))
         if chunking.quantised is not None and (quantised := encode_quantised(elems, chunking.layout, chunking.quantised, options)) is not None:
             smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), quantised) or smaller
+        if base is not None:
+            alone = plain.n_bytes if smaller is None else len(smaller)
+            difference = encode_difference(elems, base[offset : offset + n], chunking.layout, options)
+            if len(difference) < alone:
+                smaller, saved = difference, alone - len(difference)
         if smaller is not None:
             out[write : write + len(smaller)] = np.frombuffer(smaller, np.uint8)
-            chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]))
+            chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]), saved)
         elif read != write:
             out[write : write + plain.n_bytes] = out[read : read + plain.n_bytes]
         read, write = read + plain.n_bytes, write + chunks[i].n_bytes

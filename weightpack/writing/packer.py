@@ -15,7 +15,7 @@ import numpy as np
 
 from weightpack.errors import FormatError, LosslessError, OptionError, WeightpackError, located
 from weightpack.format.constants import INDEX_CRC_KEY, INDEX_KEY, KEPT_PIECE_BYTES, MAX_HEADER_BYTES, MINOR_VERSIONS, Mode
-from weightpack.format.index import BaseRange, BaseReference, Gap, Index
+from weightpack.format.index import BaseRange, BaseReference, Gap, Index, range_bytes
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.format.record import RecordHead, build_repeated_chunk, table_end
 from weightpack.format.safetensors import Entry, build_header
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _DATA_ALIGN = 64
 _COPY_BYTES = 1 << 20
+_REFERENCE_BYTES = 300  # what an index takes to name a base
+_WASTE_SHARE = 1000  # of the packed file, 1 in so many bytes: less than that is not worth packing it again
 
 
 class Source(RandomReader, Protocol):
@@ -80,7 +82,7 @@ class _Work:
 class _Coded:
     """What came of a run: the chunks one after the other, and what is known of each. Of one that no record can hold: no data, the CRCs of its pieces.
 
-    `contents`, where chunks may be the same as earlier ones: the CRC of each without its number.
+    `saved`: bytes, by a base. `contents`, where chunks may be the same as earlier ones: the CRC of each without its number.
     """
 
     run: Run
@@ -88,6 +90,7 @@ class _Coded:
     sizes: list[int]
     crcs: list[int]
     modes: set[Mode]
+    saved: int = 0
     contents: tuple[int, ...] = ()
 
 
@@ -102,6 +105,7 @@ class _Stored:
     heads: dict[str, RecordHead] = field(default_factory=dict)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by its first tensor's name, the others
     ranges: dict[str, BaseRange] = field(default_factory=dict)
+    saved: dict[str, int] = field(default_factory=dict)  # bytes, by those ranges
 
 
 def pack_file(
@@ -129,8 +133,13 @@ def pack_file(
         if segments.metadata is not None and {INDEX_KEY, INDEX_CRC_KEY} & segments.metadata.keys():
             raise OptionError("the file is packed already")
         meter = Meter(progress, source.size * (2 if verify else 1))
-        packer = _Packer(source, segments, target, options, bases, threads, meter, verify=verify)
+        matches = match_tensors(source, segments, bases) if bases else {}
+        packer = _Packer(source, segments, target, options, bases, matches, threads, meter, verify=verify)
         packer.write_data()
+        if useless := packer.useless_ranges():
+            matches = {name: base for name, base in matches.items() if name not in useless}
+            packer = _Packer(source, segments, target, options, bases, matches, threads, meter, verify=verify)
+            packer.write_data()
         packed_bytes = packer.write_header()
         if verify:
             packer.prove(packed_bytes)
@@ -147,11 +156,11 @@ class _Packer:
     """
 
     def __init__(
-        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, bases: Sequence[OpenBase], threads: int, meter: Meter, *,
-        verify: bool,
+        self, source: Source, segments: Segments, target: AtomicFile, options: PackOptions, bases: Sequence[OpenBase], matches: dict[str, BaseRange],
+        threads: int, meter: Meter, *, verify: bool,
     ) -> None:  # fmt: skip
         self.source, self.segments, self.options, self.threads, self.meter, self.verify = source, segments, options, threads, meter, verify
-        self.bases, self.matches = bases, match_tensors(source, segments, bases) if bases else {}
+        self.bases, self.matches = bases, matches
         self._minor_version = int(segments.source_format != "safetensors")  # of the format, that the file needs
         self.gaps = tuple(Gap.of(offset, bytes(read_at(source, offset, n))) for offset, n in segments.gaps)
         groups = segments.source_format == "safetensors"  # an index that lists tensors has no names (FORMAT 5.8)
@@ -163,6 +172,7 @@ class _Packer:
         self._offsets: list[int] = []  # of its chunks, from its begin; the last is its end so far
         self._crcs: list[int] = []
         self._modes: set[Mode] = set()
+        self._saved = 0
         self._contents: dict[tuple[int, int], int] = {}  # of its chunks, where they may be copies
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
         self._seen: dict[str, tuple[int, list[int]]] = {}  # of tensors without a record: the length of a piece, and the pieces' CRCs at the first reading
@@ -236,7 +246,7 @@ class _Packer:
         chunks = encode_runs(data, chunking, run.first, self.options, out, base)
         sizes, crcs = [chunk.n_bytes for chunk in chunks], [chunk.crc for chunk in chunks]
         contents = tuple(active().crc32c(data[begin : begin + n]) for begin, n in pieces(data.size, chunking.chunk_bytes)) if chunking.copies else ()
-        coded = _Coded(run, memoryview(out)[: sum(sizes)], sizes, crcs, {chunk.mode for chunk in chunks}, contents)
+        coded = _Coded(run, memoryview(out)[: sum(sizes)], sizes, crcs, {chunk.mode for chunk in chunks}, sum(chunk.saved for chunk in chunks), contents)
         if self.verify:
             self._compare(coded, chunking, data, base)
         return coded
@@ -273,7 +283,7 @@ class _Packer:
         """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
         run = coded.run
         if run.first == 0:
-            self._record_begin, self._modes, self._crcs = self.position, set(), []
+            self._record_begin, self._modes, self._crcs, self._saved = self.position, set(), [], 0
             self._offsets = [table_end(-(-run.tensor.n_bytes // run.chunking.chunk_bytes))] if run.chunking else [0]
             self._contents = {}
         if coded.contents:
@@ -281,6 +291,7 @@ class _Packer:
         begin = self._offsets[-1]
         self._offsets += [begin + end for end in accumulate(coded.sizes)]
         self._modes |= coded.modes
+        self._saved += coded.saved
         self._crcs += coded.crcs
         if run.chunking is None:
             if run.last:
@@ -340,8 +351,19 @@ class _Packer:
             self.stored.groups[tensor.name] = unit.members
         if needs_base:
             self.stored.ranges[tensor.name] = self.matches[tensor.name]
+            self.stored.saved[tensor.name] = self._saved
         self.stored.heads[tensor.name] = head
         self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (record_bytes,), self._record_begin, self.position)
+
+    def useless_ranges(self) -> set[str]:
+        """Return the tensors whose base costs more in the index than it saves, if the file would be larger for it: they had better be packed without."""
+        ranges, saved = self.stored.ranges, self.stored.saved
+        costs = {name: range_bytes(base) for name, base in ranges.items()}
+        useful = {name for name in ranges if saved[name] > costs[name]}
+        if sum(saved[name] - costs[name] for name in useful) <= _REFERENCE_BYTES:
+            return set(ranges)
+        wasted = sum(costs[name] - saved[name] for name in ranges if name not in useful)
+        return set(ranges) - useful if wasted * _WASTE_SHARE > self.position else set()
 
     # ---- equal tensors
 

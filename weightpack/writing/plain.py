@@ -27,11 +27,12 @@ _TINY_PLANE = 4096
 
 
 class EncodedChunk(NamedTuple):
-    """A chunk's length, padding to 16 included, the CRC of what it decodes to (FORMAT 6.2), and its mode."""
+    """A chunk's length, padding to 16 included, the CRC of what it decodes to (FORMAT 6.2), its mode, and how many bytes a base saved."""
 
     n_bytes: int
     crc: int
     mode: Mode
+    saved: int = 0
 
 
 def encode_fields(data: Bytes, fields: tuple[int, ...], chunk_bytes: int, first_number: int, options: PackOptions, out: Bytes) -> list[EncodedChunk]:
