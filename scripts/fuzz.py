@@ -224,6 +224,16 @@ def quantised_seeds() -> Iterator[tuple[str, bytes]]:
         yield "quantised", head[:1] + b"\3" + head[2:] + np.arange(1, 32, dtype="<f4").tobytes() + data[:800].tobytes()
 
 
+def delta_seeds() -> Iterator[tuple[str, bytes]]:
+    """Yield deltas from bases as the target has them."""
+    from weightpack import delta
+
+    base = {"w": (np.arange(1200) & 255).astype(np.uint8).view("<f4"), "b": (np.arange(60) & 255).astype(np.uint8)}
+    tensors = {"w": base["w"] * np.float32(1.001), "b": base["b"], "n": np.zeros((3, 40), "<f2"), "t": base["w"] * np.float32(1.001)}
+    for names in (["w"], ["b"], ["n"], [*tensors]):
+        yield "delta", delta.encode({name: tensors[name] for name in names}, base)
+
+
 def _difference_seed(layout: int, flags: int, n: int, cols: int, chunk: Any, base: bytes) -> bytes:
     codecs, streams = zip(*((codec, bytes(stream)) for codec, stream in chunk.streams[-3:]), strict=True)
     head = struct.pack("<BBB3BBHHHHH", layout, flags, chunk.shift, *codecs, len(chunk.frequent) // 4, n, cols, len(base), len(streams[0]), len(streams[1]))

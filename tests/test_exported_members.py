@@ -21,6 +21,7 @@ SURFACE = {
         "pull", "push", "safe_open", "save_file", "unpack", "verify",
     ],
     "weightpack.dcp": ["WeightpackExtension", "reader", "registry", "writer"],
+    "weightpack.delta": ["apply", "encode", "encode_buckets"],
     "weightpack.errors": [
         "BaseNotFoundError", "ChecksumError", "CorruptionError", "FolderError", "FormatError", "LimitError", "LosslessError", "MissingExtraError",
         "NotPackedError", "OptionError", "PathNotFoundError", "TensorNotFoundError", "TruncatedError", "UnsupportedError", "WeightpackError", "WrongBaseError",
@@ -71,7 +72,7 @@ def test_what_is_exported_is_there(name):
 
 def test_attributes_of_the_package():
     """Members and modules that need no import of their own."""
-    modules = ["errors", "kernels", "numpy", "reference", "torch"]
+    modules = ["delta", "errors", "kernels", "numpy", "reference", "torch"]
     assert set(dir(weightpack)) >= {*SURFACE["weightpack"], *modules, "__version__"}
     program = f"import weightpack\nfor name in {[*SURFACE['weightpack'], *modules]}:\n    getattr(weightpack, name)\n"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False).stderr == ""

@@ -45,7 +45,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-_MODULES = ("errors", "kernels", "numpy", "reference", "torch")
+_MODULES = ("delta", "errors", "kernels", "numpy", "reference", "torch")
 
 
 def __getattr__(name: str) -> object:

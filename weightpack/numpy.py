@@ -7,9 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from weightpack.arrays.dtypes import dtype_name
+from weightpack.arrays.contents import contents
 from weightpack.arrays.memory import NumpyFramework
 from weightpack.io.files import MemoryFile
 from weightpack.options import DEFAULT_LIMITS, Limits
@@ -65,9 +63,4 @@ def save(tensor_dict: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | 
 
 
 def _buffers(tensor_dict: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
-    result = {}
-    for name, array in tensor_dict.items():
-        array = np.asarray(array)
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        result[name] = (dtype_name(array.dtype), array.shape, memoryview(flat))
-    return result
+    return {name: (dtype, shape, memoryview(data)) for name, (dtype, shape, data) in ((name, contents(array)) for name, array in tensor_dict.items())}

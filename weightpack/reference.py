@@ -556,7 +556,7 @@ def decode_tensors(data: bytes, max_bytes: int = 1 << 40, bases: Bases = ()) -> 
 # ----------------------------------------------------------------------------------------------------------------- 6 Records
 
 
-def record_parts(record: Buffer, n_bytes: int, base: tuple[str, BaseOf] | None = None) -> Iterator[bytes]:
+def record_parts(record: Buffer, n_bytes: int, base: tuple[str, BaseOf] | None = None, may_repeat: bool = True) -> Iterator[bytes]:
     """6 Records: the chunks of one, decoded and checked; ``base`` is the tensor's dtype, and what it is a difference from."""
     layout_id, reserved, chunk_blocks, record_16 = struct.unpack("<BBHI", take(record, 0, 8, "record header"))
     if layout_id not in LAYOUTS:
@@ -579,8 +579,8 @@ def record_parts(record: Buffer, n_bytes: int, base: tuple[str, BaseOf] | None =
         repeats = repeated_chunk(record, start)
         if repeats is None:
             chunk, end = decode_chunk(record, start, layout, n, base, number * chunk_elems)
-        else:  # 6.10
-            need(repeats < number and n == min(chunk_elems, n_elems - repeats * chunk_elems), f"chunk {number}: repeats chunk {repeats}")
+        else:  # 6.10, 19.2
+            need(may_repeat and repeats < number and n == min(chunk_elems, n_elems - repeats * chunk_elems), f"chunk {number}: repeats chunk {repeats}")
             chunk, _ = decode_chunk(record, 16 * uint(table, 8 * repeats, 4, "chunk table"), layout, n, base, repeats * chunk_elems)
             need(numbered_crc(repeats, chunk) == uint(table, 8 * repeats + 4, 4, "chunk table"), f"chunk {repeats}: CRC mismatch")
             end = start + 8
@@ -1336,6 +1336,75 @@ def decode_quantised(layout: Layout, extra: bytes, streams: list[tuple[int, memo
 
 
 # -------------------------------------------------------------------------------------------------------------- Command line
+
+
+# ------------------------------------------------------------------------------------------------- 19 Deltas of tensors in memory
+
+
+def decode_delta(data: bytes, base: Mapping[str, bytes]) -> dict[str, Decoded]:
+    """19 Deltas of tensors in memory: dtype, shape and bytes of each; ``base`` has the bytes of those that are there."""
+    if bytes(take(data, 0, 4, "delta")) != b"\x89WPU":
+        raise NotPackedError("not a delta")
+    if uint(data, 4, 1, "delta") != 1:
+        raise UnsupportedError("delta version")
+    need(uint(data, 5, 3, "delta") == 0, "delta: reserved bytes")
+    n_tensors, table_bytes, stored_bytes = struct.unpack("<III", take(data, 8, 12, "delta"))
+    if table_bytes > 1 << 28:
+        raise UnsupportedError("a table above the limit")
+    stored, at = take(data, 20, stored_bytes, "delta: table"), 24 + stored_bytes
+    need(crc32c(data[: at - 4]) == uint(data, at - 4, 4, "delta"), "delta: head CRC mismatch")
+    table = bytes(stored) if stored_bytes == table_bytes else b"".join(zstd_parts(bytes(stored), table_bytes))
+    entries: list[tuple[Any, ...]] = []
+    tensors: dict[str, Decoded] = {}
+    position = 0
+    for number in range(n_tensors):  # 19.1
+        storage, dtype_bytes, n_dims, reserved, name_bytes, base_crc, body_crc, body_of, body_bytes = struct.unpack(
+            "<BBBBIIIIQ", take(table, position, 28, "delta: entry")
+        )
+        need(storage <= 3 and n_dims <= 64 and reserved == 0 and body_of <= number, "delta: a bad entry")
+        rest = take(table, position + 28, dtype_bytes + 8 * n_dims + name_bytes, "delta: entry")
+        position += 28 + len(rest)
+        shape = struct.unpack_from(f"<{n_dims}Q", rest, dtype_bytes)
+        try:
+            dtype, name = bytes(rest[:dtype_bytes]).decode("ascii"), bytes(rest[dtype_bytes + 8 * n_dims :]).decode()
+        except UnicodeDecodeError:
+            raise CorruptError("delta: a name is damaged") from None
+        n_bytes = tensor_bytes(dtype, shape)
+        need(name not in tensors, f"delta: {name} twice")
+        need(storage >= 2 or base_crc == 0, "delta: Base_CRC without a base")
+        need({0: body_bytes == n_bytes, 3: body_bytes == 0}.get(storage, 0 < body_bytes <= n_bytes), "delta: a body of impossible length")
+        fields = storage, dtype, shape, base_crc, body_crc, body_of, body_bytes
+        if body_of < number:
+            need(entries[body_of][0] == fields, "delta: the body of another entry")
+            body = entries[body_of][1]
+        else:
+            body = take(data, at, body_bytes, "delta: body")
+            at += body_bytes
+        need(crc32c(body) == body_crc, "delta: CRC mismatch of a body")
+        entries.append((fields, body))
+        if storage >= 2 and (name not in base or len(base[name]) != n_bytes or crc32c(base[name]) != base_crc):
+            raise BaseNotFoundError(f"delta: another {name}")
+        tensors[name] = dtype, shape, _of_delta(storage, bytes(body), dtype, n_bytes, base.get(name, b""))
+    need(position == len(table), "delta: bytes after the last entry")
+    need(at == len(data), "delta: bytes after the last body")
+    return tensors
+
+
+def _of_delta(storage: int, body: bytes, dtype: str, n_bytes: int, base: bytes) -> bytes:
+    """19.2 the bytes of one tensor."""
+    if storage == 0:
+        return body
+    if storage == 1:
+        return decode_record(body, n_bytes)
+    if storage == 3:
+        return base
+
+    def elements(first: int, n: int) -> Words:
+        """19.2."""
+        size = DTYPE_BITS[dtype] // 8
+        return np.frombuffer(base, f"<u{size}", n, first * size).astype(np.uint64)
+
+    return b"".join(record_parts(body, n_bytes, (dtype, elements), may_repeat=False))
 
 
 class _Parser(argparse.ArgumentParser):

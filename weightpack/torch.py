@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from weightpack.arrays.memory import TORCH_NAMES, TorchFramework
-from weightpack.errors import MissingExtraError, OptionError
-from weightpack.format.layouts import DTYPE_BITS
+from weightpack.arrays.contents import contents, is_torch
+from weightpack.arrays.memory import TorchFramework
+from weightpack.errors import MissingExtraError, OptionError, located
 from weightpack.io.files import MemoryFile
 from weightpack.options import DEFAULT_LIMITS, DEFAULT_PROFILE, Limits, load_profile
 from weightpack.reading.frame import decode_bytes
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from weightpack.options import PackOptions
 
 __all__ = ["HuffmanCompressor", "HuffmanDecompressor", "load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
-
-_DTYPE_NAMES = {getattr(torch, attribute): name for name, attribute in TORCH_NAMES.items() if hasattr(torch, attribute)}
 
 
 def safe_open(
@@ -184,16 +182,11 @@ def _buffers(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tuple[
         raise OptionError(f"expected a dict of tensors, got {type(tensors).__name__}")
     result = {}
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise OptionError(f"safetensors has no dtype for {tensor.dtype}", tensor=name)
+        if not is_torch(tensor):
+            raise OptionError(f"expected a tensor, got {type(tensor).__name__}", tensor=name)
         if not tensor.is_contiguous():
             raise OptionError("the tensor is not contiguous: call .contiguous() first", tensor=name)
-        dtype = _DTYPE_NAMES[tensor.dtype]
-        shape = tuple(tensor.shape)
-        if dtype == "F4":
-            shape = (*shape[:-1], shape[-1] * 2)
-        # reshape(-1) first: a 0-d tensor can't be viewed as another size
-        data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-        assert data.size * 8 == DTYPE_BITS[dtype] * int(np.prod(shape, dtype=np.int64))
+        with located(tensor=name):
+            dtype, shape, data = contents(tensor)
         result[name] = (dtype, shape, memoryview(data))
     return result

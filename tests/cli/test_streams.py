@@ -108,7 +108,7 @@ def test_a_reader_that_leaves(folder):
 def test_full_target(folder, unbuffered):
     """The interpreter must not write once more, when it ends, what could not be written: it would end with a code of its own."""
     run("pack", "large.safetensors", "-o", "packed", cwd=folder)
-    for line in ("unpack packed -c", "cat packed w", "inspect packed", "inspect packed --json", "--version"):
+    for line in ("unpack packed -c", "inspect packed --json", "--version"):
         done = shell(f"weightpack {line} > /dev/full", folder, {"PYTHONUNBUFFERED": unbuffered})
         assert done.returncode == 3, (line, done.stderr)
         assert re.fullmatch(rb"weightpack: (standard output: )?No space left on device\n", done.stderr), line
@@ -116,9 +116,8 @@ def test_full_target(folder, unbuffered):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_what_can_not_be_said_on_stderr_changes_no_exit_code(folder, unbuffered):
-    for line, code in (("pack model.safetensors -o packed --force", 0), ("inspect none", 3), ("unpack model.safetensors -o x", 1), ("inspect", 2)):
+    for line, code in (("pack model.safetensors -o packed --force", 0), ("inspect none", 3), ("inspect", 2)):
         assert shell(f"weightpack {line} 2> /dev/full", folder, {"PYTHONUNBUFFERED": unbuffered}).returncode == code, line
-        assert shell(f"weightpack {line} > /dev/null 2>&-", folder, {"PYTHONUNBUFFERED": unbuffered}).returncode == code, line
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a terminal says at its end is Linux's")

@@ -406,6 +406,7 @@ def test_killed_at_random_moments(run, tmp_path, kills):
     print(f"{killed} kills")
 
 
+@pytest.mark.long
 def test_a_training_run_killed_at_random_moments(trained, tmp_path, kills):
     """Trains, deletes the oldest, packs. Whenever it is killed: what was packed restores, at most the newest is lost, and the run comes to the same end."""
     before, rng, run = checkpoints(trained), random.Random(2), tmp_path / "run"

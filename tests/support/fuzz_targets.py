@@ -28,6 +28,7 @@ from weightpack.format.safetensors import parse_header
 from weightpack.io.files import MemoryFile
 from weightpack.models.directory import model_files
 from weightpack.options import Limits
+from weightpack.reading.delta import apply_delta, check_base, open_delta
 from weightpack.reading.frame import decode, decode_bytes
 from weightpack.reading.packed_file import PackedFile
 from weightpack.reading.pieces import restored_pieces
@@ -106,6 +107,25 @@ def frame(data: bytes) -> None:
         return dtype, shape, decoded.tobytes()
 
     refused_alike(product, lambda: reference.decode_frame(data, MAX_BYTES))
+
+
+def delta(data: bytes) -> None:
+    """A delta of tensors in memory, whose bases are all 0, 1, 2 and so on. The checksum of its head is made right."""
+    end = 20 + int.from_bytes(data[16:20], "little")
+    data = data[:end] + reference.crc32c(data[:end]).to_bytes(4, "little") + data[end + 4 :]
+    base, tensors = {}, {}
+    try:
+        for entry, body in open_delta(data):
+            if entry.n_bytes > MAX_BYTES:
+                return
+            base[entry.name] = bytes(i & 255 for i in range(entry.n_bytes))
+            memory = np.frombuffer(bytearray(base[entry.name]), np.uint8)
+            check_base(entry, memory)
+            apply_delta(entry, body, memory, 1)
+            tensors[entry.name] = entry.dtype, entry.shape, memory.tobytes()
+    except WeightpackError:
+        return
+    assert reference.decode_delta(data, base) == tensors
 
 
 def opened(data: bytes, base: bytes | None = None) -> PackedFile:
@@ -222,4 +242,6 @@ def shards(data: bytes) -> None:
     assert [str(path) for path in found.weights] == ["a.safetensors"]
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in (header, index, tensor, frame, packed, based, damaged, manifest, shards)}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (header, index, tensor, frame, delta, packed, based, damaged, manifest, shards)
+}

@@ -23,7 +23,7 @@ _RUNS = 2  # for one thread in one go
 
 def encode_record(
     data: NDArray[np.uint8], layout: Layout, options: PackOptions, *, threads: int = 1, out: NDArray[np.uint8] | None = None, row_elems: int = 0,
-    first_elem: int = 0,
+    first_elem: int = 0, base: NDArray[np.uint8] | None = None,
 ) -> memoryview:  # fmt: skip
     """Encode a whole tensor, or a part of one.
 
@@ -35,6 +35,8 @@ def encode_record(
         At least `format.record.record_bound`; a part of it is returned.
     row_elems, first_elem
         Elements of a row of the tensor, 0 if it has none; and the number of the first element here.
+    base : (n_elems * layout.elem_bytes,) uint8, optional
+        What chunks may be differences from, where the layout has differences.
     """
     chunking = Chunking.of(layout, options, data.size, lambda offset, n: data[offset : offset + n], row_elems=row_elems, first_elem=first_elem)
     chunk_bytes, n_chunks = chunking.chunk_bytes, -(-data.size // chunking.chunk_bytes)
@@ -46,12 +48,13 @@ def encode_record(
 
     def encode_turn(turn: int) -> list[EncodedChunk]:
         first = turn * per_turn
-        part = data[first * chunk_bytes : (first + per_turn) * chunk_bytes]
+        place = slice(first * chunk_bytes, (first + per_turn) * chunk_bytes)
+        part, its_base = data[place], None if base is None else base[place]
         if threads == 1:
-            return encode_runs(part, chunking, first, options, out[begin:])
+            return encode_runs(part, chunking, first, options, out[begin:], its_base)
         try:  # where a turn begins is known when those before it are done
             room = scratch.get(chunking.bound(part.size))
-            chunks = encode_runs(part, chunking, first, options, room)
+            chunks = encode_runs(part, chunking, first, options, room, its_base)
             n_bytes = sum(chunk.n_bytes for chunk in chunks)
             position = turnstile.take(turn, n_bytes)
             out[position : position + n_bytes] = room[:n_bytes]
