@@ -82,7 +82,10 @@ def is_packed(path):
 
 
 @pytest.mark.parametrize("limit", [None, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("anchor_every", "background", "crash"), [(3, True, 7), (1, True, 7), (8, False, 11), (2, True, 3)])
+@pytest.mark.parametrize(
+    ("anchor_every", "background", "crash"),
+    [(3, True, 7), (8, False, 11), pytest.param(1, True, 7, marks=pytest.mark.long), pytest.param(2, True, 3, marks=pytest.mark.long)],
+)
 def test_resumed_run_equals_the_uninterrupted(uninterrupted, tmp_path, limit, anchor_every, background, crash):
     changes = {"anchor_every": anchor_every, "background": background, "save_total_limit": limit}
     first = interrupted(tmp_path, crash, **changes)
@@ -119,6 +122,7 @@ def test_resume_again_and_again(uninterrupted, tmp_path):
     tiny_training.same(tiny_training.state(trainer), tiny_training.state(uninterrupted))
 
 
+@pytest.mark.long
 def test_go_back_and_train_over_packed_checkpoints(uninterrupted, tmp_path):
     """Resumed at an early step, the trainer saves over files that are links into the store."""
     trainer = tiny_training.trainer(tmp_path, [WeightpackCallback()], WeightpackTrainer)
@@ -289,6 +293,7 @@ def test_uploads_of_the_folder_in_work_are_refused(tmp_path):
 # ---- loggers
 
 
+@pytest.mark.long
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard", reason="scripts/test-ecosystem installs it")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

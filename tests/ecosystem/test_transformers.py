@@ -133,8 +133,11 @@ def save_bert(folder, change, named, shards):
     (folder / "config.json").write_text(json.dumps(saved))
 
 
-@pytest.mark.parametrize("flag", [False, True], ids=["as it is", "flagged"])
-@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize(
+    ("shards", "flag"),
+    [(False, False), (True, True), pytest.param(False, True, marks=pytest.mark.long), pytest.param(True, False, marks=pytest.mark.long)],
+    ids=["one file, as it is", "shards, flagged", "one file, flagged", "shards, as they are"],
+)
 @pytest.mark.parametrize("named", [None, "dtype", "torch_dtype"])
 @pytest.mark.parametrize("change", [mixed, integers_first, fp8_first], ids=lambda change: change.__name__)
 def test_the_dtype_is_what_the_plain_model_gets(tmp_path, change, named, shards, flag, enabled):
