@@ -238,6 +238,11 @@ size_t wp_difference_extras_bound(size_t n_elems);
 /* Differences themselves, modulo 2^(word bits - shift) (section 14.2), n_elems of them: what `frequent` is chosen from. */
 wp_status wp_modular_differences(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint32_t *differences);
 
+/* Chooses codebooks of section 8.8 for counts[cell * WP_N_CLASSES + class], whose sum is 1 to 2^32 - 1, none in a cell of rate 0 (else WP_ARGUMENT): each
+ * cell's is books[map[cell]]; rates above n_rates do not occur. `logs[v]` is floor(2^12 * log2(v)) for v = 1..4096. */
+wp_status wp_conditional_books(const uint32_t counts[WP_N_CELLS * WP_N_CLASSES], const uint16_t logs[4097], wp_rans_book books[WP_MAX_TABLES],
+                               unsigned *n_books, uint8_t map[WP_N_CELLS], unsigned *n_rates);
+
 /* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */
 wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS],
                                 const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);

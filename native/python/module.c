@@ -413,6 +413,26 @@ static PyObject *difference_code(PyObject *self, PyObject *args) {
     return Py_BuildValue("(inn)", (int)status, (Py_ssize_t)n_changed, (Py_ssize_t)extras_bytes);
 }
 
+static PyObject *conditional_books(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer counts, logs, map;
+    wp_rans_book books[WP_MAX_TABLES];
+    unsigned n_books = 0, n_rates = 0;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "y*y*w*", &counts, &logs, &map)) return NULL;
+    if (fits(counts.len == 4 * WP_N_CELLS * WP_N_CLASSES && (uintptr_t)counts.buf % 4 == 0, "counts") &&
+        fits(logs.len == 2 * 4097 && (uintptr_t)logs.buf % 2 == 0 && map.len == WP_N_CELLS, "logs or map")) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_conditional_books(counts.buf, logs.buf, books, &n_books, map.buf, &n_rates);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&counts);
+    PyBuffer_Release(&logs);
+    PyBuffer_Release(&map);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(iy#I)", (int)status, (const char *)books, (Py_ssize_t)(n_books * sizeof(wp_rans_book)), n_rates);
+}
+
 static PyObject *conditional_encode(PyObject *self, PyObject *args) {
     (void)self;
     unsigned base_exponent, n_rates;
@@ -597,6 +617,7 @@ static PyMethodDef methods[] = {
     {"modular_differences", modular_differences, METH_VARARGS, "modular_differences(layout, shift, elems, base, differences) -> status"},
     {"difference_code", difference_code, METH_VARARGS,
      "difference_code(layout, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
+    {"conditional_books", conditional_books, METH_VARARGS, "conditional_books(counts, logs, map) -> (status, books, n_rates)"},
     {"conditional_encode", conditional_encode, METH_VARARGS,
      "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
     {"scaled_base", scaled_base, METH_VARARGS, "scaled_base(layout, scales, n_cols, phase, signs, n_elems, base) -> status"},

@@ -209,7 +209,10 @@ uint64_t wp_share_frequencies(const uint32_t *counts, unsigned n, uint64_t total
 wp_status wp_rans_choose(const uint32_t counts[256], wp_rans_book *book, size_t *cost_bytes) {
     uint32_t log2s[257];
     wp_log2_table(log2s);
+    return wp_rans_choose_by(counts, log2s, book, cost_bytes);
+}
 
+wp_status wp_rans_choose_by(const uint32_t counts[256], const uint32_t log2s[257], wp_rans_book *book, size_t *cost_bytes) {
     /* Symbols by falling count, equal counts by symbol; only the first 16 can be coded. */
     unsigned order[16], n_order = 0, n_distinct = 0;
     uint64_t total = 0;

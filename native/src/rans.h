@@ -33,6 +33,8 @@ wp_status wp_rans_encode_known(unsigned isa, const wp_rans_book *book, const uin
 
 /* round(2^16 * log2(v)) for v = 1..256 at [v], in integers: the same on every machine. */
 void wp_log2_table(uint32_t log2s[257]);
+/* wp_rans_choose, for one that has that table. */
+wp_status wp_rans_choose_by(const uint32_t counts[256], const uint32_t log2s[257], wp_rans_book *book, size_t *cost_bytes);
 /* Shares 256 among n counts (their sum is `total`, not 0), each at least 1 and at most 255, close to the least cost; returns the cost in bits * 2^16. */
 uint64_t wp_share_frequencies(const uint32_t *counts, unsigned n, uint64_t total, const uint32_t log2s[257], uint8_t *freqs);
 

@@ -20,7 +20,6 @@ from weightpack.kernels import ConditionalBooks, RansBook
 from weightpack.options import PackOptions
 from weightpack.reading.chunks import decode_chunks
 from weightpack.writing.choose import zstd_stream
-from weightpack.writing.codebooks import choose_books
 from weightpack.writing.differences import _rates, encode_difference, encode_scaled
 
 DIFFERING = [layout for layout in LAYOUTS.values() if layout.elem_bytes <= 4]
@@ -148,7 +147,7 @@ def class_stream(codec, code, base_exponent):
 
 
 def choose_key(backend, counts, base_exponent):
-    chosen = choose_books(backend, counts, base_exponent)
+    chosen = backend.conditional_books(counts, base_exponent)
     return tuple(chosen.books), bytes(chosen.book_of), chosen.base_exponent, chosen.n_rates
 
 

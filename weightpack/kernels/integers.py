@@ -45,6 +45,12 @@ def logs_16() -> NDArray[np.uint8]:
     return np.array([0, *map(log2_16, range(1, MAX_SAMPLE + 1))], np.uint8)
 
 
+@cache
+def logs_4096() -> NDArray[np.uint16]:
+    """Return 2^12 * log2(v), rounded down, for v = 1 to 4096, and 0 for 0."""
+    return np.array([0, *(log2_bits(v, 12) for v in range(1, 4097))], np.uint16)
+
+
 def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:
     """Return the scales of rows, then of columns, in sixteenths of an octave.
 

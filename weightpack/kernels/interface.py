@@ -202,6 +202,9 @@ class Kernels(Protocol):
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         """Code the blocks whose rate (n_blocks,) is not 0 (FORMAT section 14)."""
 
+    def conditional_books(self, counts: Words, base_exponent: int) -> ConditionalBooks:
+        """Choose codebooks of FORMAT 8.8 for counts[cell, class], (256, 128) uint32, of which at least one is not 0 and those of cells of rate 0 are."""
+
     def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
         """Return the stream of FORMAT 8.8."""
 

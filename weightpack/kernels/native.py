@@ -12,7 +12,7 @@ import numpy as np
 from weightpack.errors import ChecksumError, CorruptionError, TruncatedError, UnsupportedError, WeightpackError, located
 from weightpack.format.constants import BLOCK_ELEMS, N_CELLS, N_CLASSES
 from weightpack.io.parallel import Scratch
-from weightpack.kernels.integers import logs_16
+from weightpack.kernels.integers import logs_16, logs_4096
 from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, EncodedChunks, EncodedPlane, FittedTiles, RansBook, SplitChunk, SplitPlanes
 
 try:
@@ -64,9 +64,17 @@ def _check(status: int) -> None:
     raise WeightpackError(f"the native core refused its arguments (status {status}): this is a bug in weightpack")
 
 
+_BOOK_BYTES = 34
+
+
 def _packed(book: RansBook) -> bytes:
     """A wp_rans_book."""
     return bytes((len(book.symbols), book.escape_freq)) + book.symbols.ljust(16, b"\0") + book.freqs.ljust(16, b"\0")
+
+
+def _unpacked(book: bytes) -> RansBook:
+    k = book[0]
+    return RansBook(book[2 : 2 + k], book[18 : 18 + k], book[1])
 
 
 class NativeKernels:
@@ -98,8 +106,7 @@ class NativeKernels:
     def rans_choose(self, counts: Words) -> tuple[RansBook, int]:
         status, book, cost = _core.rans_choose(counts)
         _check(status)
-        k = book[0]
-        return RansBook(book[2 : 2 + k], book[18 : 18 + k], book[1]), cost
+        return _unpacked(book), cost
 
     def rans_encode(self, book: RansBook, symbols: Bytes) -> Bytes:
         k, packed = len(book.symbols), _packed(book)
@@ -176,6 +183,13 @@ class NativeKernels:
         status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras)
         _check(status)
         return DifferenceCode(cells[:n_changed], classes[:n_changed], counts[0], extras[:n_bytes])
+
+    def conditional_books(self, counts: Words, base_exponent: int) -> ConditionalBooks:
+        book_of = np.empty(N_CELLS, np.uint8)
+        status, packed, n_rates = _core.conditional_books(counts, logs_4096(), book_of)
+        _check(status)
+        books = [_unpacked(packed[begin : begin + _BOOK_BYTES]) for begin in range(0, len(packed), _BOOK_BYTES)]
+        return ConditionalBooks(books, book_of, base_exponent, n_rates)
 
     def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
         packed, n = b"".join(map(_packed, books.books)), symbols.size

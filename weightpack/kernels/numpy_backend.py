@@ -15,6 +15,7 @@ from weightpack.format.record import CHUNK_HEAD_BYTES, build_chunk, parse_chunk
 from weightpack.io.files import equal_bytes
 from weightpack.kernels.interface import EncodedChunks, EncodedPlane, SplitChunk, numbered_crc
 from weightpack.kernels.numpy_checks import expect, need, u8
+from weightpack.kernels.numpy_codebooks import conditional_books
 from weightpack.kernels.numpy_codecs import encode_plane
 from weightpack.kernels.numpy_crc import crc32c
 from weightpack.kernels.numpy_differences import decode_difference, difference_code, difference_planes, modular_differences, scaled_base, scales_gain
@@ -128,6 +129,9 @@ class NumpyKernels:
 
     def difference_code(self, layout: Layout, shift: int, elems: Bytes, base: Bytes, rates: Bytes, base_exponent: int, frequent: Words) -> DifferenceCode:
         return difference_code(layout, shift, elems, base, rates, base_exponent, frequent)
+
+    def conditional_books(self, counts: Words, base_exponent: int) -> ConditionalBooks:
+        return conditional_books(counts, base_exponent)
 
     def conditional_encode(self, books: ConditionalBooks, cells: Bytes, symbols: Bytes) -> Bytes:
         return conditional_encode(books, cells, symbols)

@@ -13,7 +13,6 @@ from weightpack.format.constants import BLOCK_ELEMS, MAX_RATE, Codec
 from weightpack.format.record import build_difference_chunk
 from weightpack.kernels.integers import fit_scales, fullest_window, log2_16
 from weightpack.writing.choose import bytes_stream
-from weightpack.writing.codebooks import choose_books
 from weightpack.writing.plain import encode_plane
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _chunk(data: Bytes, base: Bytes, layout: Layout, options: PackOptions, plane
     code = kernels.difference_code(layout, shift, data, base, rates, base_exponent, frequent)
     class_stream: Stream | None = None
     if "rans" in options.codecs and code.classes.size >= _CONDITIONAL_SYMBOLS:
-        books = choose_books(kernels, code.counts, base_exponent)
+        books = kernels.conditional_books(code.counts, base_exponent)
         class_stream = (Codec.CONDITIONAL, kernels.conditional_encode(books, code.cells, code.classes))
     if class_stream is None or code.classes.size < 16 * _CONDITIONAL_SYMBOLS:
         plain = encode_plane(code.classes, options)

@@ -6,14 +6,14 @@ A codebook's bits are the distance. Integers only, so that every machine finds t
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from weightpack.format.constants import LANES, MAX_TABLES, N_CELLS, N_CONTEXTS
-from weightpack.kernels import ConditionalBooks, Kernels, RansBook
-from weightpack.kernels.integers import log2_bits
+from weightpack.kernels.integers import logs_4096
+from weightpack.kernels.interface import ConditionalBooks, RansBook
+from weightpack.kernels.numpy_rans import rans_choose
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,8 +25,8 @@ _ROUNDS = 8
 _STREAM_HEAD = 2 * LANES + 4 + 2  # of 8.3, in the estimates of `Kernels.rans_choose`
 
 
-def choose_books(kernels: Kernels, counts: NDArray[np.uint32], base_exponent: int) -> ConditionalBooks:
-    """Choose for counts[cell, class], (256, 128); at least one is not 0."""
+def conditional_books(counts: NDArray[np.uint32], base_exponent: int) -> ConditionalBooks:
+    """As `wp_conditional_books` of the native core."""
     used = np.flatnonzero(counts.any(axis=1))
     classes = np.flatnonzero(counts.any(axis=0))
     cells: Counts = counts[np.ix_(used, classes)].astype(np.int64)
@@ -34,7 +34,7 @@ def choose_books(kernels: Kernels, counts: NDArray[np.uint32], base_exponent: in
     ids = _cluster(cells, n_books)
     sums = [s for s in (cells[ids == i].sum(axis=0) for i in range(n_books)) if s.any()]
     numbers = np.cumsum([bool((ids == i).any()) for i in range(n_books)]) - 1
-    joined, books = _join(kernels, sums, classes)
+    joined, books = _join(sums, classes)
     book_of = np.zeros(N_CELLS, np.uint8)  # cells that do not occur have book 0
     book_of[used] = np.array(joined, np.uint8)[numbers[ids]]
     return ConditionalBooks(books, book_of, base_exponent, int(used[-1]) // N_CONTEXTS)
@@ -59,30 +59,24 @@ def _cluster(cells: Counts, n_books: int) -> NDArray[np.intp]:
     return ids
 
 
-@cache
-def _log2_of_frequency() -> Counts:
-    """2^12 * log2(f / 4096) for f = 0..4096, rounded down; what no cell has costs 12 bits."""
-    return np.array([0, *(log2_bits(f, 12) for f in range(1, 4097))], np.int64) - (12 << 12)
-
-
 def _costs(sums: Counts) -> Counts:
     """Bits * 2^12 of each class in each cluster, from its frequency there."""
     totals = sums.sum(axis=1, keepdims=True)
-    costs: Counts = -_log2_of_frequency()[sums * 4096 // np.maximum(totals, 1)]
+    costs: Counts = (12 << 12) - logs_4096()[sums * 4096 // np.maximum(totals, 1)].astype(np.int64)  # what no cell has costs 12 bits
     costs[totals[:, 0] == 0] = 1 << 20
     return costs
 
 
-def _join(kernels: Kernels, sums: list[Counts], classes: NDArray[np.intp]) -> tuple[list[int], list[RansBook]]:
+def _join(sums: list[Counts], classes: NDArray[np.intp]) -> tuple[list[int], list[RansBook]]:
     """Join neighbours (clusters stand in the order of their means) while that makes the stream smaller. Returns each cluster's book, and the books."""
 
     def coded(count: Counts) -> tuple[RansBook, int]:
-        histogram = np.zeros(256, np.uint32)
+        histogram = np.zeros(256, np.int64)
         histogram[classes] = count
         present = np.flatnonzero(histogram)
         if present.size == 1:
             return RansBook(bytes(present.tolist()), b"\xff", 1), 4 + int(count.sum()) // 1024
-        book, cost = kernels.rans_choose(histogram)
+        book, cost = rans_choose(histogram.tolist())
         return book, cost - _STREAM_HEAD + 2
 
     groups = [([i], count, *coded(count)) for i, count in enumerate(sums)]
