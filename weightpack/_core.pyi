@@ -62,6 +62,7 @@ def decode_difference(
 def difference_planes(isa: int, layout: int, shift: int, elems: Buffer, base: Buffer, exponents: Buffer, scales: Buffer, /) -> int: ...
 def modular_differences(layout: int, shift: int, elems: Buffer, base: Buffer, differences: Buffer, /) -> int: ...
 def difference_code(
+    isa: int,
     layout: int,
     shift: int,
     elems: Buffer,

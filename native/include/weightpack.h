@@ -230,7 +230,7 @@ wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, co
 /* The second, with each block's rate (0..15) known: of the blocks whose rate is not 0, each element's cell (rate * 16 + exponent context) and class, how often
  * each pair occurs (counts[0][cell * WP_N_CLASSES + class]; counts[1] is scratch), and the extra bits (wp_difference_extras_bound). `cells` and `classes` have
  * room for n_elems bytes. */
-wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates,
+wp_status wp_difference_code(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates,
                              unsigned base_exponent, const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes,
                              uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes);
 size_t wp_difference_extras_bound(size_t n_elems);

@@ -383,21 +383,22 @@ static PyObject *modular_differences(PyObject *self, PyObject *args) {
 
 static PyObject *difference_code(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned layout, shift, base_exponent;
+    unsigned isa, layout, shift, base_exponent;
     Py_buffer elems, base, rates, frequent, cells, classes, counts, extras;
     wp_status status = WP_ARGUMENT;
     size_t n_changed = 0, extras_bytes = 0;
-    if (!PyArg_ParseTuple(args, "IIy*y*y*Iy*w*w*w*w*", &layout, &shift, &elems, &base, &rates, &base_exponent, &frequent, &cells, &classes, &counts, &extras))
+    if (!PyArg_ParseTuple(args, "IIIy*y*y*Iy*w*w*w*w*", &isa, &layout, &shift, &elems, &base, &rates, &base_exponent, &frequent, &cells, &classes, &counts,
+                          &extras))
         return NULL;
     const wp_layout *l = wp_layout_of(layout);
     size_t n = l ? (size_t)elems.len / l->elem_bytes : 0;
-    if (fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
+    if (isa_ok(isa) && fits(l && (size_t)elems.len == n * l->elem_bytes && base.len == elems.len, "elems or base") &&
         fits((size_t)rates.len >= (n + WP_BLOCK - 1) / WP_BLOCK && (size_t)cells.len >= n && (size_t)classes.len >= n, "rates, cells or classes") &&
         fits(frequent.len % 4 == 0 && frequent.len <= 4 * WP_MAX_FREQUENT, "frequent") &&
         fits(counts.len == 2 * WP_N_CELLS * WP_N_CLASSES * 4 && (uintptr_t)counts.buf % 4 == 0 && (size_t)extras.len >= wp_difference_extras_bound(n),
              "counts or extras")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_difference_code(layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, BYTES(frequent), (unsigned)frequent.len / 4,
+        status = wp_difference_code(isa, layout, shift, BYTES(elems), BYTES(base), n, BYTES(rates), base_exponent, BYTES(frequent), (unsigned)frequent.len / 4,
                                     cells.buf, classes.buf, counts.buf, extras.buf, &n_changed, &extras_bytes);
         Py_END_ALLOW_THREADS
     }
@@ -616,7 +617,7 @@ static PyMethodDef methods[] = {
     {"difference_planes", difference_planes, METH_VARARGS, "difference_planes(isa, layout, shift, elems, base, exponents, scales) -> status"},
     {"modular_differences", modular_differences, METH_VARARGS, "modular_differences(layout, shift, elems, base, differences) -> status"},
     {"difference_code", difference_code, METH_VARARGS,
-     "difference_code(layout, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
+     "difference_code(isa, layout, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
     {"conditional_books", conditional_books, METH_VARARGS, "conditional_books(counts, logs, map) -> (status, books, n_rates)"},
     {"conditional_encode", conditional_encode, METH_VARARGS,
      "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},

@@ -124,76 +124,43 @@ wp_status wp_decode_difference(unsigned isa, unsigned layout, unsigned shift, co
 
 /* ---- encoding ---- */
 
-/* The difference as sign and magnitude; its magnitude is at most 2^(bits - 1). Of floats it is negative if the element's magnitude is less. */
-static inline uint32_t difference(uint32_t word, uint32_t base, unsigned bits, int is_float, uint32_t *negative) {
-    const uint32_t turned = is_float ? base >> (bits - 1) : 0;
-    if (is_float) {
-        word = wp_in_order(word, bits);
-        base = wp_in_order(base, bits);
-    }
-    const uint32_t d = (word - base) & wp_word_mask(bits), less = d >> (bits - 1) & 1;
-    *negative = (less ^ turned) & (d != 0);
-    return ((d ^ (0u - less)) + less) & wp_word_mask(bits);
-}
-
-/* The loops of the functions below, for constants of the cases that matter. */
-#define FOR_KIND(loop)                                                  \
-    if (bytes == 2 && wp_is_float(l) && shift == 0) loop(2, 0, 1);      \
-    else if (bytes == 4 && wp_is_float(l) && shift == 0) loop(4, 0, 1); \
-    else loop(bytes, shift, wp_is_float(l))
-
-static inline void scales_of(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const uint8_t *exponents,
-                             unsigned lowest, uint8_t *scales) {
-    for (size_t b = 0; b * WP_BLOCK < n_elems; b++) {
-        const size_t begin = b * WP_BLOCK, end = n_elems - begin < WP_BLOCK ? n_elems : begin + WP_BLOCK;
-        uint64_t sum = 0;
-        uint32_t any = 0;
-        for (size_t i = begin; i < end; i++) {
-            uint32_t negative;
-            const uint32_t word = wp_load_word(elems, bytes, i), b_word = wp_load_word(base, bytes, i);
-            const uint32_t m = difference(word >> shift, b_word >> shift, 8 * bytes - shift, is_float, &negative);
-            const unsigned e = exponents[i], up = e > lowest ? e - lowest : 0, down = e < lowest ? lowest - e : 0;
-            any |= word ^ b_word; /* the bits that are dropped, too: a block of rate 0 is its base as a whole */
-            sum += ((uint64_t)m << up) >> (down < 31 ? down : 31);
-        }
-        scales[b] = any ? (uint8_t)(1 + (sum ? wp_highest_bit(sum) : 0)) : 0;
-    }
-}
-
 wp_status wp_difference_planes(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint8_t *exponents,
                                uint8_t *scales) {
     const wp_layout *l = differing(layout, shift);
+    const wp_kernels *const k = wp_kernels_of(isa);
     if (!l || n_elems == 0) return WP_ARGUMENT;
     const unsigned bytes = l->elem_bytes;
-    wp_kernels_of(isa)->exponents(base, n_elems, bytes, l->exponent_shift, exponent_mask_of(l), exponents);
+    k->exponents(base, n_elems, bytes, l->exponent_shift, exponent_mask_of(l), exponents);
     uint8_t highest = 0;
     for (size_t i = 0; i < n_elems; i++) highest = exponents[i] > highest ? exponents[i] : highest;
     const unsigned lowest = highest > 24 ? highest - 24u : 0; /* what is below is divided: the sums have 24 bits of range, and room for 128 of them */
-#define LOOP(bytes, shift, is_float) scales_of(elems, base, n_elems, bytes, shift, is_float, exponents, lowest, scales)
-    FOR_KIND(LOOP);
-#undef LOOP
+    uint32_t magnitude[WP_BLOCK], negative[WP_BLOCK];
+    for (size_t b = 0; b * WP_BLOCK < n_elems; b++) {
+        const size_t begin = b * WP_BLOCK, m = n_elems - begin < WP_BLOCK ? n_elems - begin : WP_BLOCK;
+        scales[b] = 0;
+        /* The bits that are dropped count, too: a block of rate 0 is its base as a whole. */
+        if (memcmp(elems + begin * bytes, base + begin * bytes, m * bytes) == 0) continue;
+        k->difference_words(elems + begin * bytes, base + begin * bytes, m, bytes, shift, wp_is_float(l), magnitude, negative);
+        const uint64_t sum = k->difference_size(magnitude, exponents + begin, m, lowest);
+        scales[b] = (uint8_t)(1 + (sum ? wp_highest_bit(sum) : 0));
+    }
     return WP_OK;
 }
 
 /* What a sign and a magnitude say, modulo 2^bits. */
 static inline uint32_t modular(uint32_t magnitude, uint32_t negative, unsigned bits) { return ((magnitude ^ (0u - negative)) + negative) & wp_word_mask(bits); }
 
-static inline void modular_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float,
-                                 uint32_t *differences) {
-    for (size_t i = 0; i < n_elems; i++) {
-        uint32_t negative;
-        const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, wp_load_word(base, bytes, i) >> shift, 8 * bytes - shift, is_float, &negative);
-        differences[i] = modular(m, negative, 8 * bytes - shift);
-    }
-}
-
 wp_status wp_modular_differences(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, uint32_t *differences) {
     const wp_layout *l = differing(layout, shift);
     if (!l) return WP_ARGUMENT;
     const unsigned bytes = l->elem_bytes;
-#define LOOP(bytes, shift, is_float) modular_words(elems, base, n_elems, bytes, shift, is_float, differences)
-    FOR_KIND(LOOP);
-#undef LOOP
+    uint32_t negative[WP_BLOCK];
+    for (size_t begin = 0; begin < n_elems; begin += WP_BLOCK) {
+        const size_t m = n_elems - begin < WP_BLOCK ? n_elems - begin : WP_BLOCK;
+        wp_kernels_of(WP_ISA_SCALAR)
+            ->difference_words(elems + begin * bytes, base + begin * bytes, m, bytes, shift, wp_is_float(l), differences + begin, negative);
+        for (size_t i = 0; i < m; i++) differences[begin + i] = modular(differences[begin + i], negative[i], 8 * bytes - shift);
+    }
     return WP_OK;
 }
 
@@ -223,80 +190,68 @@ static void fill_frequent(frequent_table *t, const uint8_t *frequent, unsigned n
     }
 }
 
-/* What `code_words` makes; n_changed and extras_bytes at the end. */
+/* Bits that follow each other, below 8 of them held back. */
 typedef struct {
-    uint8_t *cells, *classes, *extras;
-    uint32_t (*counts)[WP_N_CELLS * WP_N_CLASSES];
-    size_t n_changed, extras_bytes;
-} coded;
+    uint64_t held;
+    unsigned n_held;
+    uint8_t *p;
+} bit_writer;
 
-static inline void code_words(const uint8_t *elems, const uint8_t *base, size_t n_elems, unsigned bytes, unsigned shift, int is_float, const wp_layout *l,
-                              const uint8_t *rates, uint8_t base_exponent, const frequent_table *frequent, coded *out) {
-    uint64_t held = 0; /* bits that are not written yet, `n_held` of them, below 8 after each element */
-    unsigned n_held = 0;
-    uint8_t *p = out->extras, *cells = out->cells, *classes = out->classes;
-    /* Two histograms in turn: the same pair often comes twice, and the second would wait for the first. */
-    uint32_t *even = out->counts[0], *odd = out->counts[1];
-    const uint32_t exponent_mask = exponent_mask_of(l);
-    const unsigned exponent_shift = l->exponent_shift;
-    for (size_t begin = 0; begin < n_elems; begin += WP_BLOCK) {
-        const unsigned rate = rates[begin / WP_BLOCK];
-        const size_t end = n_elems - begin < WP_BLOCK ? n_elems : begin + WP_BLOCK;
-        if (rate == 0) continue;
-        for (size_t i = begin; i < end; i++) {
-            uint32_t negative;
-            const uint32_t b = wp_load_word(base, bytes, i);
-            const uint32_t m = difference(wp_load_word(elems, bytes, i) >> shift, b >> shift, 8 * bytes - shift, is_float, &negative);
-            /* Without branches: which elements changed can't be foreseen. */
-            const unsigned k = wp_highest_bit(m | 1), low = k - (k != 0);
-            unsigned symbol = 2 * k + (m >> low & 1), n_extra = low + (m != 0);
-            if (frequent) {
-                const unsigned known = frequent->class_of[slot_of(frequent, modular(m, negative, 8 * bytes - shift))];
-                symbol = known ? known : symbol;
-                n_extra = known ? 0 : n_extra;
-            }
-            const unsigned cell = rate * WP_N_CONTEXTS + wp_context_of((uint8_t)(b >> exponent_shift & exponent_mask), base_exponent);
-            *cells++ = (uint8_t)cell;
-            *classes++ = (uint8_t)symbol;
-            even[cell * WP_N_CLASSES + symbol]++;
-            uint32_t *const next = odd;
-            odd = even;
-            even = next;
-            const uint64_t extra = (uint64_t)(m & ((1u << low) - 1)) << 1 | negative;
-            held |= (extra & (((uint64_t)1 << n_extra) - 1)) << n_held;
-            n_held += n_extra;
-            wp_store64(p, held);
-            p += n_held / 8;
-            held >>= n_held & ~7u;
-            n_held &= 7;
-        }
-    }
-    out->n_changed = (size_t)(classes - out->classes);
-    out->extras_bytes = (size_t)(p - out->extras) + (n_held != 0);
+/* At most 56 bits. */
+static inline void put_bits(bit_writer *w, uint64_t bits, unsigned n) {
+    w->held |= bits << w->n_held;
+    w->n_held += n;
+    wp_store64(w->p, w->held);
+    w->p += w->n_held / 8;
+    w->held >>= w->n_held & ~7u;
+    w->n_held &= 7;
 }
 
-wp_status wp_difference_code(unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates,
+wp_status wp_difference_code(unsigned isa, unsigned layout, unsigned shift, const uint8_t *elems, const uint8_t *base, size_t n_elems, const uint8_t *rates,
                              unsigned base_exponent, const uint8_t *frequent, unsigned n_frequent, uint8_t *cells, uint8_t *classes,
                              uint32_t counts[2][WP_N_CELLS * WP_N_CLASSES], uint8_t *extras, size_t *n_changed, size_t *extras_bytes) {
     const wp_layout *l = differing(layout, shift);
+    const wp_kernels *const k = wp_kernels_of(isa);
     if (!l || base_exponent > 255 || n_frequent > WP_MAX_FREQUENT) return WP_ARGUMENT;
     frequent_table table;
     fill_frequent(&table, frequent, n_frequent);
     for (size_t b = 0; b * WP_BLOCK < n_elems; b++)
         if (rates[b] > WP_MAX_RATE) return WP_ARGUMENT;
-    const unsigned bytes = l->elem_bytes;
-    coded out = {cells, classes, extras, counts, 0, 0};
+    const unsigned bytes = l->elem_bytes, word_bits = 8 * bytes - shift;
+    uint32_t magnitude[WP_BLOCK], negative[WP_BLOCK], extra[WP_BLOCK];
+    uint8_t n_extra[WP_BLOCK];
+    bit_writer writer = {0, 0, extras};
+    *n_changed = 0;
     memset(counts, 0, 2 * sizeof counts[0]);
-#define LOOP(bytes, shift, is_float)                                                                                              \
-    do {                                                                                                                          \
-        if (n_frequent) code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, &table, &out); \
-        else code_words(elems, base, n_elems, bytes, shift, is_float, l, rates, (uint8_t)base_exponent, NULL, &out);              \
-    } while (0)
-    FOR_KIND(LOOP);
-#undef LOOP
+    for (size_t begin = 0; begin < n_elems; begin += WP_BLOCK) {
+        const unsigned rate = rates[begin / WP_BLOCK];
+        const size_t m = n_elems - begin < WP_BLOCK ? n_elems - begin : WP_BLOCK;
+        if (rate == 0) continue;
+        k->difference_words(elems + begin * bytes, base + begin * bytes, m, bytes, shift, wp_is_float(l), magnitude, negative);
+        k->difference_classes(magnitude, negative, m, classes, n_extra, extra);
+        if (n_frequent)
+            for (size_t i = 0; i < m; i++) {
+                const unsigned known = table.class_of[slot_of(&table, modular(magnitude[i], negative[i], word_bits))];
+                classes[i] = known ? (uint8_t)known : classes[i];
+                n_extra[i] = known ? 0 : n_extra[i];
+                extra[i] = known ? 0 : extra[i];
+            }
+        k->exponents(base + begin * bytes, m, bytes, l->exponent_shift, exponent_mask_of(l), cells);
+        for (size_t i = 0; i < m; i++) cells[i] = (uint8_t)(rate * WP_N_CONTEXTS + wp_context_of(cells[i], (uint8_t)base_exponent));
+        /* Two histograms in turn: the same pair often comes twice, and the second would wait for the first. */
+        for (size_t i = 0; i < m; i++) counts[i & 1][cells[i] * WP_N_CLASSES + classes[i]]++;
+        size_t i = 0;
+        if (bytes <= 2)
+            for (; i + 2 < m; i += 3) /* at most 16 bits each */
+                put_bits(&writer, extra[i] | (uint64_t)extra[i + 1] << n_extra[i] | (uint64_t)extra[i + 2] << (n_extra[i] + n_extra[i + 1]),
+                         n_extra[i] + n_extra[i + 1] + n_extra[i + 2]);
+        for (; i < m; i++) put_bits(&writer, extra[i], n_extra[i]);
+        cells += m;
+        classes += m;
+        *n_changed += m;
+    }
     for (size_t i = 0; i < WP_N_CELLS * WP_N_CLASSES; i++) counts[0][i] += counts[1][i];
-    *n_changed = out.n_changed;
-    *extras_bytes = out.extras_bytes;
+    *extras_bytes = (size_t)(writer.p - extras) + (writer.n_held != 0);
     return WP_OK;
 }
 

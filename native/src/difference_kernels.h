@@ -94,4 +94,64 @@ static void apply(const uint8_t *base, unsigned bytes, unsigned shift, int is_fl
     else apply_words(base, bytes, shift, is_float, d, m, out);
 }
 
+/* ---- encoding ---- */
+
+/* Differences as signs and magnitudes, of at most 2^(bits - 1). That of floats is negative if the element's magnitude is less. */
+static inline void signed_magnitudes(const uint8_t *elems, const uint8_t *base, size_t m, unsigned bytes, unsigned shift, int is_float, uint32_t *magnitude,
+                                     uint32_t *negative) {
+    const unsigned bits = 8 * bytes - shift;
+    for (size_t i = 0; i < m; i++) {
+        uint32_t word = wp_load_word(elems, bytes, i) >> shift, b = wp_load_word(base, bytes, i) >> shift;
+        const uint32_t turned = is_float ? b >> (bits - 1) : 0;
+        if (is_float) {
+            word = wp_in_order(word, bits);
+            b = wp_in_order(b, bits);
+        }
+        const uint32_t d = (word - b) & wp_word_mask(bits), less = d >> (bits - 1) & 1;
+        negative[i] = (less ^ turned) & (d != 0);
+        magnitude[i] = ((d ^ (0u - less)) + less) & wp_word_mask(bits);
+    }
+}
+
+/* The loops below, for constants of the cases that matter. */
+#define WP_FOR_KIND(loop)                                         \
+    if (bytes == 2 && is_float && shift == 0) loop(2, 0, 1);      \
+    else if (bytes == 4 && is_float && shift == 0) loop(4, 0, 1); \
+    else loop(bytes, shift, is_float)
+
+static void difference_words(const uint8_t *elems, const uint8_t *base, size_t m, unsigned bytes, unsigned shift, int is_float, uint32_t *magnitude,
+                             uint32_t *negative) {
+#define LOOP(bytes, shift, is_float) signed_magnitudes(elems, base, m, bytes, shift, is_float, magnitude, negative)
+    WP_FOR_KIND(LOOP);
+#undef LOOP
+}
+
+/* The sum of magnitudes, each times 2^(its exponent - lowest). */
+static uint64_t difference_size(const uint32_t *magnitude, const uint8_t *exponents, size_t m, unsigned lowest) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < m; i++) {
+        const unsigned e = exponents[i], up = e > lowest ? e - lowest : 0, down = e < lowest ? lowest - e : 0;
+        sum += ((uint64_t)magnitude[i] << up) >> (down < 31 ? down : 31);
+    }
+    return sum;
+}
+
+/* floor(log2(v)) of v > 0, as vectors can: the exponent of a float that can't be rounded up. */
+static inline uint32_t highest_bit(uint32_t v) {
+    const float f = (float)(v & ~(v >> 1));
+    uint32_t word;
+    memcpy(&word, &f, 4);
+    return (word >> 23) - 127;
+}
+
+/* Classes of signed magnitudes (section 14.3), and their extra bits. */
+static void difference_classes(const uint32_t *magnitude, const uint32_t *negative, size_t m, uint8_t *classes, uint8_t *n_extra, uint32_t *extra) {
+    for (size_t i = 0; i < m; i++) {
+        const uint32_t v = magnitude[i], k = highest_bit(v | 1), low = k - (k != 0);
+        classes[i] = (uint8_t)(2 * k + (v >> low & 1));
+        n_extra[i] = (uint8_t)(low + (v != 0));
+        extra[i] = (v & ((1u << low) - 1)) << 1 | negative[i]; /* of no difference it is 0, in as many bits */
+    }
+}
+
 #endif

@@ -145,6 +145,11 @@ typedef struct {
     uint64_t (*differences)(const wp_class_table *t, const uint8_t *classes, size_t m, const uint8_t *bits, uint64_t position, unsigned bytes,
                             wp_differences *d);
     void (*apply)(const uint8_t *base, unsigned bytes, unsigned shift, int is_float, const wp_differences *d, size_t m, uint8_t *out);
+    /* Their reverse, of m <= 128 elements. */
+    void (*difference_words)(const uint8_t *elems, const uint8_t *base, size_t m, unsigned bytes, unsigned shift, int is_float, uint32_t *magnitude,
+                             uint32_t *negative);
+    uint64_t (*difference_size)(const uint32_t *magnitude, const uint8_t *exponents, size_t m, unsigned lowest);
+    void (*difference_classes)(const uint32_t *magnitude, const uint32_t *negative, size_t m, uint8_t *classes, uint8_t *n_extra, uint32_t *extra);
     /* Whole blocks of full width: planes[p] + element, `bits` as in section 7.4 with w = raw_bits. Indexed by layout id. */
     void (*merge[WP_N_LAYOUTS])(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems);
     /* The reverse. widths[b] gets the block's width; the bits of every block are written in full width all the same. */

@@ -453,6 +453,9 @@ const wp_kernels wp_kernels_neon = {
     .exponents = exponents,
     .differences = differences,
     .apply = apply,
+    .difference_words = difference_words,
+    .difference_size = difference_size,
+    .difference_classes = difference_classes,
     .merge = WP_BY_LAYOUT(merge),
     .split = WP_BY_LAYOUT(split),
 };

@@ -67,8 +67,8 @@ static inline wp_status code_difference(unsigned isa, unsigned layout, unsigned 
     uint8_t *cells = exactly(n), *classes = exactly(n);
     size_t extras_bytes;
     c->extras = exactly(wp_difference_extras_bound(n));
-    status = wp_difference_code(layout, shift, elems, base, n, c->rates, base_exponent, frequent, n_frequent, cells, classes, counts, c->extras, &c->n_changed,
-                                &extras_bytes);
+    status = wp_difference_code(isa, layout, shift, elems, base, n, c->rates, base_exponent, frequent, n_frequent, cells, classes, counts, c->extras,
+                                &c->n_changed, &extras_bytes);
     c->extras = cut_to(c->extras, status == WP_OK ? extras_bytes : 0);
     c->streams[0] = (wp_stream){WP_RAW, c->rates, n_blocks};
     c->streams[1] = (wp_stream){WP_RAW, NULL, c->n_changed};

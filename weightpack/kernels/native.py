@@ -180,7 +180,7 @@ class NativeKernels:
         n = elems.size // layout.elem_bytes
         cells, classes = np.empty((2, n), np.uint8)
         counts, extras = np.empty((2, N_CELLS, N_CLASSES), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
-        status, n_changed, n_bytes = _core.difference_code(layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras)
+        status, n_changed, n_bytes = _core.difference_code(self._isa, layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras)
         _check(status)
         return DifferenceCode(cells[:n_changed], classes[:n_changed], counts[0], extras[:n_bytes])
 

@@ -133,7 +133,8 @@ def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes
     picked = changed[np.unique(np.arange(_SAMPLE_BLOCKS) * changed.size // _SAMPLE_BLOCKS)]
     sampled = (elems[: whole * block_bytes].reshape(whole, block_bytes)[picked].reshape(-1) for elems in (data, base))
     values, counts = np.unique(kernel_choice.active().modular_differences(layout, shift, *sampled), return_counts=True)
-    if int(counts.max()) * _LEAST_SHARE < int(counts.sum()):
+    total = int(counts.sum())
+    if int(counts.max()) * _LEAST_SHARE < total:
         return _NONE_FREQUENT
     of_class: dict[int, int] = {}
     candidates = []
@@ -142,7 +143,7 @@ def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes
         low = max(magnitude.bit_length() - 2, 0)
         its_class = magnitude >> low << low
         of_class[its_class] = of_class.get(its_class, 0) + count
-        if low and count * _LEAST_SHARE > int(counts.sum()):
+        if low and count * _LEAST_SHARE > total:
             candidates.append((value, count, low, its_class))
     gains = []
     for value, count, low, its_class in candidates:
