@@ -244,8 +244,9 @@ wp_status wp_conditional_books(const uint32_t counts[WP_N_CELLS * WP_N_CLASSES],
                                unsigned *n_books, uint8_t map[WP_N_CELLS], unsigned *n_rates);
 
 /* Section 8.8: symbol i has the codebook books[map[cells[i]]]. `scratch` holds wp_rans_scratch(n) bytes. */
-wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS],
-                                const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes);
+wp_status wp_conditional_encode(unsigned isa, const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates,
+                                const uint8_t map[WP_N_CELLS], const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out,
+                                size_t capacity, size_t *out_bytes);
 
 /* Section 14.5: the base that n_scales scales (i16: of rows, then of n_cols columns) and signs (one bit an element) make of n_elems elements, the first of
  * which is in column `phase`. WP_CORRUPT for a layout that has none, WP_ARGUMENT if the count of scales is not that of the rows and columns. */

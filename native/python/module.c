@@ -436,15 +436,15 @@ static PyObject *conditional_books(PyObject *self, PyObject *args) {
 
 static PyObject *conditional_encode(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned base_exponent, n_rates;
+    unsigned isa, base_exponent, n_rates;
     Py_buffer books, map, cells, symbols, scratch, out;
     size_t n = 0;
     wp_status status = WP_ARGUMENT;
-    if (!PyArg_ParseTuple(args, "y*IIy*y*y*w*w*", &books, &base_exponent, &n_rates, &map, &cells, &symbols, &scratch, &out)) return NULL;
-    if (fits(books.len % (Py_ssize_t)sizeof(wp_rans_book) == 0 && map.len == WP_N_CELLS && cells.len == symbols.len, "books, map or cells") &&
+    if (!PyArg_ParseTuple(args, "Iy*IIy*y*y*w*w*", &isa, &books, &base_exponent, &n_rates, &map, &cells, &symbols, &scratch, &out)) return NULL;
+    if (isa_ok(isa) && fits(books.len % (Py_ssize_t)sizeof(wp_rans_book) == 0 && map.len == WP_N_CELLS && cells.len == symbols.len, "books, map or cells") &&
         fits((size_t)scratch.len >= wp_rans_scratch((size_t)symbols.len), "scratch")) {
         Py_BEGIN_ALLOW_THREADS
-        status = wp_conditional_encode(books.buf, (unsigned)((size_t)books.len / sizeof(wp_rans_book)), base_exponent, n_rates, BYTES(map), BYTES(cells),
+        status = wp_conditional_encode(isa, books.buf, (unsigned)((size_t)books.len / sizeof(wp_rans_book)), base_exponent, n_rates, BYTES(map), BYTES(cells),
                                        BYTES(symbols), (size_t)symbols.len, scratch.buf, out.buf, (size_t)out.len, &n);
         Py_END_ALLOW_THREADS
     }
@@ -620,7 +620,7 @@ static PyMethodDef methods[] = {
      "difference_code(isa, layout, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras) -> (status, n_changed, extras_bytes)"},
     {"conditional_books", conditional_books, METH_VARARGS, "conditional_books(counts, logs, map) -> (status, books, n_rates)"},
     {"conditional_encode", conditional_encode, METH_VARARGS,
-     "conditional_encode(books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
+     "conditional_encode(isa, books, base_exponent, n_rates, map, cells, symbols, scratch, out) -> (status, n_bytes)"},
     {"scaled_base", scaled_base, METH_VARARGS, "scaled_base(layout, scales, n_cols, phase, signs, n_elems, base) -> status"},
     {"scales_gain", scales_gain, METH_VARARGS, "scales_gain(upper, n_cols, logs) -> gain"},
     {"quantised_decode", quantised_decode, METH_VARARGS,

@@ -83,7 +83,7 @@ static void sum_clusters(const histograms *h, uint32_t sums[WP_MAX_TABLES][WP_N_
 }
 
 /* Moves each cell to the cluster whose frequencies code it in the fewest bits; returns whether any moved. */
-static int move_cells(histograms *h, const uint32_t sums[WP_MAX_TABLES][WP_N_CLASSES], const uint64_t totals[WP_MAX_TABLES], const uint16_t *logs) {
+static int move_cells(histograms *h, uint32_t sums[WP_MAX_TABLES][WP_N_CLASSES], const uint64_t totals[WP_MAX_TABLES], const uint16_t *logs) {
     uint32_t costs[WP_N_CLASSES][WP_MAX_TABLES] = {{0}};
     for (unsigned b = 0; b < h->n_books; b++)
         for (unsigned j = 0; j < h->n_classes; j++)

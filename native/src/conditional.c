@@ -82,36 +82,25 @@ wp_status wp_conditional_close(const wp_conditional_decoder *d) { return wp_rans
 
 /* ---- encoding ---- */
 
-/* `reciprocal` is ceil(2^32 / freq): the product's upper half is the quotient, exactly, of states of 16 bits. An escape that a book does not have has no
- * frequency. */
-typedef struct {
-    uint64_t reciprocal;
-    uint16_t freq;
-    uint8_t start, is_escape;
-} encoder_entry;
-
-static encoder_entry entry_of(unsigned freq, unsigned start, unsigned is_escape) {
-    return (encoder_entry){freq ? (((uint64_t)1 << 32) + freq - 1) / freq : 0, (uint16_t)freq, (uint8_t)start, (uint8_t)is_escape};
-}
-
-static void fill_entries(const wp_rans_book *book, encoder_entry entries[WP_N_CLASSES]) {
+static void fill_entries(const wp_rans_book *book, uint32_t entries[WP_N_CLASSES]) {
     unsigned start = 0;
     for (unsigned r = 0; r < book->n_symbols; r++) start += book->freqs[r];
-    for (unsigned s = 0; s < WP_N_CLASSES; s++) entries[s] = entry_of(book->escape_freq, start, 1);
+    for (unsigned s = 0; s < WP_N_CLASSES; s++) entries[s] = book->escape_freq | (start & 255) << 8 | 1u << 16;
     start = 0;
     for (unsigned r = 0; r < book->n_symbols; start += book->freqs[r++]) {
-        if (book->symbols[r] >> WP_CLASS_BITS == 0) entries[book->symbols[r]] = entry_of(book->freqs[r], start, 0); /* others are asked for by no one */
+        if (book->symbols[r] >> WP_CLASS_BITS == 0) entries[book->symbols[r]] = book->freqs[r] | start << 8; /* others are asked for by no one */
     }
 }
 
-wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates, const uint8_t map[WP_N_CELLS],
-                                const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out, size_t capacity, size_t *out_bytes) {
+wp_status wp_conditional_encode(unsigned isa, const wp_rans_book *books, unsigned n_books, unsigned base_exponent, unsigned n_rates,
+                                const uint8_t map[WP_N_CELLS], const uint8_t *cells, const uint8_t *symbols, size_t n, uint8_t *scratch, uint8_t *out,
+                                size_t capacity, size_t *out_bytes) {
     if (n_books < 1 || n_books > WP_MAX_TABLES || n_rates < 1 || n_rates > WP_MAX_RATE || base_exponent > 255) return WP_ARGUMENT;
-    encoder_entry entries[WP_MAX_TABLES][WP_N_CLASSES];
+    wp_conditional_encoder e;
     size_t head = HEAD_BYTES + ROW_BYTES * n_rates + 2 * WP_BLOCK + 4;
     for (unsigned b = 0; b < n_books; b++) {
         if (!wp_rans_book_is_sound(&books[b])) return WP_ARGUMENT;
-        fill_entries(&books[b], entries[b]);
+        fill_entries(&books[b], e.entry + b * WP_N_CLASSES);
         head += 2 + 2 * (size_t)books[b].n_symbols;
     }
     for (unsigned i = 0; i < WP_N_CELLS; i++)
@@ -120,37 +109,30 @@ wp_status wp_conditional_encode(const wp_rans_book *books, unsigned n_books, uns
     for (size_t i = 0; i < n; i++) all |= symbols[i];
     if (all >> WP_CLASS_BITS) return WP_ARGUMENT;
 
-    uint16_t x[WP_BLOCK];
-    uint8_t *const renorm_end = scratch + 64 + n, *const literals_end = renorm_end + 64 + n, *renorm = renorm_end, *literals = literals_end;
-    for (int l = 0; l < WP_BLOCK; l++) x[l] = 256;
-    for (size_t i = n; i-- > 0;) {
-        const encoder_entry *e = &entries[map[cells[i]]][symbols[i]];
-        const unsigned l = (unsigned)(i % WP_BLOCK);
-        if (e->is_escape) {
-            if (!e->freq) return WP_ARGUMENT;
-            *--literals = symbols[i];
-        }
-        /* Branch-free: the byte is written always and counts if the state is full. */
-        uint32_t state = x[l];
-        const uint32_t f = e->freq, full = state >= f << 8;
-        renorm[-1] = (uint8_t)state;
-        renorm -= full;
-        state >>= full << 3;
-        const uint32_t q = (uint32_t)(state * e->reciprocal >> 32);
-        x[l] = (uint16_t)((q << 8) + (state - q * f) + e->start);
+    uint8_t *const renorm_end = scratch + 64 + n, *const literals_end = renorm_end + 64 + n;
+    e.renorm = renorm_end;
+    e.literals = literals_end;
+    memcpy(e.map, map, sizeof e.map);
+    for (int l = 0; l < WP_BLOCK; l++) e.x[l] = 256;
+    for (size_t end = n; end;) {
+        const size_t begin = (end - 1) / WP_BLOCK * WP_BLOCK;
+        const wp_status status = wp_kernels_of(isa)->conditional_encode(&e, cells + begin, symbols + begin, end - begin);
+        if (status != WP_OK) return status;
+        end = begin;
     }
 
-    const size_t renorm_bytes = (size_t)(renorm_end - renorm), literal_bytes = (size_t)(literals_end - literals), need = head + renorm_bytes + literal_bytes;
+    const size_t renorm_bytes = (size_t)(renorm_end - e.renorm), literal_bytes = (size_t)(literals_end - e.literals),
+                 need = head + renorm_bytes + literal_bytes;
     if (need > capacity) return WP_NO_SPACE;
     *out++ = (uint8_t)(n_books - 1);
     *out++ = (uint8_t)base_exponent;
     *out++ = (uint8_t)n_rates;
     for (unsigned i = 0; i < n_rates * WP_N_CONTEXTS; i += 2) *out++ = (uint8_t)(map[WP_N_CONTEXTS + i] | map[WP_N_CONTEXTS + i + 1] << 4);
     for (unsigned b = 0; b < n_books; b++) out = wp_rans_put_book(&books[b], out);
-    for (int l = 0; l < WP_BLOCK; l++, out += 2) wp_store16(out, x[l]);
+    for (int l = 0; l < WP_BLOCK; l++, out += 2) wp_store16(out, e.x[l]);
     wp_store32(out, (uint32_t)renorm_bytes);
-    memcpy(out + 4, renorm, renorm_bytes);
-    memcpy(out + 4 + renorm_bytes, literals, literal_bytes);
+    memcpy(out + 4, e.renorm, renorm_bytes);
+    memcpy(out + 4 + renorm_bytes, e.literals, literal_bytes);
     *out_bytes = need;
     return WP_OK;
 }

@@ -118,6 +118,14 @@ typedef struct {
     const wp_rans_encoder_table *table;
 } wp_rans_encoder;
 
+/* Section 8.8: entry[book * WP_N_CLASSES + class]: freq | start << 8 | is_escape << 16; freq is 0 for an escape that a book does not have. */
+typedef struct {
+    uint16_t x[WP_BLOCK];
+    uint8_t *renorm, *literals;
+    uint8_t map[WP_N_CELLS];           /* cell -> book */
+    uint32_t entry[WP_MAX_TABLES * WP_N_CLASSES];
+} wp_conditional_encoder;
+
 /* The same in a context (section 8.6). Tables are indexed by context * 4 + symbol; frequencies are 1 to 253. */
 typedef struct {
     uint16_t x[WP_BLOCK];
@@ -139,6 +147,8 @@ typedef struct {
     /* Decodes one group of 128 symbols, each with the codebook row[context of its exponent] < n_tables of `d`; `t` says the same. */
     wp_status (*conditional_decode)(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent, const uint8_t *exponents,
                                     uint8_t *out);
+    /* Encodes n <= 128 symbols, each with the codebook of its cell, the last one first; WP_ARGUMENT if a codebook lacks one. */
+    wp_status (*conditional_encode)(wp_conditional_encoder *e, const uint8_t *cells, const uint8_t *symbols, size_t n);
     /* Section 14, see difference_kernels.h. `differences` may read 16 bytes behind the last bit, and returns UINT64_MAX if there is a class that must not be.
      */
     void (*exponents)(const uint8_t *base, size_t m, unsigned bytes, unsigned shift, unsigned mask, uint8_t *out);
@@ -178,6 +188,7 @@ extern const wp_kernels wp_kernels_scalar;
 /* Of ISAs that have no faster one. */
 wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *t, const uint8_t row[16], uint8_t base_exponent,
                                        const uint8_t *exponents, uint8_t *out);
+wp_status wp_conditional_encode_scalar(wp_conditional_encoder *e, const uint8_t *cells, const uint8_t *symbols, size_t n);
 #if defined(__x86_64__) || defined(_M_X64)
 #define WP_X86_64 1
 extern const wp_kernels wp_kernels_avx2;

@@ -531,6 +531,7 @@ const wp_kernels wp_kernels_avx2 = {
     .conditional_decode = conditional_decode,
     .exponents = exponents,
     .differences = differences,
+    .conditional_encode = wp_conditional_encode_scalar,
     .apply = apply,
     .difference_words = difference_words,
     .difference_size = difference_size,

@@ -520,6 +520,57 @@ static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tab
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
+/* Sixteen of them, in 32 bits; returns whether a codebook lacks one. A state below freq * 256 has a quotient below 256: the product with the reciprocal, made
+ * a little too small, is the quotient or one less. */
+INLINE int conditional_encode_16(uint16_t *x, const uint32_t *entries, const uint8_t *books, const uint8_t *symbols, __mmask16 lanes, uint8_t **renorm,
+                                 uint8_t **literals) {
+    const __m128i symbol = _mm_loadu_si128((const __m128i *)symbols);
+    const V i = v_or(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)books)), 7), _mm512_cvtepu8_epi32(symbol));
+    const V entry = _mm512_i32gather_epi32(i, entries, 4), byte = _mm512_set1_epi32(255);
+    const V freq = v_and(entry, byte), start = v_and(_mm512_srli_epi32(entry, 8), byte);
+    V state = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    const __mmask16 escapes = _mm512_mask_cmpge_epu32_mask(lanes, entry, _mm512_set1_epi32(1 << 16));
+    const __mmask16 full = _mm512_mask_cmpge_epu32_mask(lanes, state, _mm512_slli_epi32(freq, 8));
+    if (escapes) {
+        *literals -= _mm_popcnt_u32(escapes);
+        _mm_mask_storeu_epi8(*literals, (__mmask16)((1u << _mm_popcnt_u32(escapes)) - 1), _mm_maskz_compress_epi8(escapes, symbol));
+    }
+    *renorm -= _mm_popcnt_u32(full);
+    _mm_mask_storeu_epi8(*renorm, (__mmask16)((1u << _mm_popcnt_u32(full)) - 1), _mm_maskz_compress_epi8(full, _mm512_cvtepi32_epi8(state)));
+    state = _mm512_mask_srli_epi32(state, full, state, 8);
+    const __m512 reciprocal = _mm512_mul_ps(_mm512_rcp14_ps(_mm512_cvtepi32_ps(freq)), _mm512_set1_ps(1 - 1.0f / 4096));
+    V quotient = _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(state), reciprocal));
+    V rest = _mm512_sub_epi32(state, _mm512_mullo_epi16(quotient, freq));
+    const __mmask16 less = _mm512_cmpge_epu32_mask(rest, freq);
+    quotient = _mm512_mask_add_epi32(quotient, less, quotient, _mm512_set1_epi32(1));
+    rest = _mm512_mask_sub_epi32(rest, less, rest, freq);
+    const V next = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(quotient, 8), rest), start);
+    _mm256_mask_storeu_epi16(x, lanes, _mm512_cvtepi32_epi16(next));
+    return _mm512_mask_testn_epi32_mask(lanes, freq, freq) != 0;
+}
+
+static wp_status conditional_encode(wp_conditional_encoder *e, const uint8_t *cells, const uint8_t *symbols, size_t n) {
+    uint8_t books[WP_BLOCK], padded[2][WP_BLOCK] = {{0}};
+    if (n < WP_BLOCK) {
+        memcpy(padded[0], cells, n);
+        memcpy(padded[1], symbols, n);
+        cells = padded[0];
+        symbols = padded[1];
+    }
+    const table256 map = load_table256(e->map);
+    for (size_t i = 0; i < WP_BLOCK; i += 64) v_store(books + i, look_up(&map, v_load(cells + i)));
+    uint8_t *renorm = e->renorm, *literals = e->literals;
+    int lacks = 0;
+    for (size_t i = (n + 15) / 16 * 16; i > 0;) {
+        i -= 16;
+        const __mmask16 lanes = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
+        lacks |= conditional_encode_16(e->x + i, e->entry, books + i, symbols + i, lanes, &renorm, &literals);
+    }
+    e->renorm = renorm;
+    e->literals = literals;
+    return lacks ? WP_ARGUMENT : WP_OK;
+}
+
 const wp_kernels wp_kernels_avx512 = {
     .crc32c = crc32c,
     .histogram = histogram,
@@ -530,6 +581,7 @@ const wp_kernels wp_kernels_avx512 = {
     .conditional_decode = conditional_decode,
     .exponents = exponents,
     .differences = differences,
+    .conditional_encode = conditional_encode,
     .apply = apply,
     .difference_words = difference_words,
     .difference_size = difference_size,

@@ -452,6 +452,7 @@ const wp_kernels wp_kernels_neon = {
     .conditional_decode = wp_conditional_decode_scalar,
     .exponents = exponents,
     .differences = differences,
+    .conditional_encode = wp_conditional_encode_scalar,
     .apply = apply,
     .difference_words = difference_words,
     .difference_size = difference_size,

@@ -73,6 +73,27 @@ static wp_status rans_decode(wp_rans_decoder *d, uint8_t *out, size_t n_groups) 
     return WP_OK;
 }
 
+wp_status wp_conditional_encode_scalar(wp_conditional_encoder *e, const uint8_t *cells, const uint8_t *symbols, size_t n) {
+    uint8_t *renorm = e->renorm, *literals = e->literals;
+    for (size_t i = n; i-- > 0;) {
+        const uint32_t entry = e->entry[e->map[cells[i]] * WP_N_CLASSES + symbols[i]], f = entry & 255;
+        if (entry >> 16) {
+            if (!f) return WP_ARGUMENT;
+            *--literals = symbols[i];
+        }
+        /* Branch-free: the byte is written always and counts if the state is full. */
+        uint32_t state = e->x[i];
+        const uint32_t full = state >= f << 8;
+        renorm[-1] = (uint8_t)state;
+        renorm -= full;
+        state >>= full << 3;
+        e->x[i] = (uint16_t)((state / f << 8) + state % f + (entry >> 8 & 255));
+    }
+    e->renorm = renorm;
+    e->literals = literals;
+    return WP_OK;
+}
+
 wp_status wp_conditional_decode_scalar(wp_rans_decoder *d, const wp_conditional_tables *tables, const uint8_t row[16], uint8_t base_exponent,
                                        const uint8_t *exponents, uint8_t *out) {
     const wp_rans_table *const restrict of_book = d->tables;
@@ -259,6 +280,7 @@ const wp_kernels wp_kernels_scalar = {
     .conditional_decode = wp_conditional_decode_scalar,
     .exponents = exponents,
     .differences = differences,
+    .conditional_encode = wp_conditional_encode_scalar,
     .apply = apply,
     .difference_words = difference_words,
     .difference_size = difference_size,

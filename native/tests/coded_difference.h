@@ -86,7 +86,7 @@ static inline wp_status code_difference(unsigned isa, unsigned layout, unsigned 
         const size_t room = 2 * c->n_changed + 2048;
         uint8_t *out = exactly(room), *scratch = exactly(wp_rans_scratch(c->n_changed)), *coded_cells = cut_to(cells, c->n_changed),
                 *coded_classes = cut_to(classes, c->n_changed);
-        status = wp_conditional_encode(books, n_books, base_exponent, n_rates, map, coded_cells, coded_classes, c->n_changed, scratch, out, room,
+        status = wp_conditional_encode(isa, books, n_books, base_exponent, n_rates, map, coded_cells, coded_classes, c->n_changed, scratch, out, room,
                                        &c->streams[1].n_bytes);
         c->streams[1].codec = WP_CONDITIONAL;
         free(scratch);

@@ -580,7 +580,8 @@ static void make_conditional(conditional_stream *s, unsigned i) {
         const unsigned r = i & 16 ? below(b->n_ranks) : below(3) ? 0 : below(b->n_ranks);
         s->classes[j] = r < b->n_symbols ? b->symbols[r] : (uint8_t)below(128);
     }
-    check(wp_conditional_encode(books, n_books, base_exponent, n_rates, map, cells, s->classes, s->n, scratch, s->bytes, sizeof s->bytes, &s->n_bytes) == WP_OK,
+    check(wp_conditional_encode(WP_ISA_SCALAR, books, n_books, base_exponent, n_rates, map, cells, s->classes, s->n, scratch, s->bytes, sizeof s->bytes,
+                                &s->n_bytes) == WP_OK,
           "can't be encoded");
 }
 

@@ -48,7 +48,14 @@ def logs_16() -> NDArray[np.uint8]:
 @cache
 def logs_4096() -> NDArray[np.uint16]:
     """Return 2^12 * log2(v), rounded down, for v = 1 to 4096, and 0 for 0."""
-    return np.array([0, *(log2_bits(v, 12) for v in range(1, 4097))], np.uint16)
+    v = np.arange(1, 4097, dtype=np.uint64)
+    whole = np.frexp(v.astype(np.float64))[1].astype(np.uint64) - np.uint64(1)
+    x, bits = v << (np.uint64(31) - whole), whole
+    for _ in range(12):  # as in `log2_bits`
+        x = x * x >> np.uint64(31)
+        carry = x >> np.uint64(32)
+        bits, x = bits << np.uint64(1) | carry, x >> carry
+    return np.concatenate([[0], bits]).astype(np.uint16)
 
 
 def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:

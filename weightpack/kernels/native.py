@@ -180,7 +180,9 @@ class NativeKernels:
         n = elems.size // layout.elem_bytes
         cells, classes = np.empty((2, n), np.uint8)
         counts, extras = np.empty((2, N_CELLS, N_CLASSES), np.uint32), np.empty(4 * n + 16, np.uint8)  # wp_difference_extras_bound
-        status, n_changed, n_bytes = _core.difference_code(self._isa, layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras)
+        status, n_changed, n_bytes = _core.difference_code(
+            self._isa, layout.id, shift, elems, base, rates, base_exponent, frequent, cells, classes, counts, extras
+        )
         _check(status)
         return DifferenceCode(cells[:n_changed], classes[:n_changed], counts[0], extras[:n_bytes])
 
@@ -195,7 +197,7 @@ class NativeKernels:
         packed, n = b"".join(map(_packed, books.books)), symbols.size
         out = np.empty(2 * n + 2048, np.uint8)  # a renormalisation byte and a literal for each symbol; head up to 3 + 120 + 16 * 34 + 260 bytes
         scratch = self._scratch.get(_core.rans_scratch(n))
-        status, n_bytes = _core.conditional_encode(packed, books.base_exponent, books.n_rates, books.book_of, cells, symbols, scratch, out)
+        status, n_bytes = _core.conditional_encode(self._isa, packed, books.base_exponent, books.n_rates, books.book_of, cells, symbols, scratch, out)
         _check(status)
         return out[:n_bytes]
 

@@ -36,6 +36,11 @@ def worth_zstd(n_bytes: int, repeats: int, options: PackOptions) -> bool:
     return options.exhaustive or repeats * _REPEAT_SHARE > min(n_bytes, _SAMPLE_BYTES) // 8
 
 
+def repeats_much(data: Bytes, options: PackOptions) -> bool:
+    """Is it worth trying zstd?"""
+    return worth_zstd(data.size, active().sample_repeats(data), options)
+
+
 class _Compressors(threading.local):
     """One zstd compressor a thread and level: making one costs more than compressing a small plane."""
 
@@ -56,7 +61,7 @@ def zstd_stream(data: Bytes, options: PackOptions) -> bytes:
 
 def bytes_stream(data: Bytes, options: PackOptions) -> Stream:
     """Return codec and stream of bytes: raw, unless they repeat."""
-    if data.size and worth_zstd(data.size, active().sample_repeats(data), options):
+    if data.size and repeats_much(data, options):
         frame = zstd_stream(data, options)
         if len(frame) < data.size:
             return (Codec.ZSTD, frame)

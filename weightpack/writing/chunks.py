@@ -16,6 +16,8 @@ import numpy as np
 from weightpack.format.constants import BLOCK_ELEMS, MAX_CHUNK_BYTES, Mode
 from weightpack.format.record import chunk_bound
 from weightpack.io.files import pieces
+from weightpack.kernels import chunk_crc
+from weightpack.writing.choose import repeats_much
 from weightpack.writing.differences import SCALED_ROWS, encode_difference, encode_scaled, scales_help
 from weightpack.writing.plain import EncodedChunk, encode_chunks, encode_fields
 from weightpack.writing.quantised import Quantisation, encode_quantised, find_quantisation
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 ReadElems = Callable[[int, int], "Bytes"]
 """(offset, n_bytes) -> bytes of a tensor, (n_bytes,) uint8."""
 
+_CLEARLY_SMALLER = 4  # a difference of so small a part of its elements is taken, and nothing else is tried, unless they repeat
 _RUN_BYTES = 1 << 20  # coded by one thread in one go, in the second-level cache
 
 
@@ -140,33 +143,37 @@ def encode_runs(data: Bytes, chunking: Chunking, first_number: int, options: Pac
     """
     if chunking.fields:
         return encode_fields(data, chunking.fields, chunking.chunk_bytes, first_number, options, out)
-    chunks = encode_chunks(data, chunking.layout, chunking.chunk_elems, first_number, options, out)
     if base is None and not chunking.scaled and chunking.quantised is None:
-        return chunks
-    read = write = 0  # in `out`: a chunk that became smaller moves those after it
-    for i, (offset, n) in enumerate(pieces(data.size, chunking.chunk_bytes)):
-        elems, plain = data[offset : offset + n], chunks[i]
-        smaller, saved = None, 0
-        if chunking.scaled:
-            smaller = _smaller(plain.n_bytes, encode_scaled(elems, chunking.layout, chunking.row_elems, _phase(chunking, first_number + i), options))
-        if chunking.quantised is not None and (quantised := encode_quantised(elems, chunking.layout, chunking.quantised, options)) is not None:
-            smaller = _smaller(plain.n_bytes if smaller is None else len(smaller), quantised) or smaller
-        if base is not None:
-            alone = plain.n_bytes if smaller is None else len(smaller)
-            difference = encode_difference(elems, base[offset : offset + n], chunking.layout, options)
-            if len(difference) < alone:
-                smaller, saved = difference, alone - len(difference)
-        if smaller is not None:
-            out[write : write + len(smaller)] = np.frombuffer(smaller, np.uint8)
-            chunks[i] = EncodedChunk(len(smaller), plain.crc, Mode(smaller[0]), saved)
-        elif read != write:
-            out[write : write + plain.n_bytes] = out[read : read + plain.n_bytes]
-        read, write = read + plain.n_bytes, write + chunks[i].n_bytes
+        return encode_chunks(data, chunking.layout, chunking.chunk_elems, first_number, options, out)
+    chunks, position = [], 0
+    for number, (offset, n) in enumerate(pieces(data.size, chunking.chunk_bytes), first_number):
+        part = slice(offset, offset + n)
+        chunks.append(_encode_smallest(data[part], chunking, number, options, out[position:], None if base is None else base[part]))
+        position += chunks[-1].n_bytes
     return chunks
 
 
-def _smaller(n_bytes: int, chunk: bytes) -> bytes | None:
-    return chunk if len(chunk) < n_bytes else None
+def _encode_smallest(elems: Bytes, chunking: Chunking, number: int, options: PackOptions, out: Bytes, base: Bytes | None) -> EncodedChunk:
+    difference = None if base is None else encode_difference(elems, base, chunking.layout, options)
+    if difference is not None and len(difference) * _CLEARLY_SMALLER < elems.size and not repeats_much(elems, options):
+        out[: len(difference)] = np.frombuffer(difference, np.uint8)
+        return EncodedChunk(len(difference), chunk_crc(elems, number), Mode.DIFFERENCE, elems.size // 2 - len(difference))
+    (plain,) = encode_chunks(elems, chunking.layout, chunking.chunk_elems, number, options, out)
+    smallest, alone = None, plain.n_bytes
+    if chunking.scaled:
+        scaled = encode_scaled(elems, chunking.layout, chunking.row_elems, _phase(chunking, number), options)
+        if len(scaled) < alone:
+            smallest, alone = scaled, len(scaled)
+    if chunking.quantised is not None:
+        quantised = encode_quantised(elems, chunking.layout, chunking.quantised, options)
+        if quantised is not None and len(quantised) < alone:
+            smallest, alone = quantised, len(quantised)
+    if difference is not None and len(difference) < alone:
+        smallest = difference
+    if smallest is None:
+        return plain
+    out[: len(smallest)] = np.frombuffer(smallest, np.uint8)
+    return EncodedChunk(len(smallest), plain.crc, Mode(smallest[0]), alone - len(smallest))
 
 
 def _phase(chunking: Chunking, number: int) -> int:

@@ -136,20 +136,16 @@ def _frequent(data: Bytes, base: Bytes, layout: Layout, shift: int, rates: Bytes
     total = int(counts.sum())
     if int(counts.max()) * _LEAST_SHARE < total:
         return _NONE_FREQUENT
-    of_class: dict[int, int] = {}
-    candidates = []
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        magnitude = min(value, (1 << 8 * layout.elem_bytes - shift) - value)
-        low = max(magnitude.bit_length() - 2, 0)
-        its_class = magnitude >> low << low
-        of_class[its_class] = of_class.get(its_class, 0) + count
-        if low and count * _LEAST_SHARE > total:
-            candidates.append((value, count, low, its_class))
+    wide = values.astype(np.int64)
+    magnitudes = np.minimum(wide, (1 << 8 * layout.elem_bytes - shift) - wide)
+    low = np.maximum(np.frexp(magnitudes.astype(np.float64))[1].astype(np.int64) - 2, 0)
+    classes = magnitudes >> low << low
     gains = []
-    for value, count, low, its_class in candidates:
-        gain = count * (16 * (low + 1) - log2_16(of_class[its_class]) + log2_16(count))  # sixteenths of a bit, in the sample
+    for i in np.flatnonzero((low > 0) & (counts * _LEAST_SHARE > total)).tolist():
+        count, of_class = int(counts[i]), int(counts[classes == classes[i]].sum())
+        gain = count * (16 * (int(low[i]) + 1) - log2_16(of_class) + log2_16(count))  # sixteenths of a bit, in the sample
         if gain * changed.size // picked.size > 16 * _FREQUENT_BITS and gain > 16 * count:
-            gains.append((-gain, value))
+            gains.append((-gain, int(values[i])))
     return np.array(sorted(value for _, value in sorted(gains)[:_MOST_FREQUENT]), np.uint32)
 
 
