@@ -7,6 +7,7 @@ shells have them: interrupted, and whoever read the output left. 70 is a bug.
 
 from __future__ import annotations
 
+import gc
 import traceback
 import warnings
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ for command in (
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; every failure is one line on stderr and an exit code."""
+    gc.set_threshold(1 << 17, 50, 50)  # a command ends soon: looking for circles among the objects of 200,000 tensors takes longer than all else
     warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
     tolerate_any_encoding()
     try:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from weightpack.errors import CorruptionError, LimitError, OptionError, TruncatedError, UnsupportedError
 from weightpack.format.constants import MAX_HEADER_BYTES
@@ -22,8 +24,7 @@ _ASTRAL_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor's entry; `begin` and `end` count from the start of the data section."""
 
     name: str
@@ -122,14 +123,27 @@ def parse_header(text: bytes, data_bytes: int, *, unknown_dtypes: bool = False, 
     ------
     CorruptionError, TruncatedError, UnsupportedError, LimitError
     """
-    root = parse_json(text, max_memory)
-    if not isinstance(root, dict):
-        raise CorruptionError("the header is not a JSON object")
-    metadata = root.pop(METADATA_KEY, None)
-    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
-        raise CorruptionError("__metadata__ does not map strings to strings")
-    entries = {name: _parse_entry(name, value, data_bytes, unknown_dtypes) for name, value in root.items()}
+    with _no_search_for_garbage():
+        root = parse_json(text, max_memory)
+        if not isinstance(root, dict):
+            raise CorruptionError("the header is not a JSON object")
+        metadata = root.pop(METADATA_KEY, None)
+        if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+            raise CorruptionError("__metadata__ does not map strings to strings")
+        entries = {name: _parse_entry(name, value, data_bytes, unknown_dtypes) for name, value in root.items()}
     return Header(entries, metadata, 8 + len(text))
+
+
+@contextmanager
+def _no_search_for_garbage() -> Iterator[None]:
+    """Keep Python from looking through all objects for circles again and again while millions are made, none of them in one: it takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _parse_entry(name: str, value: object, data_bytes: int, unknown_dtypes: bool) -> Entry:
