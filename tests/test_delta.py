@@ -189,6 +189,25 @@ def test_dtypes_of_torch():
         weightpack.delta.encode({"t": torch.zeros(3, dtype=torch.complex128)}, {})
 
 
+def test_what_is_no_tensor_of_bytes_is_refused():
+    torch = pytest.importorskip("torch")
+    for tensor in (torch.empty(3, device="meta"), torch.eye(3).to_sparse(), np.array(["text"]), np.arange(3, dtype=">f4")):
+        with pytest.raises(OptionError, match="tensor 't'"):
+            weightpack.delta.encode({"t": tensor}, {})
+    for pairs in ([(3, np.zeros(2))], [("a", np.zeros(2)), ("a", np.ones(2))], [("\udc80", np.zeros(2))]):
+        with pytest.raises(OptionError, match="names"):
+            weightpack.delta.encode(pairs, {})
+    conjugate = torch.view_as_complex(torch.arange(6.0).reshape(3, 2)).conj()
+    for view in (conjugate, conjugate.imag):  # what torch has not carried out yet
+        there = {"t": torch.zeros_like(view.clone())}
+        weightpack.delta.apply(weightpack.delta.encode({"t": view}, {}), there)
+        assert torch.equal(there["t"], view.resolve_conj().resolve_neg())
+    delta = weightpack.delta.encode({"t": torch.ones(4, 3)}, {})
+    for target in (torch.zeros(1, 3).expand(4, 3), np.zeros((4, 3), "<f4").tolist()):
+        with pytest.raises(OptionError):
+            weightpack.delta.apply(delta, {"t": target})
+
+
 # ---- damage
 
 

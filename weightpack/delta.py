@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.contents import address, can_change, contents, memory_of
-from weightpack.errors import OptionError, TensorNotFoundError
+from weightpack.errors import OptionError, TensorNotFoundError, located
 from weightpack.io.parallel import thread_count
 from weightpack.options import load_profile
 from weightpack.reading.delta import apply_delta, check_base, open_delta
@@ -116,9 +116,12 @@ def apply(delta: bytes | bytearray | memoryview, tensors: Mapping[str, Any], *, 
         if entry.name not in tensors:
             raise TensorNotFoundError("there is no such tensor to be changed", tensor=entry.name)
         tensor = tensors[entry.name]
+        with located(tensor=entry.name):
+            dtype, shape, data = contents(tensor)
         if not can_change(tensor):
-            raise OptionError("only torch tensors, and numpy arrays that can be written to, are changed in their place", tensor=entry.name)
-        dtype, shape, data = contents(tensor)
+            raise OptionError(
+                "only torch tensors, and numpy arrays that can be written to, are changed in their place, and none that is expanded", tensor=entry.name
+            )
         if (dtype, shape) != (entry.dtype, entry.shape):
             raise OptionError(f"the delta is of {entry.dtype}{list(entry.shape)}, the tensor is {dtype}{list(shape)}", tensor=entry.name)
         check_base(entry, data)
@@ -134,7 +137,12 @@ def apply(delta: bytes | bytearray | memoryview, tensors: Mapping[str, Any], *, 
 
 
 def _changes(tensors: Tensors, base: Mapping[str, Any]) -> Iterator[Change]:
+    names: set[str] = set()
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
-        dtype, shape, data = contents(tensor)
-        before = contents(base[name]) if name in base else None
+        if not isinstance(name, str) or name in names or any("\ud800" <= character <= "\udfff" for character in name):
+            raise OptionError(f"names of tensors differ, and are text, not {name!r}")
+        names.add(name)
+        with located(tensor=name):
+            dtype, shape, data = contents(tensor)
+            before = contents(base[name]) if name in base else None
         yield name, dtype, shape, data, before[2] if before is not None and before[:2] == (dtype, shape) else None

@@ -28,15 +28,17 @@ def contents(tensor: Any) -> tuple[str, tuple[int, ...], Bytes]:
     Raises
     ------
     OptionError
-        safetensors has no such dtype.
+        safetensors has no such dtype, or the tensor has no bytes: it is sparse, or on the device "meta".
     """
     if not is_torch(tensor):
         array = np.asarray(tensor)
         return dtype_name(array.dtype), array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if tensor.is_meta or str(tensor.layout) != "torch.strided":
+        raise OptionError(f"the tensor has no bytes: it is {'on the device meta' if tensor.is_meta else tensor.layout}")
     dtype, shape = torch_dtype(tensor), tuple(tensor.shape)
     if dtype == "F4":  # two elements a byte: torch has the packed shape
         shape = (*shape[:-1], shape[-1] * 2)
-    return dtype, shape, _flat(tensor.detach().cpu().contiguous())
+    return dtype, shape, _flat(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous())
 
 
 @contextmanager
@@ -56,8 +58,16 @@ def memory_of(tensor: Any) -> Iterator[Bytes]:
 
 
 def can_change(tensor: Any) -> bool:
-    """Is it a torch tensor, or a numpy array that can be written to?"""
-    return is_torch(tensor) or (isinstance(tensor, np.ndarray) and bool(tensor.flags.writeable))
+    """Is it a torch tensor, or a numpy array that can be written to, whose elements have each a place of their own?"""
+    if is_torch(tensor):
+        if tensor.is_conj() or tensor.is_neg():  # not carried out yet
+            return False
+        strides = tensor.stride()
+    elif isinstance(tensor, np.ndarray) and tensor.flags.writeable:
+        strides = tensor.strides
+    else:
+        return False
+    return 0 in tensor.shape or all(stride or size == 1 for stride, size in zip(strides, tensor.shape, strict=True))
 
 
 def address(tensor: Any) -> int:
