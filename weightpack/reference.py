@@ -276,6 +276,7 @@ class Range:
     n_bytes: int
     moves: list[tuple[int, int, int]]
     to_dtype: str
+    columns: int = 0  # 15.6
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,7 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
 
     storage: Any = index.get("storage")
     need(isinstance(storage, str) and len(storage) == len(packed), "index: bad storage")
-    if unknown := set(storage) - set("pdktg"):
+    if unknown := set(storage) - set("pdxktg"):
         raise UnsupportedError(f"tensor storage {min(unknown)!r}")
     groups: list[list[str]] = []
     if "g" in storage:
@@ -347,15 +348,15 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         else:
             need(size > 0, f"tensor {name!r}: empty, but not kept")
             need(stored.dtype == "U8" and len(stored.shape) == 1, f"tensor {name!r}: not U8 of one dimension")
-            need(kind in "pdg" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
+            need(kind in "pdxg" or stored.shape == (0,), f"tied tensor {name!r}: not empty")
         piece_crcs = take(crcs, crcs_begin, crcs_end - crcs_begin, "kept_crc32c")
         body = section[stored.begin : stored.end]
         tensors.append(Tensor(name, entry.dtype, entry.shape, start + entry.begin, size, kind, body, piece_crcs))
     need(crcs_end == len(crcs), "kept_crc32c: too long")
     base: list[BaseFile] = []
-    if "d" in storage:
+    if set(storage) & set("dx"):
         base = read_base(index.get("base"))
-        differing = [i for i, kind in enumerate(storage) if kind == "d"]
+        differing = [i for i, kind in enumerate(storage) if kind in "dx"]
         for i, tensor_base in zip(differing, read_ranges(index.get("ranges"), base, [tensors[i] for i in differing]), strict=True):
             tensors[i] = replace(tensors[i], base=tensor_base)
     tied: Any = index.get("tied")
@@ -446,6 +447,10 @@ def read_ranges(items: Any, base: list[BaseFile], tensors: list[Tensor]) -> Iter
         need(DTYPE_BITS.get(dtype) in (8, 16, 32), f"ranges: dtype {dtype!r}")
         n_base, n = n_bytes * 8 // DTYPE_BITS[dtype], tensor.n_bytes * 8 // DTYPE_BITS[tensor.dtype]
         need(n_bytes * 8 % DTYPE_BITS[dtype] == 0, "ranges: not a whole count of elements")
+        if tensor.storage == "x":  # 15.6
+            need(is_uints([moves]) and moves > 0 and n_base == n and n_base % moves == 0 and n_bytes <= 1 << 28, "ranges: no matrix to be turned")
+            yield Range(number, dtype, offset, n_bytes, [(0, 0, n)], tensor.dtype, moves)
+            continue
         yield Range(number, dtype, offset, n_bytes, read_moves(moves, n, n_base), tensor.dtype)
 
 
@@ -1175,6 +1180,8 @@ def base_elements(base: Range, files: list[Buffer]) -> BaseOf:
     """15.3 a function that gives base elements: of ``n`` elements, from ``first`` on."""
     size = DTYPE_BITS[base.dtype] // 8
     source = np.frombuffer(memoryview(files[base.file])[base.offset : base.offset + base.n_bytes], f"<u{size}")
+    if base.columns:  # 15.6
+        source = source.reshape(-1, base.columns).T.reshape(-1)
 
     def elements(first: int, n: int) -> Words:
         """15.3."""

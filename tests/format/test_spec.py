@@ -94,6 +94,7 @@ OF_THE_TEXT = {
     "MAX_TILE_SIDE": (r"`u32 Tile_Cols`, each 1\.\.2\^(\d+)", lambda text: 1 << int(text)),
     "MAX_VALUES": (r"`u16 N_Values`, 1\.\.(\d+)", int),
     "VERBATIM_TILE": (r"or `(0x\w+)`: the tile is \*verbatim\*", lambda text: int(text, 16)),
+    "MAX_TURNED_BYTES": (r"as many elements as the tensor, in at most 2\^(\d+) bytes", lambda text: 1 << int(text)),
     "MAX_SCALE_BYTES": (r"symbols, at most 2\^(\d+), is `n_rows`", lambda text: 1 << int(text)),
 }
 

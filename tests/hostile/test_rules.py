@@ -722,6 +722,16 @@ def range_(**parts):
     return apply
 
 
+def turned(columns, **parts):
+    """Return a change of the index: the tensor is the transpose of a matrix of so many columns, of one row or one column if nothing is to change."""
+
+    def apply(index):
+        index["storage"] = index["storage"].replace("d", "x")
+        range_(moves=columns, **parts)(index)
+
+    return apply
+
+
 def base_file(position, value):
     return lambda x: x["base"]["files"][0].__setitem__(position, value)
 
@@ -779,6 +789,10 @@ BASES = [  # section, change of the index, kind
     ("15.3", range_(moves=[[0, 1, N]]), "corrupt"),
     ("15.3", range_(moves=[[0, (1 << 63) - 1, N]]), "corrupt"),
     ("15.3", range_(moves=[[(1 << 63) - 1, 0, N]]), "corrupt"),
+    ("15.6", turned(1), "same"),
+    ("15.6", turned(N), "same"),
+    *[("15.6", turned(columns), "corrupt") for columns in (0, -1, None, 1.0, True, [[0, 0, N]], 1 << 62, 11)],
+    ("15.6", turned(1, n_bytes=2 * N + 20), "corrupt"),
     ("6.7", lambda x: x.update(storage="pt"), "corrupt"),
     ("5", lambda x: x.update(storage="kd"), "corrupt"),
     ("5.4", lambda x: x.update(storage="dd", tied=[]), "corrupt"),

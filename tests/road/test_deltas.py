@@ -73,6 +73,24 @@ def test_a_vocabulary_that_grew_or_shrank(tmp_path):
         assert packed_size(tuned, base) < n_bytes / 20, name
 
 
+def test_matrices_that_are_turned(tmp_path):
+    """Chunks of the tensor are columns of the base, which may be packed itself, and of another dtype."""
+    values = weights(1, 512 * 1024).reshape(512, 1024)
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    base.write_bytes(model_file({"w": values}, "F32", values.shape))
+    tuned.write_bytes(model_file({"w": stepped(np.ascontiguousarray(values.T).reshape(-1), 2)}, "BF16", (1024, 512)))
+    options = weightpack.PackOptions(chunk_elems=1 << 15)
+    alone = weightpack.pack(tuned, tmp_path / "alone", options=options).packed_bytes
+    assert packed_size(tuned, base, options=options, threads=3) < 0.6 * alone
+    packed_base = tmp_path / "base.wp.safetensors"
+    weightpack.pack(base, packed_base)
+    assert packed_size(tuned, packed_base, options=options) < 0.6 * alone
+    opened = weightpack.torch.safe_open(tuned.with_suffix(".out"), base=packed_base)
+    assert opened.get_tensor("w").shape == (1024, 512)
+    assert (opened.get_slice("w")[100:101] == opened.get_tensor("w")[100:101]).all()
+    assert PackedFile(LocalFile(tuned.with_suffix(".out"))).index.minor_version == 5
+
+
 def test_renamed_and_nameless_tensors_are_found(pair, tmp_path):
     base, tuned = pair
     values = {f"layer.{i}.weight": stepped(weights(i), 20 + i) for i in range(4)}

@@ -341,7 +341,15 @@ def base_files() -> dict[str, tuple[bytes, tuple[str, ...]]]:
         "0": ("FloatStorage", stepped(np.frombuffer(torch["0"][1], "<u4"), "F32", 97).tobytes()),
         "1": ("BFloat16Storage", stepped(np.frombuffer(torch["1"][1], "<u2"), "BF16", 98).tobytes()), "2": ("LongStorage", bytes(80)),
     }  # fmt: skip
+    matrices = {
+        name: (dtype, shape, float_words(dtype, 48 * 64, 110 + i)) for i, (name, dtype, shape) in enumerate((("a", "F32", (48, 64)), ("b", "BF16", (64, 48))))
+    }
+    turned = {
+        name: (dtype, shape[::-1], stepped(np.ascontiguousarray(words.reshape(shape).T).reshape(-1), dtype, 120))
+        for name, (dtype, shape, words) in matrices.items()
+    }
     return {
+        "base-matrices": (_file_of(matrices), ()), "tuned-turned": (_file_of(turned), ("base-matrices",)),
         "base-dtypes": (_file_of(base), ()), "tuned-dtypes": (_file_of(tuned), ("base-dtypes",)), "tuned-again": (_file_of(again), ("tuned-dtypes",)),
         "tuned-rans": (_file_of({k: tuned[k] for k in ("f32", "f16", "e4m3", "i8")}), ("base-dtypes",)),
         "tuned-decay": (_file_of({"f32": ("F32", (4096,), decayed)}), ("base-dtypes",)),

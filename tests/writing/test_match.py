@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import samples
 import torch
 from finetunes import model_file, stepped, weights
@@ -72,6 +73,17 @@ def test_fused_and_split_projections(tmp_path):
     found, there = matched(tmp_path, fused, apart)
     begins = {name: (base.offset - there["qkv"].offset) // 4 for name, base in found.items()}
     assert begins == {"q": 0, "k": 256 * 64, "v": 320 * 64}
+
+
+@pytest.mark.parametrize("shape", [(96, 320), (320, 96), (175, 175)])
+def test_a_matrix_that_is_turned(tmp_path, shape):
+    """As programs of other frameworks have it, and those with layers of one dimension in place of linear ones."""
+    values = weights(1, shape[0] * shape[1]).reshape(shape)
+    tuned = stepped(np.ascontiguousarray(values.T).reshape(-1), 9)
+    found, there = matched(tmp_path, model_file({"w": values}, "F32", shape), model_file({"w": tuned}, "F32", shape[::-1]))
+    assert (found["w"].columns, found["w"].moves, found["w"].offset) == (shape[1], None, there["w"].offset)
+    found, _ = matched(tmp_path, model_file({"w": values}, "F32", shape), model_file({"w": weights(2, values.size)}, "F32", shape[::-1]))
+    assert not any(base.columns for base in found.values())
 
 
 def test_tensors_of_a_torch_file(tmp_path):

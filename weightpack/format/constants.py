@@ -3,7 +3,7 @@
 
 from enum import IntEnum
 
-VERSION = (1, 4)
+VERSION = (1, 5)
 
 INDEX_KEY = "weightpack"
 INDEX_CRC_KEY = "weightpack.crc32c"
@@ -19,6 +19,7 @@ LANES = 128  # 8.3
 MAX_STREAMS = 8  # 6.3
 MAX_CHUNK_BYTES = 1 << 23
 MAX_CHUNK_BLOCKS = 65535
+MAX_TURNED_BYTES = 1 << 28  # of a base's matrix that is turned, 15.6: it is read as a whole
 MAX_TABLES = 16  # codebooks of a stream, 8.7 and 8.8
 MAX_CODE_BITS = 12  # 8.4
 N_CONTEXTS = 16  # 8.6, 14.4
@@ -68,7 +69,7 @@ class Mode(IntEnum):
     REPEATED = 6
 
 
-MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4, Mode.REPEATED: 4}
+MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4, Mode.REPEATED: 4, "x": 5}
 """The minor version of the format that knows a mode, or a storage; 0 for the others (FORMAT section 12)."""
 
 

@@ -67,7 +67,7 @@ class BaseRange:
     """What serves a tensor as base: `n_bytes` of file number `file` from `offset`, elements of `dtype`.
 
     `moves`: (to, from, count) in elements, by rising `to`: element `to + i` of the tensor has the base's `from + i`. None: each has the one of its own
-    number. What has none has zero.
+    number. What has none has zero. `columns`: the tensor is the transpose of the base's matrix, whose rows have so many elements; 0 if it is not.
     """
 
     file: int
@@ -75,14 +75,15 @@ class BaseRange:
     offset: int
     n_bytes: int
     moves: tuple[tuple[int, int, int], ...] | None = None
+    columns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`storage`: one of p, d, k, t, g for each tensor by name but the members of groups; `tied`: for each t the position of the tensor that holds its bytes.
+    """`storage`: one of p, d, x, k, t, g for each tensor by name but the members of groups; `tied`: for each t the position of the tensor that holds its bytes.
 
     `tensors`: dtype, shape and offset of each by name; None for safetensors, whose
-    header says it. `base`, and `ranges`: for each d what it differs from. `groups`: for each g how many members it has (FORMAT 5.8).
+    header says it. `base`, and `ranges`: for each d and x what it differs from. `groups`: for each g how many members it has (FORMAT 5.8).
     """
 
     source_format: str
@@ -153,7 +154,7 @@ class Index:
         storage, tied = root.get("storage"), _list(root, "tied")
         if not isinstance(storage, str):
             raise CorruptionError("the index's storage is not a string")
-        if set(storage) - set("pdktg"):
+        if set(storage) - set("pdxktg"):
             raise UnsupportedError("the index has a kind of storage that this version does not know: upgrade weightpack")
         positions = [i for i in tied if isinstance(i, int) and is_count(i) and i < len(storage)]
         if len(positions) != len(tied) or len(tied) != storage.count("t"):
@@ -161,8 +162,9 @@ class Index:
         kept = root.get("kept_crc32c")
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
-        base, ranges = (_base(root), _ranges(root)) if "d" in storage else (None, ())
-        if base is not None and (len(ranges) != storage.count("d") or any(r.file >= len(base.files) for r in ranges)):
+        with_base = [letter for letter in storage if letter in "dx"]
+        base, ranges = (_base(root), _ranges(root, with_base)) if with_base else (None, ())
+        if base is not None and any(r.file >= len(base.files) for r in ranges):
             raise CorruptionError("the index's ranges of the base do not match its storage")
         groups = _list(root, "groups") if "g" in storage else []
         counts = [n for n in groups if isinstance(n, int) and is_count(n) and n >= 1]
@@ -180,7 +182,7 @@ def range_bytes(base: BaseRange) -> int:
 
 
 def _range_json(base: BaseRange) -> list[object]:
-    return [base.file, base.dtype, base.offset, base.n_bytes, None if base.moves is None else list(map(list, base.moves))]
+    return [base.file, base.dtype, base.offset, base.n_bytes, base.columns or (None if base.moves is None else list(map(list, base.moves)))]
 
 
 def _tensors(root: dict[str, object], source_format: str) -> tuple[tuple[str, tuple[int, ...], int], ...]:
@@ -215,13 +217,20 @@ def _base(root: dict[str, object]) -> BaseReference:
     return BaseReference(tuple(files), repo, revision, depth)
 
 
-def _ranges(root: dict[str, object]) -> tuple[BaseRange, ...]:
-    """FORMAT 15.2; whether they fit their tensors is for the reader to check."""
-    ranges = []
-    for item in _list(root, "ranges"):
+def _ranges(root: dict[str, object], letters: list[str]) -> tuple[BaseRange, ...]:
+    """FORMAT 15.2, and 15.6 for tensors of the letter x; whether they fit their tensors is for the reader to check."""
+    ranges, items = [], _list(root, "ranges")
+    if len(items) != len(letters):
+        raise CorruptionError("the index's ranges of the base do not match its storage")
+    for letter, item in zip(letters, items, strict=True):
         if not (isinstance(item, list) and len(item) == 5 and isinstance(item[1], str) and all(map(is_count, (item[0], *item[2:4])))):
             raise CorruptionError("a range of the base is not [file, dtype, offset, bytes, moves]")
         moves = item[4]
+        if letter == "x":
+            if not (is_count(moves) and moves > 0):
+                raise CorruptionError("a range of a base's matrix does not say how many columns that has")
+            ranges.append(BaseRange(item[0], item[1], item[2], item[3], None, moves))
+            continue
         if moves is not None:
             if not (isinstance(moves, list) and all(isinstance(m, list) and len(m) == 3 and all(map(is_count, m)) for m in moves)):
                 raise CorruptionError("the moves of a range are not [to, from, count]")

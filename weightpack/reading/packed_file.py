@@ -20,7 +20,7 @@ from weightpack.io.files import RandomReader, pieces, read_at
 from weightpack.io.parallel import Scratch
 from weightpack.kernels import chunk_crc, crc32c_of
 from weightpack.options import DEFAULT_LIMITS, Limits
-from weightpack.reading.base_range import base_elems, check_range
+from weightpack.reading.base_range import BaseElements, check_range
 from weightpack.reading.chunks import decode_chunks
 from weightpack.sources.model import Segments, Tensor, tiled
 from weightpack.sources.safetensors import is_packed, read_header, segments_of
@@ -55,8 +55,8 @@ class Piece:
 class StoredTensor:
     """A tensor and where its bytes are.
 
-    `storage` is p (packed), d (differs from a base), k (kept), t (tied), g (first of a group, FORMAT 5.8) or m (member of one: its `holder`); `begin` and
-    `end` are bytes of the packed file, of a group's first the whole group's, and of members none.
+    `storage` is p (packed), d (differs from a base), x (from a base's matrix that is turned), k (kept), t (tied), g (first of a group, FORMAT 5.8) or m (member
+    of one: its `holder`); `begin` and `end` are bytes of the packed file, of a group's first the whole group's, and of members none.
     """
 
     tensor: Tensor
@@ -69,7 +69,7 @@ class StoredTensor:
 
     @property
     def has_record(self) -> bool:
-        return self.storage in "pdg"
+        return self.storage in "pdxg"
 
     @property
     def packed_bytes(self) -> int:
@@ -145,7 +145,7 @@ class PackedFile:
         self.tensors = self._stored(segments.tensors, header, index, names)
         self._last_chunk: tuple[str, int, Bytes] | None = None
         self._heads: dict[str, RecordHead] = {}
-        self._scratch = Scratch()
+        self._scratch, self._elements = Scratch(), BaseElements()
 
     def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index, names: list[str]) -> dict[str, StoredTensor]:
         if len(index.kept_crc32c) % 4:
@@ -171,7 +171,7 @@ class PackedFile:
                     holder = names[i]
                     if index.storage[i] in "tg" or of_name[holder].n_bytes != tensor.n_bytes:
                         raise CorruptionError("the tensor is tied to one that can't hold its bytes")
-                elif storage == "d" and index.base is not None:
+                elif storage in "dx" and index.base is not None:
                     base = next(ranges)
                     check_range(base, tensor, index.base.files[base.file].n_bytes)
             crcs = kept_crcs[n_kept : n_kept + n_crcs]
@@ -307,7 +307,7 @@ class PackedFile:
         if not self.bases:
             raise BaseNotFoundError(f"the tensor is stored as its difference from a base that was not opened: {described(reference)}")
         reader = self.bases[base.file]
-        return lambda first, count: base_elems(reader, base, stored.tensor.dtype, first, count)
+        return lambda first, count: self._elements(reader, base, stored.tensor.dtype, first, count)
 
     def decode_gap(self, gap: Gap) -> bytes:
         """Return the bytes of a gap."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from weightpack.format.constants import MAX_TURNED_BYTES
 from weightpack.format.index import BaseRange
 from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader, pieces, read_at
@@ -26,6 +27,7 @@ _MOST_MOVES = 1 << 14
 _READ_BYTES = 1 << 20
 _LEAST_BY_CONTENT = 1 << 12  # bytes; smaller tensors are alike by chance
 _SAMPLES, _SAMPLE_ELEMS = 4, 256
+_TURNED_ELEMS = 32  # of a matrix that may be turned: each is read by itself
 _NEAR = 5 / 8  # of an element's bits
 _MOST_COMPARISONS = 1 << 17  # some seconds, where many tensors have no names in common
 
@@ -68,11 +70,13 @@ def match_tensors(source: RandomReader, segments: Segments, bases: Sequence[Open
         if not _usable(tensor):
             continue
         named = [by_name[tensor.name]] if tensor.name in by_name else _renamed(tensor, by_name, by_tail)
+        there = _There(0, source, tensor)
         namesake = next((candidate for candidate in named if _fits(tensor, candidate.tensor)), None)
-        if namesake is None:
-            unnamed.append(_There(0, source, tensor))
+        found = None if namesake is None else _range(content, there, namesake)
+        if namesake is None or found is None:
+            unnamed.append(there)
             continue
-        matches[tensor.name] = _range(content, _There(0, source, tensor), namesake)
+        matches[tensor.name] = found
         used.add((namesake.file, namesake.tensor.name))
     free = [candidate for candidate in candidates if (candidate.file, candidate.tensor.name) not in used]
     return matches | _by_content(content, unnamed, free)
@@ -97,17 +101,32 @@ def _renamed(tensor: Tensor, by_name: dict[str, _There], by_tail: dict[str, list
 
 
 def _fits(tensor: Tensor, other: Tensor) -> bool:
-    """May one serve the other: the same shape, or one of other length but with the same rows?"""
+    """May one serve the other: the same shape, its transpose, or one of other length but with the same rows?"""
     if not converts(other.dtype, tensor.dtype):
         return False
-    return tensor.shape == other.shape or (len(tensor.shape) == len(other.shape) and len(tensor.shape) > 0 and tensor.shape[1:] == other.shape[1:])
+    return tensor.shape in (other.shape, _turned(other.shape)) or (
+        len(tensor.shape) == len(other.shape) and len(tensor.shape) > 0 and tensor.shape[1:] == other.shape[1:]
+    )
 
 
-def _range(content: _Content, there: _There, base: _There) -> BaseRange:
-    """Return the range of a tensor of the base with rows as long. Where those are more or fewer, or the tensors are not alike, the rows may have moved."""
+def _turned(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of a matrix's transpose."""
+    return shape[::-1] if len(shape) == 2 and min(shape) > 1 else None
+
+
+def _range(content: _Content, there: _There, base: _There) -> BaseRange | None:
+    """Return the range of a tensor of the base that fits; None if it does not after all.
+
+    Where rows are more or fewer, or the tensors are not alike, the rows may have moved, or the matrix may be turned.
+    """
     tensor, other = there.tensor, base.tensor
+    alike = tensor.shape == other.shape and content.nearest(there, 0, [base]) is not None
+    if not alike and tensor.shape == _turned(other.shape) and other.n_bytes <= MAX_TURNED_BYTES and content.is_turned(there, base):
+        return BaseRange(base.file, other.dtype, other.offset, other.n_bytes, None, other.shape[1])
+    if tensor.shape[1:] != other.shape[1:]:
+        return None
     moves = None
-    if len(tensor.shape) > 1 and tensor.dtype == other.dtype and (tensor.shape != other.shape or content.nearest(there, 0, [base]) is None):
+    if not alike and len(tensor.shape) > 1 and tensor.dtype == other.dtype:
         moves = _moves(_row_digests(there), _row_digests(base), there.n_elems // tensor.shape[0])
         shift = there.n_elems - base.n_elems
         if moves is None and content.nearer_to_the_end(there, base):
@@ -179,11 +198,24 @@ class _Content:
         ends = self._distance(tensor, tensor.n_elems - n_elems, base, base.n_elems - n_elems, n_elems)
         return ends < self._distance(tensor, 0, base, 0, n_elems)
 
+    def is_turned(self, tensor: _There, base: _There) -> bool:
+        """Is a matrix near the transpose of another?"""
+        n_rows, n_cols = tensor.tensor.shape
+        distances = []
+        for i in range(_SAMPLES):
+            row, first = (n_rows - 1) * i // (_SAMPLES - 1), max(n_cols - _TURNED_ELEMS, 0) * i // (_SAMPLES - 1)
+            n = min(_TURNED_ELEMS, n_cols)
+            one = np.frombuffer(read_at(tensor.reader, tensor.tensor.offset + (row * n_cols + first) * tensor.size, n * tensor.size), f"<u{tensor.size}")
+            places = [base.tensor.offset + (col * n_rows + row) * base.size for col in range(first, first + n)]
+            other = np.frombuffer(b"".join(bytes(read_at(base.reader, place, base.size)) for place in places), np.uint8)
+            distances.append(_bits_that_differ(one, convert(other, base.tensor.dtype, tensor.tensor.dtype).view(one.dtype)))
+        return sum(distances) < _SAMPLES * DTYPE_BITS[tensor.tensor.dtype] * _NEAR
+
     def _distance(self, tensor: _There, begin: int, base: _There, base_begin: int, n_elems: int) -> float:
         """Return the mean bits of what differs in `n_elems`, from the highest bit that does."""
         sample = self._sample(tensor, begin, n_elems).view(f"<u{tensor.size}")
         other = convert(self._sample(base, base_begin, n_elems), base.tensor.dtype, tensor.tensor.dtype).view(sample.dtype)
-        return float(np.frexp((sample ^ other).astype(np.float64))[1].sum()) / sample.size
+        return _bits_that_differ(sample, other)
 
     def _sample(self, there: _There, begin: int, n_elems: int) -> NDArray[np.uint8]:
         """Return some of `n_elems` elements, (n_bytes,) uint8; of as many elements in another place those in the same places."""
@@ -194,6 +226,11 @@ class _Content:
             places = [offset + (n_elems - n) * i // (_SAMPLES - 1) * size for i in range(_SAMPLES)]
             self._samples[key] = np.frombuffer(b"".join(bytes(read_at(there.reader, place, n * size)) for place in places), np.uint8)
         return self._samples[key]
+
+
+def _bits_that_differ(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Return the mean, from the highest bit that does."""
+    return float(np.frexp((one ^ other).astype(np.float64))[1].sum()) / one.size
 
 
 def _by_content(content: _Content, tensors: list[_There], bases: list[_There]) -> dict[str, BaseRange]:

@@ -25,7 +25,7 @@ from weightpack.io.parallel import Buffers, Scratch, ordered_map
 from weightpack.io.progress import Meter, Progress
 from weightpack.kernels import active, chunk_crc, crc32c_of
 from weightpack.options import PackOptions
-from weightpack.reading.base_range import base_elems
+from weightpack.reading.base_range import BaseElements
 from weightpack.reading.bases import OpenBase
 from weightpack.reading.chunks import decode_chunks
 from weightpack.reading.packed_file import PackedFile
@@ -176,7 +176,7 @@ class _Packer:
         self._contents: dict[tuple[int, int], int] = {}  # of its chunks, where they may be copies
         self._by_crcs: dict[tuple[int, bytes], Tensor] = {}
         self._seen: dict[str, tuple[int, list[int]]] = {}  # of tensors without a record: the length of a piece, and the pieces' CRCs at the first reading
-        self._buffers, self._decoded = Buffers(), Scratch()
+        self._buffers, self._decoded, self._elements = Buffers(), Scratch(), BaseElements()
         self._digest = hashlib.sha256()
 
     @property
@@ -277,7 +277,7 @@ class _Packer:
         if run.base is None:
             return None
         first_elem, n_elems = run.first * chunking.chunk_elems, run.n_bytes // chunking.layout.elem_bytes
-        return base_elems(self.bases[run.base.file].reader, run.base, run.tensor.dtype, first_elem, n_elems)
+        return self._elements(self.bases[run.base.file].reader, run.base, run.tensor.dtype, first_elem, n_elems)
 
     def _append(self, coded: _Coded) -> None:
         """Write the chunks at their place; once the record is no smaller than the tensor they are only counted."""
@@ -345,11 +345,12 @@ class _Packer:
             self.ledger.write(self._record_begin + self._offsets[0], data)
         self.position = self._record_begin + record_bytes
         needs_base = Mode.DIFFERENCE in self._modes
-        self.stored.storage[tensor.name] = "d" if needs_base else "g" if unit.members else "p"
+        self.stored.storage[tensor.name] = ("x" if self.matches[tensor.name].columns else "d") if needs_base else "g" if unit.members else "p"
         if unit.members:
             self._minor_version = max(self._minor_version, MINOR_VERSIONS["g"])
             self.stored.groups[tensor.name] = unit.members
         if needs_base:
+            self._minor_version = max(self._minor_version, MINOR_VERSIONS.get(self.stored.storage[tensor.name], 0))
             self.stored.ranges[tensor.name] = self.matches[tensor.name]
             self.stored.saved[tensor.name] = self._saved
         self.stored.heads[tensor.name] = head
@@ -452,7 +453,7 @@ class _Packer:
             worst.storage[tensor.name] = "p"
             worst.kept_crcs[tensor.name] = [0] * -(-tensor.n_bytes // KEPT_PIECE_BYTES)
             if tensor.name in self.matches:
-                worst.storage[tensor.name] = "d"
+                worst.storage[tensor.name] = "x" if self.matches[tensor.name].columns else "d"
                 worst.ranges[tensor.name] = self.matches[tensor.name]
             n_ties += 1
         digits = len(str(len(self.segments.tensors)))
