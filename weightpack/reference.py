@@ -294,6 +294,7 @@ class Tensor:
     base: Range | None = None
     group_bytes: int = 0  # 5.8 of a tensor in a group: how many bytes its record holds, and from which of them its own begin
     group_begin: int = 0
+    same: int = 0  # 15.7 the number of the base's file that has the tensor where the source has it
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,8 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
     gaps = read_gaps(index.get("gaps"), n_bytes)
     start, entries = read_source_header(gaps) if source["format"] == "safetensors" else (0, read_tensors(index["tensors"], list(packed)))
 
+    base: list[BaseFile] = []
+    of_base: list[Tensor] = []
     storage: Any = index.get("storage")
     need(isinstance(storage, str) and len(storage) == len(packed), "index: bad storage")
     if unknown := set(storage) - set("pdxktg"):
@@ -334,6 +337,14 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         need(source["format"] == "safetensors", "index: a group in a source that is no safetensors file")
         groups = read_groups(index.get("groups"), [name for name, kind in zip(packed, storage, strict=True) if kind == "g"], entries)
     members = {name for group in groups for name in group[1:]}
+    same: Any = index.get("same")
+    if same is not None:  # 15.7
+        base = read_base(index.get("base"))
+        need(source["format"] == "safetensors" and is_uints([same]) and same < len(base), "index: bad same")
+        need(index.get("ranges") == [] and (base[same].n_bytes, base[same].sha256) == (n_bytes, sha256), "index: same as another file")
+        none = memoryview(b"")
+        of_base = [Tensor(name, e.dtype, e.shape, start + e.begin, e.end - e.begin, "b", none, none, same=same) for name, e in entries.items()]
+        entries = {}
     everyone, entries = entries, {name: entry for name, entry in entries.items() if name not in members}
     need(entries.keys() == packed.keys(), "index: the tensor names of source and packed file differ")
     crcs, crcs_end = read_base64(index.get("kept_crc32c"), "kept_crc32c"), 0
@@ -353,7 +364,6 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
         body = section[stored.begin : stored.end]
         tensors.append(Tensor(name, entry.dtype, entry.shape, start + entry.begin, size, kind, body, piece_crcs))
     need(crcs_end == len(crcs), "kept_crc32c: too long")
-    base: list[BaseFile] = []
     if set(storage) & set("dx"):
         base = read_base(index.get("base"))
         differing = [i for i, kind in enumerate(storage) if kind in "dx"]
@@ -378,6 +388,7 @@ def read_index(data: Buffer, max_bytes: int) -> Index:
                 by_name[name] = Tensor(name, entry.dtype, entry.shape, *place, "g", body, memoryview(b""), None, group_bytes, entry.begin - begin)
         tensors = [by_name[name] for name in everyone]
 
+    tensors += of_base
     end = 0
     items: list[Gap | Tensor] = [*gaps, *tensors]
     for offset, size in sorted((item.offset, item.n_bytes) for item in items):
@@ -521,6 +532,8 @@ def parts(item: Gap | Tensor, base: list[Buffer]) -> Iterator[bytes]:
     try:
         if item.storage == "k":
             yield from kept_parts(item.body, item.crcs)
+        elif item.storage == "b":
+            yield bytes(memoryview(base[item.same])[item.offset : item.offset + item.n_bytes])
         elif item.storage == "g":
             yield b"".join(record_parts(item.body, item.group_bytes))[item.group_begin : item.group_begin + item.n_bytes]
         else:

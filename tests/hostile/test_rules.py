@@ -806,6 +806,44 @@ def test_base(section, change, kind):
     check_with_base(rewrite_index(data, change), kind, source)
 
 
+def same_file(**changes):
+    """Return a packed file that says that it is a file of its base, which is that; and its source."""
+    source = samples.safetensors_file({"a": ("BF16", (40,), bytes(range(80))), "b": ("I64", (0,), b""), "c": ("U8", (3,), b"abc")})
+    gap_bytes = source[:-83]
+    index = {
+        "version": [1, 5], "source": {"format": "safetensors", "bytes": len(source), "sha256": hashlib.sha256(source).hexdigest()},
+        "gaps": [[0, len(gap_bytes), base64.b64encode(zstandard.ZstdCompressor().compress(gap_bytes)).decode()]], "storage": "", "tied": [], "kept_crc32c": "",
+        "base": {
+            "files": [["other", 5, hashlib.sha256(b"other").hexdigest()], ["its name", len(source), hashlib.sha256(source).hexdigest()]],
+            "repo": None, "revision": None, "depth": 1,
+        },
+        "ranges": [], "same": 1,
+    } | changes  # fmt: skip
+    header = {"__metadata__": {}}
+    with_index(header, json.dumps(index))
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text, source
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "same"), ({"same": 0}, "corrupt"), ({"same": 2}, "corrupt"), ({"same": -1}, "corrupt"), ({"same": True}, "corrupt"), ({"same": "1"}, "corrupt"),
+        ({"ranges": [[1, "U8", 0, 80, None]]}, "corrupt"), ({"ranges": None}, "corrupt"), ({"base": None}, "corrupt"), ({"storage": "k"}, "corrupt"),
+        ({"gaps": []}, "corrupt"), ({"tied": [0]}, "corrupt"), ({"kept_crc32c": "AAAA"}, "corrupt"),
+    ],
+)  # fmt: skip
+def test_same_as_a_file_of_the_base(changes, kind):
+    """15.7."""
+    data, source = same_file(**changes)
+
+    def decode(data):
+        packed = PackedFile(MemoryFile([data]), bases=[MemoryFile([b"other"]), MemoryFile([source])])
+        return b"".join(piece.result for piece in restored_pieces(packed, 1, lambda _, piece: bytes(piece)))
+
+    check(data, kind, decode, lambda data: reference.decode_file(data, bases=[b"other", source]), source)
+
+
 def test_a_base_that_is_not_asked_for_is_ignored():
     check(rewrite_index(SPECIMEN, lambda x: x.update(base=7, ranges="x")), "same")
 

@@ -13,12 +13,13 @@ import hub_double
 import numpy as np
 import pytest
 import samples
+import torch
 from finetunes import COLS, ROWS, model_file, pair_of_files, restored, stepped, weights
 
 import weightpack
 import weightpack.numpy
 import weightpack.torch
-from weightpack.errors import LimitError
+from weightpack.errors import BaseNotFoundError, LimitError, WrongBaseError
 from weightpack.io.files import LocalFile
 from weightpack.reading.packed_file import PackedFile
 
@@ -44,11 +45,33 @@ def test_a_difference_is_much_smaller(pair):
     assert packed_size(tuned, base) < alone / 3
 
 
-def test_an_identical_file_costs_its_index(pair):
+def test_an_identical_file_costs_its_header(pair):
+    """And is read in every way that others are."""
     base, _ = pair
     copy = base.with_name("copy.safetensors")
     shutil.copy(base, copy)
-    assert packed_size(copy, base) < base.stat().st_size / 60
+    for of in (base, base.with_name("packed.safetensors")):
+        if of != base:
+            weightpack.pack(base, of)
+        assert packed_size(copy, of) < 1500
+        packed = copy.with_suffix(".out")
+        expected, tensors = weightpack.torch.load_file(copy), weightpack.torch.load_file(packed, base=of)
+        assert expected.keys() == tensors.keys()
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in expected.items())
+        with weightpack.torch.safe_open(packed, base=of) as file:
+            assert torch.equal(file.get_slice("layer.2.weight")[5:9, 3:], expected["layer.2.weight"][5:9, 3:])
+        (report,) = weightpack.inspect(packed)
+        assert {tensor.codec for tensor in report.tensors} == {"as in the base"}
+    weightpack.pack(copy, copy.with_name("chain"), base=packed)  # what is a difference from it
+    assert restored(copy.with_name("chain")) == base.read_bytes()
+    other = base.parent.parent / "other.safetensors"
+    other.write_bytes(model_file({"w": weights(9)}))
+    with pytest.raises(WrongBaseError):
+        weightpack.unpack(packed, base.with_name("x"), base=other)
+    with LocalFile(packed) as file, pytest.raises(BaseNotFoundError):
+        PackedFile(file).decode_piece(
+            PackedFile(file).tensors["layer.2.weight"], PackedFile(file).pieces(PackedFile(file).tensors["layer.2.weight"])[0], bytearray(8)
+        )
 
 
 @pytest.mark.parametrize(("from_dtype", "to_dtype"), [("F32", "BF16"), ("F32", "F16"), ("BF16", "F32"), ("F16", "BF16"), ("F32", "F32"), ("F16", "F16")])

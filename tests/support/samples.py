@@ -349,7 +349,7 @@ def base_files() -> dict[str, tuple[bytes, tuple[str, ...]]]:
         for name, (dtype, shape, words) in matrices.items()
     }
     return {
-        "base-matrices": (_file_of(matrices), ()), "tuned-turned": (_file_of(turned), ("base-matrices",)),
+        "base-matrices": (_file_of(matrices), ()), "tuned-turned": (_file_of(turned), ("base-matrices",)), "same": (_file_of(matrices), ("base-matrices",)),
         "base-dtypes": (_file_of(base), ()), "tuned-dtypes": (_file_of(tuned), ("base-dtypes",)), "tuned-again": (_file_of(again), ("tuned-dtypes",)),
         "tuned-rans": (_file_of({k: tuned[k] for k in ("f32", "f16", "e4m3", "i8")}), ("base-dtypes",)),
         "tuned-decay": (_file_of({"f32": ("F32", (4096,), decayed)}), ("base-dtypes",)),

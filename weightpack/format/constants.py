@@ -69,7 +69,7 @@ class Mode(IntEnum):
     REPEATED = 6
 
 
-MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4, Mode.REPEATED: 4, "x": 5}
+MINOR_VERSIONS: dict[Mode | str, int] = {Mode.DIFFERENCE: 2, Mode.SCALED: 2, "g": 3, Mode.QUANTISED: 4, Mode.REPEATED: 4, "x": 5, "same": 5}
 """The minor version of the format that knows a mode, or a storage; 0 for the others (FORMAT section 12)."""
 
 

@@ -83,7 +83,8 @@ class Index:
     """`storage`: one of p, d, x, k, t, g for each tensor by name but the members of groups; `tied`: for each t the position of the tensor that holds its bytes.
 
     `tensors`: dtype, shape and offset of each by name; None for safetensors, whose
-    header says it. `base`, and `ranges`: for each d and x what it differs from. `groups`: for each g how many members it has (FORMAT 5.8).
+    header says it. `base`, and `ranges`: for each d and x what it differs from. `same`: the number of
+    the base's file that the source is, byte for byte; no tensor has an entry then (FORMAT 15.7). `groups`: for each g how many members it has (FORMAT 5.8).
     """
 
     source_format: str
@@ -98,10 +99,11 @@ class Index:
     base: BaseReference | None = None
     ranges: tuple[BaseRange, ...] = ()
     groups: tuple[int, ...] = ()
+    same: int | None = None
 
     def to_json(self) -> str:
         """Serialise; the same index gives the same text."""
-        root = {
+        root: dict[str, object] = {
             "version": [VERSION[0], self.minor_version],
             "source": {"format": self.source_format, "bytes": self.source_bytes, "sha256": self.source_sha256},
             "gaps": [[gap.offset, gap.n_bytes, base64.b64encode(gap.frame).decode()] for gap in self.gaps],
@@ -120,6 +122,8 @@ class Index:
                 "revision": self.base.revision,
                 "depth": self.base.depth,
             }
+            if self.same is not None:
+                root["same"] = self.same
             root["ranges"] = [_range_json(each) for each in self.ranges]
         return json.dumps(root, separators=(",", ":"))
 
@@ -163,16 +167,22 @@ class Index:
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
         with_base = [letter for letter in storage if letter in "dx"]
-        base, ranges = (_base(root), _ranges(root, with_base)) if with_base else (None, ())
+        same = root.get("same")
+        base, ranges = (_base(root), _ranges(root, with_base)) if with_base or same is not None else (None, ())
         if base is not None and any(r.file >= len(base.files) for r in ranges):
             raise CorruptionError("the index's ranges of the base do not match its storage")
+        if same is not None and not (
+            isinstance(same, int) and is_count(same) and base is not None and same < len(base.files) and not storage and not kept and tensors is None
+            and base.files[same].sha256 == source["sha256"] and base.files[same].n_bytes == source["bytes"]
+        ):  # fmt: skip
+            raise CorruptionError("the index does not say which file of the base the source is the same as")
         groups = _list(root, "groups") if "g" in storage else []
         counts = [n for n in groups if isinstance(n, int) and is_count(n) and n >= 1]
         if len(counts) != len(groups) or len(groups) != storage.count("g"):
             raise CorruptionError("the index's groups do not match its storage")
         return cls(
             source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors, base, ranges,
-            tuple(counts),
+            tuple(counts), same,
         )  # fmt: skip
 
 

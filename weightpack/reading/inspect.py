@@ -70,6 +70,8 @@ def _describe(packed: PackedFile, stored: StoredTensor, codecs: bool) -> TensorR
         codec = "kept"
     elif stored.storage == "t":
         codec = f"tied to {stored.holder}"
+    elif stored.storage == "b":
+        codec = "as in the base"
     elif stored.storage == "m":
         codec = f"in the group of {stored.holder}"
     else:
@@ -114,7 +116,7 @@ def inspect_planes(packed: PackedFile) -> list[PlanesReport]:
     reports = []
     for stored in packed.tensors.values():
         n_elems = stored.tensor.n_bytes * 8 // DTYPE_BITS.get(stored.tensor.dtype, 8)
-        if n_elems and stored.storage not in "tm":
+        if n_elems and stored.storage not in "tmb":
             planes = _record_planes(packed, stored) if stored.has_record else {"kept": stored.packed_bytes}
             reports.append(PlanesReport(stored.tensor.name, stored.tensor.dtype, n_elems, planes))
     return sorted(reports, key=lambda report: (-sum(report.planes.values()), report.name))

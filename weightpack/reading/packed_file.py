@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
 
 
+_NO_CRCS = np.empty(0, np.uint32)
 _FIRST_BYTES = 256  # read of a record at first
 
 
@@ -55,8 +56,8 @@ class Piece:
 class StoredTensor:
     """A tensor and where its bytes are.
 
-    `storage` is p (packed), d (differs from a base), x (from a base's matrix that is turned), k (kept), t (tied), g (first of a group, FORMAT 5.8) or m (member
-    of one: its `holder`); `begin` and `end` are bytes of the packed file, of a group's first the whole group's, and of members none.
+    `storage` is p (packed), d (differs from a base), x (from a base's matrix that is turned), b (is the base's), k (kept), t (tied), g (first of a group, 5.8)
+    or m (member of one: its `holder`); `begin` and `end` are bytes of the packed file, of a group's first the whole group's, and of some none.
     """
 
     tensor: Tensor
@@ -134,6 +135,16 @@ class PackedFile:
             raise LimitError(f"the file has {len(segments.tensors)} tensors, the limit is {limits.max_tensors}")
         if len(index.storage) != len(header.entries):
             raise CorruptionError("the index does not say how each tensor is stored")
+        self._last_chunk: tuple[str, int, Bytes] | None = None
+        self._heads: dict[str, RecordHead] = {}
+        self._scratch, self._elements = Scratch(), BaseElements()
+        self._groups, self._group_of = {}, {}
+        if index.same is not None:  # no tensor has an entry
+            self.tensors = {
+                tensor.name: StoredTensor(tensor, "b", tensor.name, file.size, file.size, _NO_CRCS, BaseRange(index.same, "U8", tensor.offset, tensor.n_bytes))
+                for tensor in segments.tensors
+            }
+            return
         if index.tensors is not None and index.groups:
             raise CorruptionError("the index has groups of tensors, which only those of safetensors files can have")
         names = sorted(header.entries)
@@ -143,9 +154,6 @@ class PackedFile:
         if [tensor.name for tensor in segments.tensors if self._group_of.get(tensor.name, tensor.name) == tensor.name] != names:
             raise CorruptionError("the file's tensors are not those of its source's header")
         self.tensors = self._stored(segments.tensors, header, index, names)
-        self._last_chunk: tuple[str, int, Bytes] | None = None
-        self._heads: dict[str, RecordHead] = {}
-        self._scratch, self._elements = Scratch(), BaseElements()
 
     def _stored(self, tensors: tuple[Tensor, ...], header: Header, index: Index, names: list[str]) -> dict[str, StoredTensor]:
         if len(index.kept_crc32c) % 4:
@@ -277,6 +285,8 @@ class PackedFile:
                 head = self.record_head(holder)
                 packed = self._scratch.get(int(head.offsets[piece.last] - head.offsets[piece.first]))
                 self._decode_chunks(holder, head, piece.first, piece.last, packed, out, lambda number: self._earlier(holder, head, number))
+            elif holder.storage == "b" and holder.base is not None:
+                self._base(holder.base).read_into(holder.base.offset + piece.begin, memoryview(out))
             else:
                 self.file.read_into(holder.begin + piece.begin, memoryview(out))
                 for number, (offset, n) in enumerate(pieces(out.size, KEPT_PIECE_BYTES), piece.first):
@@ -302,12 +312,15 @@ class PackedFile:
 
     def _base_elems(self, stored: StoredTensor, base: BaseRange) -> Callable[[int, int], Bytes]:
         """Return what gives the base's elements in the tensor's layout, from the first of the tensor, and a count."""
+        reader = self._base(base)
+        return lambda first, count: self._elements(reader, base, stored.tensor.dtype, first, count)
+
+    def _base(self, base: BaseRange) -> RandomReader:
         reference = self.index.base
         assert reference is not None
         if not self.bases:
             raise BaseNotFoundError(f"the tensor is stored as its difference from a base that was not opened: {described(reference)}")
-        reader = self.bases[base.file]
-        return lambda first, count: self._elements(reader, base, stored.tensor.dtype, first, count)
+        return self.bases[base.file]
 
     def decode_gap(self, gap: Gap) -> bytes:
         """Return the bytes of a gap."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -106,6 +106,7 @@ class _Stored:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by its first tensor's name, the others
     ranges: dict[str, BaseRange] = field(default_factory=dict)
     saved: dict[str, int] = field(default_factory=dict)  # bytes, by those ranges
+    same: int | None = None  # number of the base's file that is the source, so that nothing is stored
 
 
 def pack_file(
@@ -136,7 +137,9 @@ def pack_file(
         matches = match_tensors(source, segments, bases) if bases else {}
         packer = _Packer(source, segments, target, options, bases, matches, threads, meter, verify=verify)
         packer.write_data()
-        if useless := packer.useless_ranges():
+        if (same := packer.same_as()) is not None:
+            packer.store_nothing(same)
+        elif useless := packer.useless_ranges():
             matches = {name: base for name, base in matches.items() if name not in useless}
             packer = _Packer(source, segments, target, options, bases, matches, threads, meter, verify=verify)
             packer.write_data()
@@ -356,6 +359,17 @@ class _Packer:
         self.stored.heads[tensor.name] = head
         self.stored.entries[tensor.name] = Entry(tensor.name, "U8", (record_bytes,), self._record_begin, self.position)
 
+    def same_as(self) -> int | None:
+        """Return the number of the base's file that the source is, byte for byte; None if it is none of them."""
+        if self.segments.source_format != "safetensors":
+            return None
+        return next((i for i, base in enumerate(self.bases) if (base.file.sha256, base.file.n_bytes) == (self.sha256, self.source.size)), None)
+
+    def store_nothing(self, same: int) -> None:
+        """Forget what was written: a file of the base has it all (FORMAT 15.7)."""
+        self.stored, self.position, self._minor_version = _Stored(same=same), 0, MINOR_VERSIONS["same"]
+        self.ledger.forget(0)
+
     def useless_ranges(self) -> set[str]:
         """Return the tensors whose base costs more in the index than it saves, if the file would be larger for it: they had better be packed without."""
         ranges, saved = self.stored.ranges, self.stored.saved
@@ -400,9 +414,9 @@ class _Packer:
 
     def _header(self, stored: _Stored, sha256: str) -> bytes:
         members = {name for group in stored.groups.values() for name in group}
-        names = [tensor.name for tensor in self.segments.tensors if tensor.name not in members]
+        names = [tensor.name for tensor in self.segments.tensors if tensor.name not in members] if stored.same is None else []
         ranges = [stored.ranges[name] for name in names if name in stored.ranges]
-        reference, ranges = self._reference(ranges)
+        reference, ranges = self._reference(ranges, stored.same)
         positions = {name: i for i, name in enumerate(names)}
         index = Index(
             self.segments.source_format,
@@ -417,25 +431,26 @@ class _Packer:
             reference,
             tuple(ranges),
             tuple(len(stored.groups[name]) for name in names if name in stored.groups),
+            None if stored.same is None else 0,
         ).to_json()
         metadata = {**(self.segments.metadata or {}), INDEX_KEY: index, INDEX_CRC_KEY: f"{active().crc32c(index.encode()):08x}"}
         return build_header(metadata, list(stored.entries.values()))
 
-    def _used(self, ranges: list[BaseRange]) -> list[int]:
+    def _used(self, ranges: Iterable[BaseRange], same: int | None) -> list[int]:
         """Return the numbers of the base's files that are needed; the index names no other."""
-        return sorted({each.file for each in ranges})
+        return sorted({each.file for each in ranges}) if same is None else [same]
 
-    def _reference(self, ranges: list[BaseRange]) -> tuple[BaseReference | None, list[BaseRange]]:
-        if not ranges:
+    def _reference(self, ranges: list[BaseRange], same: int | None) -> tuple[BaseReference | None, list[BaseRange]]:
+        used = self._used(ranges, same)
+        if not used:
             return None, []
-        used = self._used(ranges)
         bases = [self.bases[number] for number in used]
         reference = BaseReference(tuple(base.file for base in bases), bases[0].repo, bases[0].revision, 1 + max(base.depth for base in bases))
         return reference, [replace(each, file=used.index(each.file)) for each in ranges]
 
     def _needed_bases(self) -> list[RandomReader]:
         """Return the files that the index names, in its order."""
-        return [self.bases[number].reader for number in self._used(list(self.stored.ranges.values()))]
+        return [self.bases[number].reader for number in self._used(self.stored.ranges.values(), self.stored.same)]
 
     def _header_bound(self) -> int:
         """Return room for the longest header that these tensors could get: each may be packed, kept or tied."""
@@ -499,8 +514,8 @@ class _Packer:
         index, stored, begin = packed.index, self.stored, self.ledger.begin
         if (index.source_bytes, index.source_sha256, index.gaps) != (self.source.size, self.sha256, self.gaps):
             yield "its source's length, SHA-256 or gaps"
-        _, ranges = self._reference([stored.ranges[name] for name in sorted(stored.ranges)])
-        files = [self.bases[number].file.sha256 for number in self._used(list(stored.ranges.values()))]
+        _, ranges = self._reference([stored.ranges[name] for name in sorted(stored.ranges)], stored.same)
+        files = [self.bases[number].file.sha256 for number in self._used(stored.ranges.values(), stored.same)]
         if [file.sha256 for file in index.base.files] != files if index.base else files:
             yield "its base"
         by_name = dict(zip(sorted(stored.ranges), ranges, strict=True))
@@ -510,7 +525,9 @@ class _Packer:
             there = found.tensor
             same = there.dtype == tensor.dtype and there.shape == tensor.shape and there.n_bytes == tensor.n_bytes
             same = same and (there.offset == tensor.offset or not tensor.n_bytes)
-            if name in first_of:
+            if stored.same is not None:
+                same = same and (found.storage, found.base) == ("b", BaseRange(0, "U8", tensor.offset, tensor.n_bytes))
+            elif name in first_of:
                 same = same and found.storage == "m" and found.holder == first_of[name]
             else:
                 entry, head = stored.entries[name], stored.heads.get(name)
