@@ -38,7 +38,8 @@ SURFACE = {
         "pack_checkpoint", "pack_run", "plain_files", "restore", "series", "unshare", "verify",
     ],
     "weightpack.torch": [
-        "HuffmanCompressor", "HuffmanDecompressor", "load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model",
+        "HuffmanCompressor", "HuffmanDecompressor", "PackedEmbedding", "PackedLinear", "PackedTensor", "compress", "load", "load_file", "load_model",
+        "safe_open", "save", "save_file", "save_model",
     ],
     "weightpack.trainer": ["PackedCheckpoint", "WeightpackCallback", "WeightpackTrainer", "WeightpackTrainerMixin"],
     "weightpack.transformers": ["WeightpackConfig", "disable", "enable", "is_enabled", "save_pretrained"],

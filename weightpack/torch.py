@@ -29,7 +29,13 @@ except ImportError:
 if TYPE_CHECKING:
     from weightpack.options import PackOptions
 
-__all__ = ["HuffmanCompressor", "HuffmanDecompressor", "load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
+from weightpack.resident.modules import PackedEmbedding, PackedLinear, compress
+from weightpack.resident.tensor import PackedTensor
+
+__all__ = [
+    "HuffmanCompressor", "HuffmanDecompressor", "PackedEmbedding", "PackedLinear", "PackedTensor", "compress", "load", "load_file", "load_model", "safe_open",
+    "save", "save_file", "save_model",
+]  # fmt: skip
 
 
 def safe_open(

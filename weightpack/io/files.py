@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import stat
 import threading
@@ -88,6 +89,7 @@ class LocalFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
         self._fd: int | None = None
+        self._mapped: Bytes | None = None
         self._fd, state = _open_regular(self.name)
         self.size = state.st_size
         self._state = (state.st_size, state.st_mtime_ns)
@@ -117,6 +119,17 @@ class LocalFile:
         buffer[: len(data)] = data
         return len(data)
 
+    def mapped(self) -> Bytes:
+        """Return the file's bytes, (size,) uint8, mapped and not to be written to: memory that processes share. They stay when this file is closed.
+
+        A file that is cut short while it is mapped ends the process that reads there; replacing it, as weightpack does, is no harm.
+        """
+        if self._fd is None:
+            raise OptionError("the file is closed", path=self.name)
+        if self._mapped is None:
+            self._mapped = np.frombuffer(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ), np.uint8)
+        return self._mapped
+
     def changed(self) -> bool:
         """Has the file been written to since it was opened?"""
         assert self._fd is not None
@@ -126,7 +139,7 @@ class LocalFile:
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
-            self._fd = None
+            self._fd = self._mapped = None
 
     def __enter__(self) -> LocalFile:
         return self

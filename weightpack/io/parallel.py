@@ -7,7 +7,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 THREADS_VARIABLE = "WEIGHTPACK_THREADS"
 _BATCH_BYTES = 2 << 20
 _MOST_KEPT = 16 << 20
+_MOST_HELPERS = 1024  # as many threads are started as are asked for at once
 
 
 class Scratch(threading.local):
@@ -142,6 +144,36 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], threads: 
         finally:
             for future in in_flight:
                 future.cancel()
+
+
+def spread(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> None:
+    """Call `work` on each item, in this thread and in others that are kept for the next call: what takes a millisecond can't wait for threads to start.
+
+    Items begin in their order. What an item raises is raised when no other is at work any more.
+    """
+    waiting = iter(items)
+
+    def work_on() -> None:
+        for item in waiting:
+            work(item)
+
+    helpers = [_kept_pool().submit(work_on) for _ in range(threads - 1)]
+    try:
+        work_on()
+    finally:
+        wait([helper for helper in helpers if not helper.cancel()])
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()
+
+
+@cache
+def _kept_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_HELPERS, thread_name_prefix="weightpack-kept")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_kept_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def _batches(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -18,7 +18,57 @@ if TYPE_CHECKING:
 _RUN_BYTES = 2 << 20  # for one thread in one go
 
 
-def decode_record(record: memoryview, out: NDArray[np.uint8], threads: int = 1, *, in_place: bool = False) -> None:
+class Record:
+    """A record in memory, its head parsed and checked.
+
+    Parameters
+    ----------
+    data : (record_bytes,) uint8
+    n_bytes
+        Of the tensor.
+
+    Raises
+    ------
+    FormatError
+        The head is damaged.
+    """
+
+    def __init__(self, data: memoryview, n_bytes: int) -> None:
+        self.data = data
+        self.head = parse_record_head(data[: table_bytes(data, n_bytes, len(data))], n_bytes, len(data))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the tensor that a chunk holds; of the last one, at most."""
+        return self.head.chunk_elems * self.head.layout.elem_bytes
+
+    def decode(self, first: int, last: int, out: NDArray[np.uint8], base: Callable[[int, int], NDArray[np.uint8]] | None = None) -> None:
+        """Decode chunks [first, last) into `out`; `base` as for `decode_chunks`, and then no chunk may repeat another: the base may be where it stood.
+
+        Raises
+        ------
+        FormatError
+            They are damaged, or need a base.
+        """
+        self._decode(first, last, out, base, self._original if base is None else None)
+
+    def _decode(
+        self, first: int, last: int, out: NDArray[np.uint8], base: Callable[[int, int], NDArray[np.uint8]] | None,
+        earlier: Callable[[int], NDArray[np.uint8]] | None,
+    ) -> None:  # fmt: skip
+        head = self.head
+        offsets = head.offsets[first : last + 1]
+        data = self.data[int(offsets[0]) : int(offsets[-1])]
+        decode_chunks(head.layout, data, offsets, head.crcs[first:last], head.chunk_elems, out.size // head.layout.elem_bytes, first, out, base, earlier)
+
+    def _original(self, number: int) -> NDArray[np.uint8]:
+        """Return a chunk that a later one repeats: no such chunk repeats another."""
+        chunk = np.empty(self.head.elems_of(number) * self.head.layout.elem_bytes, np.uint8)
+        self._decode(number, number + 1, chunk, None, None)
+        return chunk
+
+
+def decode_record(data: memoryview, out: NDArray[np.uint8], threads: int = 1, *, in_place: bool = False) -> None:
     """Decode a record into `out`, (n_bytes,) uint8; with `in_place`, onto what stands there as its base.
 
     Raises
@@ -26,35 +76,23 @@ def decode_record(record: memoryview, out: NDArray[np.uint8], threads: int = 1, 
     FormatError
         The record is damaged, or needs a base.
     """
-    head = parse_record_head(record[: table_bytes(record, out.size, len(record))], out.size, len(record))
-    chunk_elems, elem_bytes = head.chunk_elems, head.layout.elem_bytes
-    per_run = head.n_chunks if threads == 1 and not in_place else max(1, _RUN_BYTES // (chunk_elems * elem_bytes))
+    record = Record(data, out.size)
+    n_chunks, chunk_bytes, elem_bytes = record.head.n_chunks, record.chunk_bytes, record.head.layout.elem_bytes
+    per_run = n_chunks if threads == 1 and not in_place else max(1, _RUN_BYTES // chunk_bytes)
     scratch = Scratch()
 
-    def base_elems(first: int, n: int) -> NDArray[np.uint8]:
+    def base(first: int, n: int) -> NDArray[np.uint8]:
         return out[first * elem_bytes : (first + n) * elem_bytes]
 
-    base = base_elems if in_place else None
-
-    def decode(first: int, last: int, to: NDArray[np.uint8], earlier: Callable[[int], NDArray[np.uint8]] | None) -> None:
-        offsets = head.offsets[first : last + 1]
-        data = record[int(offsets[0]) : int(offsets[-1])]
-        decode_chunks(head.layout, data, offsets, head.crcs[first:last], chunk_elems, to.size // elem_bytes, first, to, base, earlier)
-
-    def one(number: int) -> NDArray[np.uint8]:
-        chunk = np.empty(head.elems_of(number) * elem_bytes, np.uint8)
-        decode(number, number + 1, chunk, None)
-        return chunk
-
     def work(first: int) -> None:
-        last = min(first + per_run, head.n_chunks)
-        to = out[first * chunk_elems * elem_bytes : last * chunk_elems * elem_bytes]
-        if in_place:  # no chunk repeats another there: that may have become another
+        last = min(first + per_run, n_chunks)
+        to = out[first * chunk_bytes : last * chunk_bytes]
+        if in_place:
             decoded = scratch.get(to.size)
-            decode(first, last, decoded, None)
+            record.decode(first, last, decoded, base)
             to[:] = decoded
         else:
-            decode(first, last, to, one)
+            record.decode(first, last, to)
 
-    for _ in ordered_map(work, range(0, head.n_chunks, per_run), threads, lambda first: _RUN_BYTES):
+    for _ in ordered_map(work, range(0, n_chunks, per_run), threads, lambda first: _RUN_BYTES):
         pass

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
@@ -13,7 +13,7 @@ import numpy as np
 from weightpack.arrays.memory import Framework, NumpyFramework, T, TorchFramework
 from weightpack.errors import OptionError, PathNotFoundError, TensorNotFoundError, located
 from weightpack.format.safetensors import check_tiles
-from weightpack.io.files import LocalFile, RandomReader
+from weightpack.io.files import LocalFile, RandomReader, read_at
 from weightpack.io.parallel import ordered_map, thread_count
 from weightpack.io.remote import RemoteFile, is_url
 from weightpack.options import DEFAULT_LIMITS, Limits
@@ -69,6 +69,17 @@ class TensorReader:
             if holder.has_record:
                 self.packed.record_head(holder)
 
+    def record(self, name: str) -> Bytes | None:
+        """Return the record of a tensor that has one of its own, which needs no base: mapped, where the file is on this machine; None of any other tensor."""
+        if self.packed is None:
+            return None
+        holder = self.packed.stored(self.packed.stored(name).holder)
+        if holder.storage != "p":
+            return None
+        if isinstance(self.file, LocalFile):
+            return self.file.mapped()[holder.begin : holder.end]
+        return np.frombuffer(read_at(self.file, holder.begin, holder.packed_bytes), np.uint8)
+
     def read(self, wanted: Sequence[tuple[str, int, Bytes]], threads: int = 1) -> None:
         """Fill buffers: for each (name, begin, out), `len(out)` bytes of the tensor from byte `begin`. Of packed tensors only the chunks that hold them are
         decoded; all chunks of all tensors are one queue for the threads."""
@@ -91,10 +102,18 @@ class TensorReader:
 
 
 class TensorSlice(Generic[T]):
-    """What `get_slice` returns: shape and dtype without decoding, and indexing that decodes only the rows asked for."""
+    """What `get_slice` returns: shape and dtype without decoding, and indexing that decodes only the rows asked for.
+
+    `whole`, if it is set, makes what `[...]` gives, for who holds the tensor in another form.
+    """
 
     def __init__(self, opened: SafeOpen[T], tensor: Tensor) -> None:
         self._opened, self._tensor = opened, tensor
+        self.whole: Callable[[], T] | None = None
+
+    def get_record(self) -> Bytes | None:
+        """Return the tensor's record, if it has one that needs nothing else."""
+        return self._opened._open().record(self._tensor.name)
 
     def get_shape(self) -> list[int]:
         """Return the shape."""
@@ -106,6 +125,8 @@ class TensorSlice(Generic[T]):
 
     def __getitem__(self, key: Any) -> T:
         """Index as the framework does; what comes has memory of its own. Rows outside the first index's range are not decoded."""
+        if self.whole is not None and key is Ellipsis:
+            return self.whole()
         shape = self._tensor.shape
         keys = key if isinstance(key, tuple) else (key,)
         first = keys[0] if keys else Ellipsis
