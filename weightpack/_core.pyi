@@ -29,6 +29,24 @@ def decode_chunks(
     workspace: Buffer,
     /,
 ) -> tuple[int, int]: ...
+def multiply_chunks(
+    isa: int,
+    layout: int,
+    data: Buffer,
+    offsets: Buffer,
+    crcs: Buffer,
+    next: int,
+    chunk_elems: int,
+    n_elems: int,
+    first_number: int,
+    type: int,
+    x: Buffer,
+    n_cols: int,
+    sums: Buffer,
+    workspace: Buffer,
+    /,
+) -> tuple[int, int]: ...
+def multiply(isa: int, type: int, elems: Buffer, elem: int, x: Buffer, n_cols: int, sums: Buffer, /) -> int: ...
 def encode_chunks(
     isa: int,
     layout: int,

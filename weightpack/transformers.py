@@ -49,16 +49,18 @@ class WeightpackConfig(QuantizationConfigMixin):
     resident
         Keep the large weights packed in memory, as `weightpack.torch.compress` does, on the CPU. They go from the packed file to memory as they are; from a
         local file they are mapped. With an `inner` config it is refused.
+    fused
+        Of a resident model, as for `weightpack.torch.compress`.
     """
 
-    def __init__(self, inner: dict[str, Any] | None = None, resident: bool = False, **_: Any) -> None:
+    def __init__(self, inner: dict[str, Any] | None = None, resident: bool = False, fused: bool = False, **_: Any) -> None:
         self.quant_method = _METHOD
-        self.inner, self.resident = inner, resident
+        self.inner, self.resident, self.fused = inner, resident, fused
         self.dequantize = True  # what comes out is the plain model: transformers takes the config away after loading
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """Return what a config that is given to `from_pretrained` says in place of the one in config.json."""
-        return {"resident": self.resident}
+        return {"resident": self.resident, "fused": self.fused}
 
 
 class WeightpackQuantizer(HfQuantizer):
@@ -98,7 +100,7 @@ class WeightpackQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         if self.quantization_config.resident:
-            compress(model)
+            compress(model, fused=self.quantization_config.fused)
             unpack_others(model)
         self.remove_quantization_config(model)
         return model

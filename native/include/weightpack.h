@@ -30,6 +30,7 @@ enum {
 };
 
 #define WP_MAX_CHUNK_BYTES (1u << 23)
+#define WP_MAX_BATCH 64   /* rows of a product; no number of the format */
 #define WP_MAX_ANCHORS 16   /* of a grid; no number of the format */
 #define WP_MAX_SAMPLE 4096 /* elements of a sample of which scales are tried; no number of the format */
 #define WP_MAX_STREAM_BYTES ((1u << 24) - 1)
@@ -212,6 +213,30 @@ wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, s
  * Stops at the first that is not WP_OK and leaves its index in *next. offsets has n_chunks + 1 entries, crcs n_chunks. */
 wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
                            size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next);
+
+/* ---- Products with a matrix while it is decoded. */
+
+typedef enum { WP_FLOAT_BF16 = 0, WP_FLOAT_F16 = 1, WP_FLOAT_F32 = 2, WP_N_FLOATS = 3 } wp_float;
+
+/* Rows of n_cols elements of a type, each times each of `batch` rows of x (n_cols floats, one after the other; at most WP_MAX_BATCH): the products are added to
+ * `sums`, `batch` floats for each row of the matrix, in single precision and an order that the ISA has. `sums` begins with the row that the first element is
+ * of. */
+typedef struct {
+    unsigned type;
+    size_t n_cols, batch;
+    const float *x;
+    float *sums;
+} wp_product;
+
+/* As wp_decode_chunks, but elements are multiplied in place of being written. Chunk 0 begins with element first_number * chunk_elems of the matrix. What is in
+ * `sums` after a failure, but for WP_NEEDS_ZSTD and WP_NEEDS_CALLER, is undefined. WP_ARGUMENT if the type does not fit the layout, or there are too many rows.
+ */
+wp_status wp_multiply_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs,
+                             size_t n_chunks, size_t chunk_elems, size_t n_elems, uint32_t first_number, const wp_product *product, wp_workspace *ws,
+                             size_t *next);
+
+/* The same for n_elems that are decoded; the first is number `elem` of the matrix, counted from the first of the row that `sums` begins with. */
+wp_status wp_multiply(unsigned isa, const wp_product *product, const uint8_t *elems, size_t n_elems, uint64_t elem);
 
 /* ---- Section 14: elements as differences from a base. Layouts of 1, 2 and 4 bytes; both sides have the same layout. `shift`: low bits that are dropped, zero
  * in the elements; at most word bits - 2. `frequent` are n_frequent differences (u32, modulo 2^(word bits - shift)), at most 64, that are classes of their own.

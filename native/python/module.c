@@ -250,6 +250,68 @@ static PyObject *decode_chunks(PyObject *self, PyObject *args) {
     return Py_BuildValue("(in)", (int)status, (Py_ssize_t)done);
 }
 
+/* The product that arguments say: x is `batch` rows of n_cols floats, and sums has room for the rows of the matrix that n_elems from element `elem` are of. */
+static int product_of(unsigned type, const Py_buffer *x, Py_ssize_t n_cols, const Py_buffer *sums, uint64_t elem, Py_ssize_t n_elems, wp_product *p) {
+    const Py_ssize_t row_bytes = n_cols > 0 && n_cols <= PY_SSIZE_T_MAX / 4 ? 4 * n_cols : 0;
+    if (!fits(type < WP_N_FLOATS && row_bytes && x->len >= row_bytes && x->len % row_bytes == 0 && x->len / row_bytes <= WP_MAX_BATCH, "x")) return 0;
+    *p = (wp_product){type, (size_t)n_cols, (size_t)(x->len / row_bytes), x->buf, sums->buf};
+    if (!fits(((uintptr_t)x->buf | (uintptr_t)sums->buf) % 4 == 0 && n_elems > 0 && (uint64_t)n_elems <= UINT64_MAX - elem, "x or sums")) return 0;
+    const uint64_t n_rows = (elem + (uint64_t)n_elems - 1) / p->n_cols - elem / p->n_cols + 1;
+    return fits((uint64_t)sums->len / 4 / p->batch >= n_rows, "sums");
+}
+
+static PyObject *multiply_chunks(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, layout, first_number, type;
+    Py_ssize_t next, chunk_elems, n_elems, n_cols;
+    Py_buffer data, offsets, crcs, x, sums, workspace;
+    wp_product product;
+    if (!PyArg_ParseTuple(args, "IIy*y*y*nnnIIy*nw*w*", &isa, &layout, &data, &offsets, &crcs, &next, &chunk_elems, &n_elems, &first_number, &type, &x, &n_cols,
+                          &sums, &workspace))
+        return NULL;
+    wp_status status = WP_ARGUMENT;
+    size_t n_chunks = (size_t)crcs.len / 4, done = (size_t)next;
+    if (isa_ok(isa) && workspace_ok(&workspace) && fits(wp_layout_of(layout) && n_elems > 0, "elems") &&
+        fits(chunk_elems > 0 && chunk_elems <= WP_MAX_CHUNK_BYTES && next >= 0 && (size_t)n_elems <= n_chunks * (size_t)chunk_elems, "chunks") &&
+        fits((size_t)offsets.len == (n_chunks + 1) * 8 && (uintptr_t)offsets.buf % 8 == 0 && (uintptr_t)crcs.buf % 4 == 0, "offsets or crcs") &&
+        product_of(type, &x, n_cols, &sums, (uint64_t)first_number * (uint64_t)chunk_elems, n_elems, &product)) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_multiply_chunks(isa, layout, BYTES(data), (size_t)data.len, offsets.buf, crcs.buf, n_chunks, (size_t)chunk_elems, (size_t)n_elems,
+                                    first_number, &product, workspace.buf, &done);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&offsets);
+    PyBuffer_Release(&crcs);
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&sums);
+    PyBuffer_Release(&workspace);
+    if (PyErr_Occurred()) return NULL;
+    return Py_BuildValue("(in)", (int)status, (Py_ssize_t)done);
+}
+
+static PyObject *multiply(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned isa, type;
+    Py_ssize_t elem, n_cols;
+    Py_buffer elems, x, sums;
+    wp_product product;
+    wp_status status = WP_ARGUMENT;
+    if (!PyArg_ParseTuple(args, "IIy*ny*nw*", &isa, &type, &elems, &elem, &x, &n_cols, &sums)) return NULL;
+    const Py_ssize_t bytes = type == WP_FLOAT_F32 ? 4 : 2, n_elems = elems.len / bytes;
+    if (isa_ok(isa) && fits(elem >= 0 && elems.len % bytes == 0, "elems") &&
+        product_of(type, &x, n_cols, &sums, (uint64_t)(elem % (n_cols > 0 ? n_cols : 1)), n_elems, &product)) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wp_multiply(isa, &product, BYTES(elems), (size_t)n_elems, (uint64_t)(elem % n_cols));
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&elems);
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&sums);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong((long)status);
+}
+
 /* What the last chunk's statistics say: (repeats, [(codec, begin, n_bytes, plane_begin, plane_bytes, repeats)]); planes are in the
  * workspace. */
 static PyObject *facts(const wp_encoded_chunk *chunk, const uint8_t *workspace) {
@@ -607,6 +669,9 @@ static PyMethodDef methods[] = {
     {"workspace_bytes", workspace_bytes, METH_NOARGS, "Size of a decoder's workspace; aligned to 8."},
     {"decode_chunks", decode_chunks, METH_VARARGS,
      "decode_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, out, workspace) -> (status, next)"},
+    {"multiply_chunks", multiply_chunks, METH_VARARGS,
+     "multiply_chunks(isa, layout, data, offsets, crcs, next, chunk_elems, n_elems, first_number, type, x, n_cols, sums, workspace) -> (status, next)"},
+    {"multiply", multiply, METH_VARARGS, "multiply(isa, type, elems, elem, x, n_cols, sums) -> status"},
     {"encode_chunks", encode_chunks, METH_VARARGS,
      "encode_chunks(isa, layout, elems, chunk_elems, first_number, most_tables, huffman, repeat_share, workspace, out, sizes, crcs) -> (status, n_done, facts "
      "of the last "

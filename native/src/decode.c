@@ -7,6 +7,7 @@
 #include "mem.h"
 #include "plane.h"
 #include "prefetch.h"
+#include "product.h"
 
 enum { BATCH_BLOCKS = WP_BATCH_BLOCKS, BATCH_ELEMS = WP_BATCH_ELEMS, STEP_ELEMS = 4 * WP_BLOCK, STREAMED_BYTES = 64 << 20 };
 
@@ -43,13 +44,21 @@ static int padding_is_zero(const uint8_t *in, unsigned w, size_t m) {
 
 /* ---- chunks ---- */
 
-/* `streamed`: the output is so long that the cache loses it before anyone reads it. Then each batch is made in the workspace and written past the cache, which
- * saves reading every line of the output before it is overwritten. */
-static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, int streamed, wp_workspace *ws, uint8_t *out,
-                              uint32_t *crc) {
+/* Where batches go. `streamed`: the output is so long that the cache loses it before anyone reads it. Then each batch is made in the workspace and written
+ * past the cache, which saves reading every line of the output before it is overwritten. `sum`, if it is not NULL: batches are made in the workspace, and
+ * added there; `out` is not used. */
+typedef struct {
+    uint8_t *out;
+    int streamed;
+    wp_summation *sum;
+} target;
+
+static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *streams, size_t n_elems, target to_target, wp_workspace *ws, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     const wp_kernels *k = wp_kernels_of(isa);
     const unsigned r = l->raw_bits;
+    const int in_place = !to_target.streamed && !to_target.sum;
+    uint8_t *out = to_target.out;
     const size_t n_blocks = (n_elems + WP_BLOCK - 1) / WP_BLOCK, full = wp_block_bytes(r, WP_BLOCK);
     const uint8_t *bits = NULL, *bits_end = NULL;
     wp_status status;
@@ -83,14 +92,14 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
                 if ((status = wp_plane_next(k, &ws->u.planes[p], m, step_planes[p + 1], ws->symbols[p] + i, &step_planes[p])) != WP_OK) return status;
                 if (i == 0) planes[p] = step_planes[p];
             }
-            if (!streamed) wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
+            if (in_place) wp_prefetch_share((wp_range){out + n * l->elem_bytes, n_ahead * l->elem_bytes}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             if (r && n_ahead) {
                 size_t left = (size_t)(bits_end - bits), batch = BATCH_BLOCKS * full;
                 if (left >= 2 * batch) wp_prefetch_share((wp_range){bits + batch, batch}, i / STEP_ELEMS, BATCH_ELEMS / STEP_ELEMS);
             }
         }
 
-        uint8_t *made = streamed ? ws->batch : out, *to = made;
+        uint8_t *made = in_place ? out : ws->batch, *to = made;
         for (size_t b = 0; b * WP_BLOCK < n;) {
             size_t m = n - b * WP_BLOCK < WP_BLOCK ? n - b * WP_BLOCK : WP_BLOCK, run = 0;
             /* Runs of whole blocks in full width go to the kernel as they are. */
@@ -124,8 +133,11 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
             to += run * WP_BLOCK * l->elem_bytes;
         }
         *crc = k->crc32c(*crc, made, n * l->elem_bytes);
-        if (streamed) wp_stream_copy(out, made, n * l->elem_bytes);
-        out += n * l->elem_bytes;
+        if (to_target.sum) wp_summation_add(to_target.sum, made, n * l->elem_bytes);
+        else {
+            if (to_target.streamed) wp_stream_copy(out, made, n * l->elem_bytes);
+            out += n * l->elem_bytes;
+        }
     }
     for (unsigned p = 0; p < l->n_planes; p++)
         if ((status = wp_plane_close(&ws->u.planes[p])) != WP_OK) return status;
@@ -135,7 +147,7 @@ static wp_status decode_split(unsigned isa, unsigned layout, const wp_stream *st
 static unsigned n_streams_of(const wp_layout *l, unsigned mode) { return mode == WP_MODE_WHOLE ? 1 : l->n_planes + (l->raw_bits ? 2u : 0u); }
 
 static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems,
-                                uint32_t chunk_number, int streamed, wp_workspace *ws, uint8_t *out, uint32_t *crc) {
+                                uint32_t chunk_number, target to, wp_workspace *ws, uint32_t *crc) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l || (mode != WP_MODE_SPLIT && mode != WP_MODE_WHOLE)) return WP_UNSUPPORTED;
     if (n_streams != n_streams_of(l, mode)) return WP_CORRUPT;
@@ -147,16 +159,16 @@ static wp_status decode_streams(unsigned isa, unsigned layout, unsigned mode, co
         layout = WP_BYTES1;
         n_elems *= l->elem_bytes;
     }
-    return decode_split(isa, layout, streams, n_elems, streamed, ws, out, crc);
+    return decode_split(isa, layout, streams, n_elems, to, ws, crc);
 }
 
 wp_status wp_decode_streams(unsigned isa, unsigned layout, unsigned mode, const wp_stream *streams, unsigned n_streams, size_t n_elems, uint32_t chunk_number,
                             wp_workspace *ws, uint8_t *out, uint32_t *crc) {
-    return decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, 0, ws, out, crc);
+    return decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, (target){out, 0, NULL}, ws, crc);
 }
 
 static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number,
-                              uint32_t expected_crc, int streamed, wp_workspace *ws, uint8_t *out) {
+                              uint32_t expected_crc, target to, wp_workspace *ws) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
     if (chunk_bytes < 4) return WP_TRUNCATED;
@@ -188,29 +200,59 @@ static wp_status decode_chunk(unsigned isa, unsigned layout, const uint8_t *chun
         if (*data) return WP_CORRUPT;
     if (zstd) return WP_NEEDS_ZSTD;
     uint32_t crc;
-    wp_status status = decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, streamed, ws, out, &crc);
+    wp_status status = decode_streams(isa, layout, mode, streams, n_streams, n_elems, chunk_number, to, ws, &crc);
     return status != WP_OK ? status : crc != expected_crc ? WP_CHECKSUM : WP_OK;
 }
 
 wp_status wp_decode_chunk(unsigned isa, unsigned layout, const uint8_t *chunk, size_t chunk_bytes, size_t n_elems, uint32_t chunk_number, uint32_t expected_crc,
                           wp_workspace *ws, uint8_t *out) {
-    return decode_chunk(isa, layout, chunk, chunk_bytes, n_elems, chunk_number, expected_crc, 0, ws, out);
+    return decode_chunk(isa, layout, chunk, chunk_bytes, n_elems, chunk_number, expected_crc, (target){out, 0, NULL}, ws);
+}
+
+/* What both functions below do with chunks [*next, n_chunks); the summation begins anew with each. */
+typedef struct {
+    const uint8_t *data;
+    size_t data_bytes;
+    const int64_t *offsets;
+    const uint32_t *crcs;
+    size_t n_chunks, chunk_elems, n_elems;
+    uint32_t first_number;
+} chunk_run;
+
+static wp_status decode_run(unsigned isa, unsigned layout, chunk_run run, target to, const wp_product *product, wp_workspace *ws, size_t *next) {
+    const wp_layout *l = wp_layout_of(layout);
+    const uint64_t skipped = product ? (uint64_t)run.first_number * run.chunk_elems % product->n_cols : 0;
+    for (size_t i = *next; i < run.n_chunks; i++) {
+        *next = i;
+        int64_t begin = run.offsets[i] - run.offsets[0], end = run.offsets[i + 1] - run.offsets[0];
+        if (begin < 0 || end < begin || (uint64_t)end > run.data_bytes || i * run.chunk_elems >= run.n_elems) return WP_ARGUMENT;
+        size_t left = run.n_elems - i * run.chunk_elems, n = left < run.chunk_elems ? left : run.chunk_elems;
+        target here = to;
+        if (product) wp_summation_begin(here.sum, isa, product, skipped + (uint64_t)i * run.chunk_elems);
+        else here.out += i * run.chunk_elems * l->elem_bytes;
+        wp_status status = decode_chunk(isa, layout, run.data + begin, (size_t)(end - begin), n, run.first_number + (uint32_t)i, run.crcs[i], here, ws);
+        if (status != WP_OK) return status;
+        if (product && here.sum->col) wp_summation_end(here.sum);
+    }
+    *next = run.n_chunks;
+    return WP_OK;
 }
 
 wp_status wp_decode_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs, size_t n_chunks,
                            size_t chunk_elems, size_t n_elems, uint32_t first_number, wp_workspace *ws, uint8_t *out, size_t *next) {
     const wp_layout *l = wp_layout_of(layout);
     if (!l) return WP_UNSUPPORTED;
-    const int streamed = n_elems >= STREAMED_BYTES / l->elem_bytes;
-    for (size_t i = *next; i < n_chunks; i++) {
-        *next = i;
-        int64_t begin = offsets[i] - offsets[0], end = offsets[i + 1] - offsets[0];
-        if (begin < 0 || end < begin || (uint64_t)end > data_bytes || i * chunk_elems >= n_elems) return WP_ARGUMENT;
-        size_t left = n_elems - i * chunk_elems;
-        wp_status status = decode_chunk(isa, layout, data + begin, (size_t)(end - begin), left < chunk_elems ? left : chunk_elems, first_number + (uint32_t)i,
-                                        crcs[i], streamed, ws, out + i * chunk_elems * l->elem_bytes);
-        if (status != WP_OK) return status;
-    }
-    *next = n_chunks;
-    return WP_OK;
+    const target to = {out, n_elems >= STREAMED_BYTES / l->elem_bytes, NULL};
+    return decode_run(isa, layout, (chunk_run){data, data_bytes, offsets, crcs, n_chunks, chunk_elems, n_elems, first_number}, to, NULL, ws, next);
+}
+
+wp_status wp_multiply_chunks(unsigned isa, unsigned layout, const uint8_t *data, size_t data_bytes, const int64_t *offsets, const uint32_t *crcs,
+                             size_t n_chunks, size_t chunk_elems, size_t n_elems, uint32_t first_number, const wp_product *product, wp_workspace *ws,
+                             size_t *next) {
+    const wp_layout *l = wp_layout_of(layout);
+    if (!l) return WP_UNSUPPORTED;
+    if (!wp_product_is_sound(product, l->elem_bytes)) return WP_ARGUMENT;
+    wp_summation sum;
+    const target to = {NULL, 0, &sum};
+    return decode_run(isa, layout, (chunk_run){data, data_bytes, offsets, crcs, n_chunks, chunk_elems, n_elems, first_number}, to, product, ws, next);
 }

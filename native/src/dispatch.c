@@ -35,8 +35,8 @@ int wp_isa_available(unsigned isa) {
     if (r[0] < 7) return 0;
     cpuid(1, r);
     unsigned c1 = r[2];
-    /* SSE4.2, POPCNT, PCLMULQDQ, OSXSAVE, AVX */
-    if (!(bit(c1, 20) && bit(c1, 23) && bit(c1, 1) && bit(c1, 27) && bit(c1, 28))) return 0;
+    /* SSE4.2, POPCNT, PCLMULQDQ, FMA, F16C, OSXSAVE, AVX */
+    if (!(bit(c1, 20) && bit(c1, 23) && bit(c1, 1) && bit(c1, 12) && bit(c1, 29) && bit(c1, 27) && bit(c1, 28))) return 0;
     uint64_t saved = xgetbv0();
     cpuid(7, r);
     unsigned b7 = r[1], c7 = r[2];

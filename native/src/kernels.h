@@ -160,6 +160,8 @@ typedef struct {
                              uint32_t *negative);
     uint64_t (*difference_size)(const uint32_t *magnitude, const uint8_t *exponents, size_t m, unsigned lowest);
     void (*difference_classes)(const uint32_t *magnitude, const uint32_t *negative, size_t m, uint8_t *classes, uint8_t *n_extra, uint32_t *extra);
+    /* Adds to sums[b], for each of `batch` rows of x, which are `stride` apart, the dot product with n elements. Indexed by wp_float. See dot_kernels.h. */
+    void (*dot[WP_N_FLOATS])(const uint8_t *elems, size_t n, const float *x, size_t stride, size_t batch, float *sums);
     /* Whole blocks of full width: planes[p] + element, `bits` as in section 7.4 with w = raw_bits. Indexed by layout id. */
     void (*merge[WP_N_LAYOUTS])(const uint8_t *const *planes, const uint8_t *bits, size_t n_blocks, uint8_t *elems);
     /* The reverse. widths[b] gets the block's width; the bits of every block are written in full width all the same. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * READ ME FIRST. The kernels for AVX2 with BMI2, POPCNT, SSE4.2 and PCLMULQDQ.
+ * READ ME FIRST. The kernels for AVX2 with FMA, F16C, BMI2, POPCNT, SSE4.2 and PCLMULQDQ.
  * rANS keeps 32 states as two vectors of bytes in lane order: `hi` has the high byte of each state, `lo` the low one. So the slot is `lo` as it
  * stands, "state < 256" is "byte of hi is 0", and movemask has the lanes in stream order. Only the multiplication needs 16 bits: even and odd lanes
  * apart, and joined again with shifts and masks. The rank of a slot comes out of a binary search over the 16 starts: four compares, three shuffles.
@@ -15,9 +15,9 @@
 
 /* clang: "crc32" by name, because zig cc takes it out of its baseline and sse4.2 does not bring it back. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,popcnt,sse4.2,crc32,pclmul"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt,sse4.2,crc32,pclmul"))), apply_to = function)
 #elif defined(__GNUC__)
-#pragma GCC target("avx2,bmi,bmi2,popcnt,sse4.2,pclmul")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,popcnt,sse4.2,pclmul")
 #endif
 #ifdef _MSC_VER
 #define INLINE static __forceinline
@@ -521,6 +521,24 @@ static wp_status conditional_decode(wp_rans_decoder *d, const wp_conditional_tab
     return overran(d) ? WP_TRUNCATED : WP_OK;
 }
 
+/* ---- vectors of 8 floats, for dot_kernels.h ---- */
+
+typedef __m256 F;
+enum { F_LANES = 8 };
+INLINE F f_zero(void) { return _mm256_setzero_ps(); }
+INLINE F f_add(F a, F b) { return _mm256_add_ps(a, b); }
+INLINE F f_fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE float f_sum(F v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+INLINE F f_bf16(const uint8_t *p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16)); }
+INLINE F f_f16(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE F f_f32(const uint8_t *p) { return _mm256_loadu_ps((const float *)p); }
+
+#include "dot_kernels.h"
+
 const wp_kernels wp_kernels_avx2 = {
     .crc32c = crc32c,
     .histogram = histogram,
@@ -536,6 +554,7 @@ const wp_kernels wp_kernels_avx2 = {
     .difference_words = difference_words,
     .difference_size = difference_size,
     .difference_classes = difference_classes,
+    .dot = WP_DOTS,
     .merge = WP_BY_LAYOUT(merge),
     .split = WP_BY_LAYOUT(split),
 };

@@ -571,6 +571,20 @@ static wp_status conditional_encode(wp_conditional_encoder *e, const uint8_t *ce
     return lacks ? WP_ARGUMENT : WP_OK;
 }
 
+/* ---- vectors of 16 floats, for dot_kernels.h ---- */
+
+typedef __m512 F;
+enum { F_LANES = 16 };
+INLINE F f_zero(void) { return _mm512_setzero_ps(); }
+INLINE F f_add(F a, F b) { return _mm512_add_ps(a, b); }
+INLINE F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE float f_sum(F v) { return _mm512_reduce_add_ps(v); }
+INLINE F f_bf16(const uint8_t *p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16)); }
+INLINE F f_f16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE F f_f32(const uint8_t *p) { return _mm512_loadu_ps(p); }
+
+#include "dot_kernels.h"
+
 const wp_kernels wp_kernels_avx512 = {
     .crc32c = crc32c,
     .histogram = histogram,
@@ -586,6 +600,7 @@ const wp_kernels wp_kernels_avx512 = {
     .difference_words = difference_words,
     .difference_size = difference_size,
     .difference_classes = difference_classes,
+    .dot = WP_DOTS,
     .merge = WP_BY_LAYOUT(merge),
     .split = WP_BY_LAYOUT(split),
 };

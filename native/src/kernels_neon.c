@@ -442,6 +442,20 @@ static void context_encode(wp_context_encoder *e, const uint8_t *next, const uin
     e->renorm = renorm;
 }
 
+/* ---- vectors of 4 floats, for dot_kernels.h ---- */
+
+typedef float32x4_t F;
+enum { F_LANES = 4 };
+INLINE F f_zero(void) { return vdupq_n_f32(0); }
+INLINE F f_add(F a, F b) { return vaddq_f32(a, b); }
+INLINE F f_fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+INLINE float f_sum(F v) { return vaddvq_f32(v); }
+INLINE F f_bf16(const uint8_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)); }
+INLINE F f_f16(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+INLINE F f_f32(const uint8_t *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
+
+#include "dot_kernels.h"
+
 const wp_kernels wp_kernels_neon = {
     .crc32c = crc32c,
     .histogram = histogram,
@@ -457,6 +471,7 @@ const wp_kernels wp_kernels_neon = {
     .difference_words = difference_words,
     .difference_size = difference_size,
     .difference_classes = difference_classes,
+    .dot = WP_DOTS,
     .merge = WP_BY_LAYOUT(merge),
     .split = WP_BY_LAYOUT(split),
 };

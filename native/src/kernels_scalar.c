@@ -270,6 +270,20 @@ BYTES_LAYOUT(2)
 BYTES_LAYOUT(4)
 BYTES_LAYOUT(8)
 
+/* ---- one float, for dot_kernels.h ---- */
+
+typedef float F;
+enum { F_LANES = 1 };
+#define f_bf16 wp_bf16_at
+#define f_f16 wp_f16_at
+#define f_f32 wp_f32_at
+static inline F f_zero(void) { return 0; }
+static inline F f_add(F a, F b) { return a + b; }
+static inline F f_fma(F a, F b, F c) { return a * b + c; }
+static inline float f_sum(F v) { return v; }
+
+#include "dot_kernels.h"
+
 const wp_kernels wp_kernels_scalar = {
     .crc32c = crc32c,
     .histogram = histogram,
@@ -285,6 +299,7 @@ const wp_kernels wp_kernels_scalar = {
     .difference_words = difference_words,
     .difference_size = difference_size,
     .difference_classes = difference_classes,
+    .dot = WP_DOTS,
     .merge = WP_BY_LAYOUT(merge),
     .split = WP_BY_LAYOUT(split),
 };

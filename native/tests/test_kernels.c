@@ -727,6 +727,105 @@ static void test_difference_chunks(unsigned isa, unsigned layout) {
     end_line();
 }
 
+/* ---- products ---- */
+
+static void put_float(uint8_t *p, unsigned type, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (type == WP_FLOAT_F32) memcpy(p, &bits, 4);
+    else {
+        const uint16_t half = (uint16_t)(bits >> 16 & 0x8000u) | (uint16_t)(((bits >> 23 & 255) - 112) << 10) | (uint16_t)(bits >> 13 & 0x3ffu);
+        const uint16_t word = type == WP_FLOAT_BF16 ? (uint16_t)(bits >> 16) : value == 0 ? 0 : half;
+        memcpy(p, &word, 2);
+    }
+}
+static float small_integer(void) { return (float)below(17) - 8; }
+
+/* Small integers, so that every order of additions has the same sum. */
+static void test_dot(unsigned isa, unsigned type) {
+    static const char *const names[] = {"dot bf16", "dot f16", "dot f32"};
+    const wp_kernels *scalar = wp_kernels_of(WP_ISA_SCALAR), *k = wp_kernels_of(isa);
+    const size_t bytes = type == WP_FLOAT_F32 ? 4 : 2;
+    begin_line(isa, names[type]);
+    for (unsigned i = 0; i < 600; i++) {
+        const size_t n = i < 200 ? i : below(3000), batch = 1 + below(11), stride = n + below(9);
+        const size_t x_bytes = 4 * ((batch - 1) * stride + n);
+        buffer elems = take(n * bytes, (int)(i & 1)), x = take(x_bytes, (int)(i & 1));
+        float sums[11], expected[11];
+        for (size_t j = 0; j < n; j++) put_float(elems.p + j * bytes, type, small_integer());
+        for (size_t j = 0; j < x_bytes; j += 4) put_float(x.p + j, WP_FLOAT_F32, small_integer());
+        for (size_t b = 0; b < batch; b++) sums[b] = expected[b] = small_integer();
+        k->dot[type](elems.p, n, (const float *)x.p, stride, batch, sums);
+        scalar->dot[type](elems.p, n, (const float *)x.p, stride, batch, expected);
+        check(memcmp(sums, expected, 4 * batch) == 0, "differs");
+        give(elems);
+        give(x);
+    }
+    /* Every value of 16 bits, in a vector and behind the last one: subnormals, infinities, NaNs. */
+    for (uint32_t word = 0; type != WP_FLOAT_F32 && word < 65536; word++) {
+        uint8_t elems[2 * 70] = {0};
+        float x[70] = {0}, sum = 0, expected = 0;
+        const size_t at = word % 70;
+        const uint16_t half = (uint16_t)word;
+        memcpy(elems + 2 * at, &half, 2);
+        x[at] = 1;
+        k->dot[type](elems, 70, x, 70, 1, &sum);
+        scalar->dot[type](elems + 2 * at, 1, x + at, 1, 1, &expected);
+        check(memcmp(&sum, &expected, 4) == 0 || (sum != sum && expected != expected), "a value differs");
+    }
+    end_line();
+}
+
+/* Chunks that begin and end inside rows, multiplied while they are decoded, and after; rows longer and shorter than a batch. */
+static void test_products(unsigned isa) {
+    enum { CHUNK = 4992, N_CHUNKS = 3, N = 2 * CHUNK + 77, MOST_ROWS = N / 5 + 2 };
+    static const unsigned layouts[] = {WP_BF16, WP_F16, WP_F32_LEAD};
+    static const size_t n_cols_of[] = {5, 128, 1000, 4096, 9000};
+    static uint8_t elems[4 * N], coded[5 * N + 4096];
+    static float x[3 * 9000], sums[3 * MOST_ROWS], expected[3 * MOST_ROWS];
+    begin_line(isa, "products");
+    for (unsigned type = 0; type < WP_N_FLOATS; type++) {
+        const unsigned layout = layouts[type];
+        const size_t bytes = wp_layout_of(layout)->elem_bytes;
+        uint8_t *workspace = malloc(wp_encode_workspace_bytes(layout, CHUNK)), *decoder = malloc(wp_workspace_bytes());
+        uint32_t sizes[N_CHUNKS], crcs[N_CHUNKS];
+        size_t n_done = 0;
+        int stopped = 0;
+        wp_encoded_chunk last;
+        for (size_t i = 0; i < N; i++) put_float(elems + i * bytes, type, small_integer());
+        check(wp_encode_chunks(isa, layout, elems, N, CHUNK, 7, (wp_codecs){1, 1}, 1, workspace, coded, sizes, crcs, &n_done, &stopped, &last) == WP_OK &&
+                  n_done == N_CHUNKS,
+              "can't be encoded");
+        int64_t offsets[N_CHUNKS + 1] = {1000};
+        for (int i = 0; i < N_CHUNKS; i++) offsets[i + 1] = offsets[i] + sizes[i];
+        for (size_t c = 0; c < sizeof n_cols_of / sizeof *n_cols_of; c++) {
+            const size_t n_cols = n_cols_of[c], batch = 1 + c % 3;
+            for (size_t i = 0; i < batch * n_cols; i++) x[i] = small_integer();
+            memset(sums, 0, sizeof sums);
+            memset(expected, 0, sizeof expected);
+            wp_product product = {type, n_cols, batch, x, sums};
+            size_t next = 0;
+            check(wp_multiply_chunks(isa, layout, coded, (size_t)(offsets[N_CHUNKS] - 1000), offsets, crcs, N_CHUNKS, CHUNK, N, 7, &product,
+                                     (wp_workspace *)decoder, &next) == WP_OK &&
+                      next == N_CHUNKS,
+                  "fails");
+            product.sums = expected;
+            check(wp_multiply(WP_ISA_SCALAR, &product, elems, N, 7 * CHUNK % n_cols) == WP_OK, "fails");
+            check(memcmp(sums, expected, sizeof sums) == 0, "differs");
+            product.batch = WP_MAX_BATCH + 1;
+            check(wp_multiply(isa, &product, elems, N, 0) == WP_ARGUMENT, "too many rows");
+            product = (wp_product){type == WP_FLOAT_F32 ? WP_FLOAT_BF16 : WP_FLOAT_F32, n_cols, 1, x, sums};
+            next = 0;
+            check(wp_multiply_chunks(isa, layout, coded, (size_t)(offsets[N_CHUNKS] - 1000), offsets, crcs, N_CHUNKS, CHUNK, N, 7, &product,
+                                     (wp_workspace *)decoder, &next) == WP_ARGUMENT,
+                  "elements of another size");
+        }
+        free(workspace);
+        free(decoder);
+    }
+    end_line();
+}
+
 int main(void) {
     signal(SIGSEGV, on_crash);
     signal(SIGBUS, on_crash);
@@ -745,6 +844,8 @@ int main(void) {
         }
         test_differences(isa);
         test_conditional(isa);
+        for (unsigned type = 0; type < WP_N_FLOATS; type++) test_dot(isa, type);
+        test_products(isa);
         for (unsigned layout = 1; layout < WP_N_LAYOUTS; layout++)
             if (wp_has_differences(wp_layout_of(layout))) test_difference_chunks(isa, layout);
     }

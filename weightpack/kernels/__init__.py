@@ -19,6 +19,7 @@ from weightpack.errors import OptionError
 from weightpack.kernels import native
 from weightpack.kernels.interface import (
     MAX_ANCHORS,
+    MAX_BATCH,
     ConditionalBooks,
     DifferenceCode,
     EncodedChunks,
@@ -27,6 +28,7 @@ from weightpack.kernels.interface import (
     Grid,
     Kernels,
     NativeCodecs,
+    Product,
     RansBook,
     SplitChunk,
     SplitPlanes,
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer, Bytes
 
 __all__ = [
-    "MAX_ANCHORS", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "FittedTiles", "Grid", "Kernels", "NativeCodecs", "RansBook",
-    "SplitChunk", "SplitPlanes", "active", "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
+    "MAX_ANCHORS", "MAX_BATCH", "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "FittedTiles", "Grid", "Kernels", "NativeCodecs",
+    "Product", "RansBook", "SplitChunk", "SplitPlanes", "active", "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
 ]  # fmt: skip
 
 

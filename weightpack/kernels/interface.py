@@ -108,6 +108,19 @@ class ConditionalBooks(NamedTuple):
     n_rates: int
 
 
+class Product(NamedTuple):
+    """What the elements of a matrix are multiplied with, and where the products are added.
+
+    `dtype` is BF16, F16 or F32. `x` is (batch, n_cols) float32, `batch` at most `MAX_BATCH`; `sums` is (n_rows, batch) float32: of the rows of the matrix, of
+    `n_cols` elements each, from the one on that the first element is of.
+    """
+
+    dtype: str
+    x: NDArray[np.float32]
+    sums: NDArray[np.float32]
+
+
+MAX_BATCH = 64
 MAX_ANCHORS = 16
 
 
@@ -178,6 +191,18 @@ class Kernels(Protocol):
         number `first_number + i`. Returns the first that is the caller's to take apart, because it has zstd streams or a
         mode other than split and whole, or `len(crcs)`. Errors name the chunk.
         """
+
+    def multiply_chunks(
+        self, layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, first: int, chunk_elems: int, n_elems: int,
+        first_number: int, product: Product,
+    ) -> int:  # fmt: skip
+        """Multiply with chunks as `decode_chunks` decodes them; the run begins with element `first_number * chunk_elems` of the matrix.
+
+        Sums are of single precision, in an order of the backend's own. Of a chunk that is the caller's, nothing has been added.
+        """
+
+    def multiply(self, elems: Bytes, elem: int, product: Product) -> None:
+        """Multiply with decoded elements, (n_bytes,) uint8, the first of which is number `elem` of the matrix."""
 
     def decode_streams(self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes) -> int:
         """Decode streams, none of them zstd, into `out`; return the CRC-32C of `u32 chunk_number || out`."""

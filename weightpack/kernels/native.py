@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
     from weightpack.format.record import Tiling
-    from weightpack.kernels.interface import Grid, NativeCodecs
+    from weightpack.kernels.interface import Grid, NativeCodecs, Product
 
 
 class Status(IntEnum):
@@ -43,6 +43,9 @@ class Status(IntEnum):
     NO_SPACE = 41
     NEEDS_ZSTD = 50
     NEEDS_CALLER = 51
+
+
+_FLOATS = {"BF16": 0, "F16": 1, "F32": 2}  # wp_float
 
 
 def available() -> list[str]:
@@ -62,6 +65,14 @@ def _check(status: int) -> None:
     if status == Status.CORRUPT:
         raise CorruptionError("a stream contradicts the format: the file is damaged")
     raise WeightpackError(f"the native core refused its arguments (status {status}): this is a bug in weightpack")
+
+
+def _checked(status: int, done: int, first_number: int) -> int:
+    """Return how many chunks of a run are done: all, or those before one that is the caller's."""
+    if status not in (Status.OK, Status.NEEDS_ZSTD, Status.NEEDS_CALLER):
+        with located(chunk=first_number + done):
+            _check(status)
+    return done
 
 
 _BOOK_BYTES = 34
@@ -146,10 +157,20 @@ class NativeKernels:
     ) -> int:  # fmt: skip
         workspace = self._workspace.get(self._workspace_bytes)
         status, done = _core.decode_chunks(self._isa, layout.id, data, offsets, crcs, first, chunk_elems, n_elems, first_number, out, workspace)
-        if status not in (Status.OK, Status.NEEDS_ZSTD, Status.NEEDS_CALLER):
-            with located(chunk=first_number + done):
-                _check(status)
-        return done
+        return _checked(status, done, first_number)
+
+    def multiply_chunks(
+        self, layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, first: int, chunk_elems: int, n_elems: int,
+        first_number: int, product: Product,
+    ) -> int:  # fmt: skip
+        status, done = _core.multiply_chunks(
+            self._isa, layout.id, data, offsets, crcs, first, chunk_elems, n_elems, first_number, _FLOATS[product.dtype], product.x, product.x.shape[1],
+            product.sums, self._workspace.get(self._workspace_bytes),
+        )  # fmt: skip
+        return _checked(status, done, first_number)
+
+    def multiply(self, elems: Bytes, elem: int, product: Product) -> None:
+        _check(_core.multiply(self._isa, _FLOATS[product.dtype], elems, elem, product.x, product.x.shape[1], product.sums))
 
     def decode_streams(self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes) -> int:
         status, crc = _core.decode_streams(self._isa, layout.id, mode, streams, n_elems, chunk_number, out, self._workspace.get(self._workspace_bytes))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer, Bytes, Stream, Words
     from weightpack.format.layouts import Layout
     from weightpack.format.record import Tiling
-    from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, FittedTiles, Grid, NativeCodecs, RansBook, SplitPlanes
+    from weightpack.kernels.interface import ConditionalBooks, DifferenceCode, FittedTiles, Grid, NativeCodecs, Product, RansBook, SplitPlanes
 
 _OF_THE_CALLER = frozenset(Mode) - {Mode.SPLIT, Mode.WHOLE}
 _SAMPLE_BYTES = 1 << 13
@@ -104,6 +104,21 @@ class NumpyKernels:
                     raise ChecksumError("the decoded bytes do not match their checksum: the file is damaged")
         return len(crcs)
 
+    def multiply_chunks(
+        self, layout: Layout, data: Buffer, offsets: NDArray[np.int64], crcs: Words, first: int, chunk_elems: int, n_elems: int,
+        first_number: int, product: Product,
+    ) -> int:  # fmt: skip
+        return first  # the caller's: nothing is won by decoding them here
+
+    def multiply(self, elems: Bytes, elem: int, product: Product) -> None:
+        values = _floats(product.dtype, elems)
+        n_cols = product.x.shape[1]
+        col = elem % n_cols
+        for row in range(-(-(col + values.size) // n_cols)):
+            begin, end = max(row * n_cols - col, 0), min((row + 1) * n_cols - col, values.size)
+            at = (col + begin) % n_cols
+            product.sums[row] += product.x[:, at : at + end - begin] @ values[begin:end]
+
     def decode_streams(self, layout: Layout, mode: int, streams: Sequence[Stream], n_elems: int, chunk_number: int, out: Bytes) -> int:
         if mode not in (Mode.SPLIT, Mode.WHOLE):
             raise UnsupportedError(f"unknown chunk mode {mode}: upgrade weightpack")
@@ -159,6 +174,12 @@ class NumpyKernels:
             return _matched_bytes(bytes(data)) // 8
         middle = len(data) // 2 & ~7
         return sum(_count_repeats(data[begin : begin + _SAMPLE_BYTES]) for begin in (0, middle))
+
+
+def _floats(dtype: str, elems: Bytes) -> NDArray[np.float32]:
+    if dtype == "BF16":
+        return (elems.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return elems.view("<f2" if dtype == "F16" else "<f4").astype(np.float32)
 
 
 def _count_repeats(data: Bytes) -> int:

@@ -10,10 +10,13 @@ import numpy as np
 
 from weightpack.format.record import parse_record_head, table_bytes
 from weightpack.io.parallel import Scratch, ordered_map
+from weightpack.kernels import active
 from weightpack.reading.chunks import decode_chunks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from weightpack.kernels import Product
 
 _RUN_BYTES = 2 << 20  # for one thread in one go
 
@@ -50,7 +53,19 @@ class Record:
         FormatError
             They are damaged, or need a base.
         """
-        self._decode(first, last, out, base, self._original if base is None else None)
+        self._decode(first, last, out, base, self._chunk if base is None else None)
+
+    def multiply(self, first: int, last: int, product: Product) -> None:
+        """Add the products of chunks [first, last) to `product.sums`, whose first row is the one that chunk `first` begins in."""
+        head, kernels = self.head, active()
+        offsets, n_elems = head.offsets[first : last + 1], min(last * head.chunk_elems, head.n_elems) - first * head.chunk_elems
+        data, crcs = self.data[int(offsets[0]) : int(offsets[-1])], head.crcs[first:last]
+        done = 0
+        while (done := kernels.multiply_chunks(head.layout, data, offsets, crcs, done, head.chunk_elems, n_elems, first, product)) < last - first:
+            begin = (first + done) * head.chunk_elems
+            row = begin // product.x.shape[1] - first * head.chunk_elems // product.x.shape[1]
+            kernels.multiply(self._chunk(first + done, self._chunk), begin, product._replace(sums=product.sums[row:]))
+            done += 1
 
     def _decode(
         self, first: int, last: int, out: NDArray[np.uint8], base: Callable[[int, int], NDArray[np.uint8]] | None,
@@ -61,10 +76,10 @@ class Record:
         data = self.data[int(offsets[0]) : int(offsets[-1])]
         decode_chunks(head.layout, data, offsets, head.crcs[first:last], head.chunk_elems, out.size // head.layout.elem_bytes, first, out, base, earlier)
 
-    def _original(self, number: int) -> NDArray[np.uint8]:
-        """Return a chunk that a later one repeats: no such chunk repeats another."""
+    def _chunk(self, number: int, earlier: Callable[[int], NDArray[np.uint8]] | None = None) -> NDArray[np.uint8]:
+        """Return a chunk; without `earlier` one that repeats no other, as none does that another repeats."""
         chunk = np.empty(self.head.elems_of(number) * self.head.layout.elem_bytes, np.uint8)
-        self._decode(number, number + 1, chunk, None, None)
+        self._decode(number, number + 1, chunk, None, earlier)
         return chunk
 
 

@@ -24,7 +24,7 @@ _DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
 _N_DIMS = 2
 
 
-def compress(model: torch.nn.Module, *, least_elems: int = LEAST_ELEMS, options: PackOptions | None = None) -> torch.nn.Module:
+def compress(model: torch.nn.Module, *, fused: bool = False, least_elems: int = LEAST_ELEMS, options: PackOptions | None = None) -> torch.nn.Module:
     """Pack the large weights of a model's `Linear`, `Embedding` and transformers' `Conv1D` modules, in place; returns the model.
 
     Each such module becomes one of a class derived from its own, which decodes its weight where it uses it: the model's outputs are the same bits as before.
@@ -33,6 +33,9 @@ def compress(model: torch.nn.Module, *, least_elems: int = LEAST_ELEMS, options:
 
     Parameters
     ----------
+    fused
+        Multiply while decoding, where a `Linear` is applied to few rows and no gradient is wanted: faster, and nothing is written to memory, but sums are
+        added in another order, so that outputs differ in their last bits.
     least_elems
         Smaller weights are left alone, as are those of other dtypes than bfloat16, float16 and float32, those on other devices than the CPU, and those that
         packing does not make smaller.
@@ -45,7 +48,7 @@ def compress(model: torch.nn.Module, *, least_elems: int = LEAST_ELEMS, options:
         if weight is None or weight.device.type != "cpu" or not packs(module, weight, least_elems):
             continue
         if id(weight) not in packed:
-            packed[id(weight)] = _packed_parameter(weight, options)
+            packed[id(weight)] = _packed_parameter(weight, options, fused)
         parameter = packed[id(weight)]
         if parameter is not None:
             _exchange(module, parameter)
@@ -129,12 +132,14 @@ class PackedLinear(_Packed, torch.nn.Linear):
     ----------
     linear
         It is left as it is; bias and hooks are shared with it.
+    fused
+        As for `compress`.
     options
         As for `weightpack.pack`.
     """
 
-    def __init__(self, linear: torch.nn.Linear, *, options: PackOptions | None = None) -> None:
-        _become(self, linear, options)
+    def __init__(self, linear: torch.nn.Linear, *, fused: bool = False, options: PackOptions | None = None) -> None:
+        _become(self, linear, options, fused)
 
 
 class PackedEmbedding(_Packed, torch.nn.Embedding):
@@ -149,17 +154,17 @@ class PackedEmbedding(_Packed, torch.nn.Embedding):
 _classes: dict[type[torch.nn.Module], type[torch.nn.Module]] = {torch.nn.Linear: PackedLinear, torch.nn.Embedding: PackedEmbedding}
 
 
-def _become(made: torch.nn.Module, module: torch.nn.Module, options: PackOptions | None) -> None:
+def _become(made: torch.nn.Module, module: torch.nn.Module, options: PackOptions | None, fused: bool = False) -> None:
     torch.nn.Module.__init__(made)
     made.__dict__.update(module.__dict__, _parameters=dict(module._parameters))
     weight = module._parameters["weight"]
     assert weight is not None
-    made._parameters["weight"] = torch.nn.Parameter(PackedTensor.of(weight, options), requires_grad=False)
+    made._parameters["weight"] = torch.nn.Parameter(PackedTensor.of(weight, options, fused), requires_grad=False)
 
 
-def _packed_parameter(weight: torch.Tensor, options: PackOptions | None) -> PackedTensor | None:
+def _packed_parameter(weight: torch.Tensor, options: PackOptions | None, fused: bool) -> PackedTensor | None:
     """Return the weight packed, or None if that makes it no smaller."""
-    tensor = weight if isinstance(weight, PackedTensor) else PackedTensor.of(weight, options)
+    tensor = PackedTensor(weight.packed, fused) if isinstance(weight, PackedTensor) else PackedTensor.of(weight, options, fused)
     if tensor.packed.packed_bytes >= tensor.packed.n_bytes:
         return None
     return torch.nn.Parameter(tensor, requires_grad=False)  # type: ignore[return-value]

@@ -10,6 +10,7 @@ import numpy as np
 
 from weightpack.format.layouts import tensor_bytes
 from weightpack.io.parallel import Scratch, spread
+from weightpack.kernels import Product
 from weightpack.options import PackOptions, load_profile
 from weightpack.reading.record import Record
 from weightpack.writing.record import encode_record
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from weightpack.format.buffers import Bytes
 
 _RUN_BYTES = 1 << 20  # for one thread in one go
+_RUNS_OF_A_THREAD = 4  # of a product: one that another program holds up is waited for by less
 _scratch = Scratch()
 
 
@@ -111,6 +113,44 @@ class PackedWeight:
         chunks = sorted({number for first, last in set(zip(firsts.tolist(), lasts.tolist(), strict=True)) for number in range(first, last + 1)})
         spread(pick_from, chunks, min(threads, len(chunks)))
         return picked[places.reshape(-1)]
+
+    def product(self, x: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
+        """Multiply with rows while the tensor, (n_rows, n_cols) of BF16, F16 or F32, is decoded: nothing of it is written to memory.
+
+        Parameters
+        ----------
+        x : (batch, n_cols) float32
+            At most `weightpack.kernels.MAX_BATCH` rows.
+
+        Returns
+        -------
+        (n_rows, batch) float32
+            Sums of single precision, in an order of the backend's own: but for the last bits what any other gives. The count of threads does not change them,
+            unless rows are longer than chunks.
+
+        Raises
+        ------
+        FormatError
+            The record is damaged.
+        """
+        record, (n_rows, n_cols) = self._record, self.shape
+        n_chunks, chunk_elems = record.head.n_chunks, record.head.chunk_elems
+        per_run = -(-n_chunks // (threads * _RUNS_OF_A_THREAD))
+        parts: dict[int, NDArray[np.float32]] = {}
+
+        def multiply_run(first: int) -> None:
+            last = min(first + per_run, n_chunks)
+            begin, end = first * chunk_elems // n_cols, -(-min(last * chunk_elems, n_rows * n_cols) // n_cols)
+            sums = np.zeros((end - begin, len(x)), np.float32)
+            record.multiply(first, last, Product(self.dtype, x, sums))
+            parts[first] = sums
+
+        spread(multiply_run, range(0, n_chunks, per_run), min(threads, -(-n_chunks // per_run)))
+        result = np.zeros((n_rows, len(x)), np.float32)
+        for first in sorted(parts):
+            begin = first * chunk_elems // n_cols
+            result[begin : begin + len(parts[first])] += parts[first]  # runs may meet inside a row
+        return result
 
     def __copy__(self) -> PackedWeight:
         return PackedWeight(self.dtype, self.shape, self.record)  # records are not written to
