@@ -57,6 +57,7 @@ STEPS = [
     Step("docs", None, "scripts/docs --browse"),
     Step("demo", "scripts/demo", "scripts/demo"),
     Step("demo-transformers", "scripts/demo-transformers", "scripts/demo-transformers"),
+    Step("demo-resident", None, "scripts/demo-resident"),
     Step("demo-vllm", None, "scripts/demo-vllm"),
     Step("demo-ner", None, "scripts/demo-ner --quick"),
     Step("demo-generate", None, "scripts/demo-generate --quick"),

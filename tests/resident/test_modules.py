@@ -157,6 +157,7 @@ def test_changes(plain):
             model.up.weight.data += 1
             model.up.weight[5] = 7
             model.words.weight.mul_(0.5)
+            model.down.weight.data = model.down.weight.data.clone() * 3
     assert isinstance(packed.up.weight, PackedTensor) and same_state(stock, packed) and same(packed(NUMBERS), stock(NUMBERS))
     with torch.no_grad():
         packed.up.weight[0].zero_()

@@ -33,7 +33,8 @@ class PackedTensor(torch.Tensor):
     """A tensor on the CPU whose bytes are a record. It has shape and dtype, and no gradient.
 
     An operator gets the decoded tensor, which is freed afterwards; `linear` decodes into memory that is used again, and `embedding` only the rows that are
-    looked up. With `fused`, `linear` of few rows multiplies while it decodes (`linear` below). An operator that changes the tensor itself (`copy_`, `add_`, `tensor[i] = ...`) packs the result in place of what was there; a view is a copy.
+    looked up. With `fused`, `linear` of few rows multiplies while it decodes (`linear` below). An operator that changes the tensor itself (`copy_`, `add_`,
+    `tensor[i] = ...`, `tensor.data = ...`) packs the result in place of what was there; a view is a copy.
     """
 
     packed: PackedWeight
@@ -70,7 +71,7 @@ class PackedTensor(torch.Tensor):
         """Return this parameter, its elements converted by a function; another one, if they do not stay packed: the same to all who convert it so."""
         result = function(self)
         if isinstance(result, PackedTensor):
-            self.data, self.packed = result, result.packed
+            self.data = result
             return self  # type: ignore[return-value]
         if self._unpacked is None or (self._unpacked.device, self._unpacked.dtype) != (result.device, result.dtype):
             self._unpacked = torch.nn.Parameter(result, requires_grad=False)
@@ -94,6 +95,12 @@ class PackedTensor(torch.Tensor):
             return linear(*args, **kwargs)
         if func in _NEED_MEMORY:
             return func(args[0].decoded(), *args[1:], **kwargs)
+        if func == _SET_DATA and isinstance(args[0], PackedTensor):
+            value = args[1] if isinstance(args[1], PackedTensor) else PackedTensor.of(args[1], fused=args[0].fused)
+            with torch._C.DisableTorchFunctionSubclass():
+                func(args[0], value)
+            args[0].packed = value.packed
+            return None
         if func is torch.Tensor.__setitem__ and isinstance(args[0], PackedTensor):
             changed = args[0].decoded()
             changed[args[1]] = args[2]
@@ -151,15 +158,14 @@ def linear(input: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None 
     if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
         result: torch.Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
         return result
-    if (
-        weight.fused
-        and weight.dtype in _FLOATS
-        and input.dtype == weight.dtype
-        and 0 < input.numel() <= MOST_FUSED_ROWS * weight.shape[1]
-        and not torch.is_autocast_enabled("cpu")
-    ):
+    if weight.fused and _suits_fused(input, weight):
         return _fused_linear(input, weight, bias)
     return functional.linear(input, weight.in_scratch(), bias)
+
+
+def _suits_fused(input: torch.Tensor, weight: PackedTensor) -> bool:
+    few = 0 < input.numel() <= MOST_FUSED_ROWS * weight.shape[1]
+    return few and weight.dtype in _FLOATS and input.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
 
 
 def _fused_linear(input: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -191,6 +197,7 @@ class _Linear(torch.autograd.Function):
         return of_input, None, of_bias
 
 
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]  # a new object each time
 _FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32})
 _plain: weakref.WeakKeyDictionary[PackedWeight, weakref.ref[torch.Tensor]] = weakref.WeakKeyDictionary()
 _PRODUCTS = frozenset({_ATEN.mm.default, _ATEN.addmm.default})  # what they give shares no memory with what they take
