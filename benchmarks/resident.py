@@ -240,7 +240,7 @@ def main() -> None:
 
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     n_threads = sorted({1, cores})
-    with tempfile.TemporaryDirectory(prefix="weightpack-resident-", dir=HERE.parent) as name:
+    with tempfile.TemporaryDirectory(prefix="weightpack-resident-") as name:
         rows = [measured(model, folder, n_threads, Path(name)) for model, folder in models(Path(name))]
         last = rows[-1]
         limit = int(LIMIT * last["files"]["plain"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example of docs/ECOSYSTEM.md, as it stands there, on MiniLM."""
+"""Every example of docs/ECOSYSTEM.md and docs/RESIDENT.md, as it stands there, on MiniLM."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ pytest.importorskip("sentence_transformers", reason="scripts/test-ecosystem inst
 
 import weightpack
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ECOSYSTEM.md").read_text()
-EXAMPLES = {section.splitlines()[0]: re.findall(r"```python\n(.*?)```", section, re.S) for section in PAGE.split("\n## ")[1:]}
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SECTIONS = [section for page in ("ECOSYSTEM.md", "RESIDENT.md") for section in (DOCS / page).read_text().split("\n## ")]
+EXAMPLES = {section.splitlines()[0]: re.findall(r"```python\n(.*?)```", section, re.S) for section in SECTIONS}
 
 
 @pytest.fixture(scope="module")
