@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weightpack.arrays.torch_tensors import dtype_name
+from weightpack.arrays.memory import TORCH_NAMES
 from weightpack.errors import OptionError
 from weightpack.resident.tensor import PackedTensor
 from weightpack.resident.weight import PackedWeight
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 LEAST_ELEMS = 1 << 16
 """Weights of fewer elements stay as they are: they are a small part of a model, and decoding them would cost most."""
-_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
+_DTYPE_NAMES = ("BF16", "F16", "F32")
+_DTYPES = frozenset(getattr(torch, TORCH_NAMES[name]) for name in _DTYPE_NAMES)
 _N_DIMS = 2
 
 
@@ -77,7 +78,7 @@ def unpack_others(model: torch.nn.Module) -> None:
 def keep_packed(tensor: TensorSlice[torch.Tensor], least_elems: int = LEAST_ELEMS) -> None:
     """Let `[...]` give a tensor as its record, if it is one that `compress` would pack."""
     dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
-    if dtype not in map(dtype_name, _DTYPES) or len(shape) != _N_DIMS or shape[0] * shape[1] < least_elems:
+    if dtype not in _DTYPE_NAMES or len(shape) != _N_DIMS or shape[0] * shape[1] < least_elems:
         return
     record = tensor.get_record()
     if record is not None:

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
+from weightpack.arrays.contents import contents
 from weightpack.arrays.memory import TORCH_NAMES, TorchFramework
-from weightpack.arrays.torch_tensors import bytes_of, dtype_name
 from weightpack.io.parallel import Scratch
 from weightpack.resident.weight import PackedWeight
 
@@ -49,8 +49,7 @@ class PackedTensor(torch.Tensor):
     @classmethod
     def of(cls, tensor: torch.Tensor, options: PackOptions | None = None, fused: bool = False) -> PackedTensor:
         """Pack a tensor; `options` as for `weightpack.pack`."""
-        tensor = tensor.detach().contiguous()
-        return cls(PackedWeight.of(dtype_name(tensor.dtype), tuple(tensor.shape), bytes_of(tensor), options, torch.get_num_threads()), fused)
+        return cls(PackedWeight.of(*contents(tensor), options, torch.get_num_threads()), fused)
 
     def decoded(self) -> torch.Tensor:
         """Return the tensor decoded, in new memory."""
@@ -131,7 +130,7 @@ class PackedTensor(torch.Tensor):
         result = func(*tree_map(decode, args), **tree_map(decode, kwargs))
         for value, argument in zip(args, func._schema.arguments, strict=False):
             if isinstance(value, PackedTensor) and argument.alias_info is not None and argument.alias_info.is_write:
-                value.packed.put(bytes_of(decode(value)), torch.get_num_threads())
+                value.packed.put(contents(decode(value))[2], torch.get_num_threads())
                 _plain.pop(value.packed, None)
                 result = value
         return result
