@@ -28,8 +28,8 @@ SURFACE = {
     ],
     "weightpack.hub": ["PushResult", "pull", "push"],
     "weightpack.kernels": [
-        "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "FittedTiles", "Grid", "Kernels", "MAX_ANCHORS", "NativeCodecs", "RansBook",
-        "SplitChunk", "SplitPlanes", "active", "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
+        "ConditionalBooks", "DifferenceCode", "EncodedChunks", "EncodedPlane", "FittedTiles", "Grid", "Kernels", "MAX_ANCHORS", "MAX_BATCH", "NativeCodecs",
+        "Product", "RansBook", "SplitChunk", "SplitPlanes", "active", "available_isas", "chunk_crc", "crc32c_of", "isa", "use_isa",
     ],
     "weightpack.numpy": ["load", "load_file", "safe_open", "save", "save_file"],
     "weightpack.options": ["Limits", "PackOptions", "load_profile", "profile_descriptions", "profiles"],
