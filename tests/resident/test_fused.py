@@ -9,10 +9,16 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+import numpy as np
 import torch
 
+from weightpack.arrays.contents import contents
+from weightpack.format.layouts import LAYOUTS, LayoutId
+from weightpack.options import load_profile
 from weightpack.resident.tensor import MOST_FUSED_ROWS
+from weightpack.resident.weight import PackedWeight
 from weightpack.torch import PackedLinear, PackedTensor, compress
+from weightpack.writing.record import encode_record
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Largest error of ours by torch's own: rounding to 16 bits is most of the error of both; sums of float32 differ by their order.
@@ -54,3 +60,14 @@ def test_where_it_is_used(dtype):
         with pytest.raises(RuntimeError, match="rows of 1500"):
             fused(few.reshape(4, 1500))
         assert fused(few[:0]).shape == plain(few[:0]).shape
+
+
+def test_a_record_of_bytes():
+    """As no writer of ours makes it: what can't be multiplied is decoded first."""
+    plain = torch.nn.Linear(3000, 120, bias=False).bfloat16()
+    dtype, shape, data = contents(plain.weight)
+    packed = PackedWeight(dtype, shape, np.array(encode_record(data, LAYOUTS[LayoutId.BYTES1], load_profile())))
+    assert not packed.multiplies
+    few = torch.randn(2, 3000).bfloat16()
+    with torch.inference_mode():
+        assert torch.equal(torch.nn.functional.linear(few, PackedTensor(packed, fused=True)), plain(few))

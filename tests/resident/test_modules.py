@@ -84,6 +84,14 @@ def test_what_is_left_alone():
         PackedEmbedding(model["renormed"])
 
 
+def test_a_tie_to_what_is_left_alone(plain):
+    """Both stay plain, and tied."""
+    plain.register_parameter("table", plain.words.weight)
+    packed = compress(plain)
+    assert packed.table is packed.words.weight is packed.head.weight
+    assert not isinstance(packed.table, PackedTensor) and isinstance(packed.up.weight, PackedTensor)
+
+
 def test_ties(plain):
     packed = compress(copy.deepcopy(plain))
     again = io.BytesIO()

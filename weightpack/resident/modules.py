@@ -38,21 +38,27 @@ def compress(model: torch.nn.Module, *, fused: bool = False, least_elems: int = 
         Multiply while decoding, where a `Linear` is applied to few rows and no gradient is wanted: faster, and nothing is written to memory, but sums are
         added in another order, so that outputs differ in their last bits.
     least_elems
-        Smaller weights are left alone, as are those of other dtypes than bfloat16, float16 and float32, those on other devices than the CPU, and those that
-        packing does not make smaller.
+        Smaller weights are left alone, as are those of other dtypes than bfloat16, float16 and float32, those on other devices than the CPU, those that are
+        tied to what is left alone, and those that packing does not make smaller.
     options
         As for `weightpack.pack`.
     """
-    packed: dict[int, PackedTensor | None] = {}
-    for module in list(model.modules()):
-        weight = module._parameters.get("weight")
-        if weight is None or weight.device.type != "cpu" or not packs(module, weight, least_elems):
-            continue
-        if id(weight) not in packed:
-            packed[id(weight)] = _packed_parameter(weight, options, fused)
-        parameter = packed[id(weight)]
-        if parameter is not None:
-            _exchange(module, parameter)
+    wanted: dict[int, list[torch.nn.Module]] = {}
+    others = set()  # a weight that is tied to what can't be packed stays plain
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and name == "weight" and parameter.device.type == "cpu" and packs(module, parameter, least_elems):
+                wanted.setdefault(id(parameter), []).append(module)
+            else:
+                others.add(id(parameter))
+    for modules in [modules for number, modules in wanted.items() if number not in others]:
+        weight: Any = modules[0]._parameters["weight"]
+        packed = PackedTensor(weight.packed, fused) if isinstance(weight, PackedTensor) else PackedTensor.of(weight, options, fused)
+        if packed.packed.packed_bytes < packed.packed.n_bytes:
+            parameter = torch.nn.Parameter(packed, requires_grad=False)
+            for module in modules:
+                module._parameters["weight"] = parameter
+                module.__class__ = _packed_class(type(module))
     return model
 
 
@@ -163,21 +169,9 @@ def _become(made: torch.nn.Module, module: torch.nn.Module, options: PackOptions
     made._parameters["weight"] = torch.nn.Parameter(PackedTensor.of(weight, options, fused), requires_grad=False)
 
 
-def _packed_parameter(weight: torch.Tensor, options: PackOptions | None, fused: bool) -> PackedTensor | None:
-    """Return the weight packed, or None if that makes it no smaller."""
-    tensor = PackedTensor(weight.packed, fused) if isinstance(weight, PackedTensor) else PackedTensor.of(weight, options, fused)
-    if tensor.packed.packed_bytes >= tensor.packed.n_bytes:
-        return None
-    return torch.nn.Parameter(tensor, requires_grad=False)  # type: ignore[return-value]
-
-
-def _exchange(module: torch.nn.Module, weight: PackedTensor) -> None:
-    module._parameters["weight"] = weight  # type: ignore[assignment]
-    if not isinstance(module, _Packed):
-        module.__class__ = _packed_class(type(module))
-
-
 def _packed_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    if issubclass(cls, _Packed):
+        return cls
     if cls not in _classes:
         _classes[cls] = type(f"Packed{cls.__name__}", (_Packed, cls), {"__module__": cls.__module__, "__doc__": f"A {cls.__name__} whose weight is packed."})
     return _classes[cls]

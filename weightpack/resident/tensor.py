@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST_FUSED_ROWS = 16
 """Of more, decoding the weight once for a matrix product of torch's is faster: measured where torch is fastest beside ours, in float32 with AVX2."""
 
+_THREAD_BYTES = 2 << 20
 _ATEN = torch.ops.aten
 _framework = TorchFramework()
 _scratch = Scratch()
@@ -54,7 +55,7 @@ class PackedTensor(torch.Tensor):
     def decoded(self) -> torch.Tensor:
         """Return the tensor decoded, in new memory."""
         tensor, memory = _framework.empty(self.packed.dtype, self.packed.shape)
-        self.packed.decode(memory, torch.get_num_threads())
+        self.packed.decode(memory, self._threads())
         return tensor
 
     def plain(self) -> torch.Tensor:
@@ -79,13 +80,17 @@ class PackedTensor(torch.Tensor):
     def in_scratch(self) -> torch.Tensor:
         """Return the tensor decoded into memory that this thread's next call overwrites."""
         memory = _scratch.get(self.packed.n_bytes)
-        self.packed.decode(memory, torch.get_num_threads())
+        self.packed.decode(memory, self._threads())
         return torch.from_numpy(memory).view(self.dtype).view(self.shape)
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """Return rows by number, of the shape of `numbers` and a row."""
         rows = self.packed.rows(numbers.detach().reshape(-1).numpy().astype(np.int64), torch.get_num_threads())
         return torch.from_numpy(rows).view(self.dtype).view(*numbers.shape, *self.shape[1:])
+
+    def _threads(self) -> int:
+        """As many as torch has, but fewer for a small weight: torch's own threads wait busily for their next operator, and ours would wait for them."""
+        return max(1, min(torch.get_num_threads(), self.packed.n_bytes // _THREAD_BYTES))
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -164,14 +169,14 @@ def linear(input: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None 
 
 def _suits_fused(input: torch.Tensor, weight: PackedTensor) -> bool:
     few = 0 < input.numel() <= MOST_FUSED_ROWS * weight.shape[1]
-    return few and weight.dtype in _FLOATS and input.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
+    return few and weight.packed.multiplies and input.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
 
 
 def _fused_linear(input: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None) -> torch.Tensor:
     if input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"the input has rows of {input.shape[-1]} elements, the weight of {weight.shape[1]}")
     rows = input.detach().reshape(-1, weight.shape[1]).float().contiguous()
-    sums = torch.from_numpy(weight.packed.product(rows.numpy(), torch.get_num_threads())).t()
+    sums = torch.from_numpy(weight.packed.product(rows.numpy(), weight._threads())).t()
     if bias is not None:
         sums = sums + bias.float()
     return sums.to(input.dtype).reshape(*input.shape[:-1], weight.shape[0])
@@ -186,6 +191,7 @@ class _Linear(torch.autograd.Function):
         return functional.linear(input, weight.in_scratch(), bias)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
         (gradient,) = gradients
         of_input = of_bias = None
@@ -197,7 +203,6 @@ class _Linear(torch.autograd.Function):
 
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]  # a new object each time
-_FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32})
 _plain: weakref.WeakKeyDictionary[PackedWeight, weakref.ref[torch.Tensor]] = weakref.WeakKeyDictionary()
 _PRODUCTS = frozenset({_ATEN.mm.default, _ATEN.addmm.default})  # what they give shares no memory with what they take
 _NEED_MEMORY = frozenset({torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.format.layouts import tensor_bytes
+from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
 from weightpack.io.parallel import Scratch, spread
 from weightpack.kernels import Product
 from weightpack.options import PackOptions, load_profile
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _RUN_BYTES = 1 << 20  # for one thread in one go
 _RUNS_OF_A_THREAD = 4  # of a product: one that another program holds up is waited for by less
+_MATRIX_DIMS = 2
 _scratch = Scratch()
 
 
@@ -60,6 +61,12 @@ class PackedWeight:
     @property
     def packed_bytes(self) -> int:
         return len(self._record.data)
+
+    @property
+    def multiplies(self) -> bool:
+        """Can `product` take it: a matrix of floats whose record says the same of their size?"""
+        floats = self.dtype in ("BF16", "F16", "F32") and 8 * self._record.head.layout.elem_bytes == DTYPE_BITS[self.dtype]
+        return floats and len(self.shape) == _MATRIX_DIMS
 
     def put(self, data: Bytes, threads: int = 1) -> None:
         """Hold other bytes of the same count, (n_bytes,) uint8, instead."""
@@ -115,7 +122,7 @@ class PackedWeight:
         return picked[places.reshape(-1)]
 
     def product(self, x: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
-        """Multiply with rows while the tensor, (n_rows, n_cols) of BF16, F16 or F32, is decoded: nothing of it is written to memory.
+        """Multiply with rows while the tensor, (n_rows, n_cols), is decoded: nothing of it is written to memory. Of one that `multiplies`.
 
         Parameters
         ----------
