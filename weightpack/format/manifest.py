@@ -128,7 +128,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if version > MANIFEST_VERSION:
         raise UnsupportedError(f"a manifest of version {version}: upgrade weightpack")
     manifest = _version_1(root) if version == 1 else _version_2(root)
-    _check_names(manifest)
+    check_names(manifest)
     return manifest
 
 
@@ -213,7 +213,7 @@ def _bytes(text: object, name: str) -> bytes:
     raise CorruptionError(f"the manifest's original of {name!r} is not base64")
 
 
-def _check_names(manifest: Manifest) -> None:
+def check_names(manifest: Manifest) -> None:
     """FORMAT 17.3 and 17.4: each name, and that no two files, or a file and a folder, of one side would be in one place."""
     for side in ((*manifest.files, *manifest.folders), (*manifest.standing, *manifest.folders, *manifest.added)):
         seen = set(side)

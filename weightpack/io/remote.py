@@ -49,7 +49,7 @@ class RemoteFile:
 
         self.name = url
         options: dict[str, Any] = {"token": token} if token is not None and url.startswith("hf://") else {}
-        with self._explained():
+        with explained(self.name):
             self._filesystem, self._path = fsspec.core.url_to_fs(url, **options)
             size = self._filesystem.info(self._path).get("size")
         if size is None:
@@ -88,7 +88,7 @@ class RemoteFile:
         return block
 
     def _fetch(self, begin: int, end: int) -> bytes:
-        with self._explained():
+        with explained(self.name):
             data: bytes = self._filesystem.cat_file(self._path, start=begin, end=end, **self._uncached)
         if len(data) != end - begin:
             raise TruncatedError(f"bytes {begin} to {end} were asked for, {len(data)} came", path=self.name)
@@ -104,36 +104,38 @@ class RemoteFile:
         """Forget what was read."""
         self._blocks.clear()
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what fsspec's many filesystems raise into our errors."""
-        try:
-            yield
-        except WeightpackError:
-            raise
-        except ImportError as error:
-            with_what = "`pip install weightpack[http]`" if self.name.startswith("http") else str(error)
-            raise MissingExtraError(f"another package is needed to read this: {with_what}", path=self.name) from None
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._raise_other_cause(error)
-            reason = "no such file (or it is private: log in with `hf auth login`)" if self.name.startswith("hf://") else "no such file"
-            raise PathNotFoundError(reason, path=self.name) from None
-        except PermissionError as error:
-            raise OptionError(f"this may not be read: {error}", path=self.name) from None
-        except (ValueError, NotImplementedError) as error:
-            raise OptionError(f"fsspec can't open this: {error}", path=self.name) from None
-        except OSError:
-            raise
-        except Exception as error:  # each has its own: aiohttp, botocore, httpx
-            raise OSError(f"{self.name}: {type(error).__name__}: {error}") from error
 
-    def _raise_other_cause(self, error: OSError) -> None:
-        """Raise what went wrong where that is not that there is no such file: over HTTP fsspec calls everything so, and names the cause."""
-        cause = error.__cause__
-        status = getattr(cause, "status", None)
-        if status in (401, 403):
-            raise OptionError(f"this may not be read: the server answers {status}", path=self.name) from None
-        if isinstance(status, int) and status not in (404, 410):
-            raise OSError(f"{self.name}: the server answers {status}: {getattr(cause, 'message', '')}".rstrip(": ")) from error
-        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
-            raise OSError(f"{self.name}: {type(cause).__name__}: {cause}") from error
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what fsspec's many filesystems raise into our errors, for the file or folder `name`."""
+    try:
+        yield
+    except WeightpackError:
+        raise
+    except ImportError as error:
+        with_what = "`pip install weightpack[http]`" if name.startswith("http") else str(error)
+        raise MissingExtraError(f"another package is needed to read this: {with_what}", path=name) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        _raise_other_cause(name, error)
+        reason = "no such file (or it is private: log in with `hf auth login`)" if name.startswith("hf://") else "no such file"
+        raise PathNotFoundError(reason, path=name) from None
+    except PermissionError as error:
+        raise OptionError(f"this may not be read: {error}", path=name) from None
+    except (ValueError, NotImplementedError) as error:
+        raise OptionError(f"fsspec can't open this: {error}", path=name) from None
+    except OSError:
+        raise
+    except Exception as error:  # each has its own: aiohttp, botocore, httpx
+        raise OSError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _raise_other_cause(name: str, error: OSError) -> None:
+    """Raise what went wrong where that is not that there is no such file: over HTTP fsspec calls everything so, and names the cause."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status in (401, 403):
+        raise OptionError(f"this may not be read: the server answers {status}", path=name) from None
+    if isinstance(status, int) and status not in (404, 410):
+        raise OSError(f"{name}: the server answers {status}: {getattr(cause, 'message', '')}".rstrip(": ")) from error
+    if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+        raise OSError(f"{name}: {type(cause).__name__}: {cause}") from error

@@ -83,20 +83,27 @@ class Record:
         return chunk
 
 
-def decode_record(data: memoryview, out: NDArray[np.uint8], threads: int = 1, *, in_place: bool = False) -> None:
+def decode_record(
+    data: memoryview, out: NDArray[np.uint8], threads: int = 1, *, base: Callable[[int, int], NDArray[np.uint8]] | None = None, in_place: bool = False
+) -> None:  # fmt: skip
     """Decode a record into `out`, (n_bytes,) uint8; with `in_place`, onto what stands there as its base.
+
+    Parameters
+    ----------
+    base
+        (first element, count) -> what they may be differences from, in the record's layout, (n_bytes,) uint8.
 
     Raises
     ------
     FormatError
-        The record is damaged, or needs a base.
+        The record is damaged, or needs a base that it has not.
     """
     record = Record(data, out.size)
     n_chunks, chunk_bytes, elem_bytes = record.head.n_chunks, record.chunk_bytes, record.head.layout.elem_bytes
     per_run = n_chunks if threads == 1 and not in_place else max(1, _RUN_BYTES // chunk_bytes)
     scratch = Scratch()
 
-    def base(first: int, n: int) -> NDArray[np.uint8]:
+    def elems_there(first: int, n: int) -> NDArray[np.uint8]:
         return out[first * elem_bytes : (first + n) * elem_bytes]
 
     def work(first: int) -> None:
@@ -104,10 +111,10 @@ def decode_record(data: memoryview, out: NDArray[np.uint8], threads: int = 1, *,
         to = out[first * chunk_bytes : last * chunk_bytes]
         if in_place:
             decoded = scratch.get(to.size)
-            record.decode(first, last, decoded, base)
+            record.decode(first, last, decoded, elems_there)
             to[:] = decoded
         else:
-            record.decode(first, last, to)
+            record.decode(first, last, to, base)
 
     for _ in ordered_map(work, range(0, n_chunks, per_run), threads, lambda first: _RUN_BYTES):
         pass

@@ -57,7 +57,7 @@ class _There(NamedTuple):
 
 def match_tensors(source: RandomReader, segments: Segments, bases: Sequence[OpenBase]) -> dict[str, BaseRange]:
     """Return tensor name -> the range that it is to be compared with; tensors without one are left out."""
-    candidates = [_There(number, base.reader, tensor) for number, base in enumerate(bases) for tensor in base.segments.tensors if _usable(tensor)]
+    candidates = [_There(number, base.reader, tensor) for number, base in enumerate(bases) for tensor in base.segments.tensors if usable(tensor)]
     by_name: dict[str, _There] = {}
     by_tail: dict[str, list[_There]] = {}
     for candidate in candidates:
@@ -67,7 +67,7 @@ def match_tensors(source: RandomReader, segments: Segments, bases: Sequence[Open
     content, matches, used = _Content(), {}, set()
     unnamed = []
     for tensor in segments.tensors:
-        if not _usable(tensor):
+        if not usable(tensor):
             continue
         named = [by_name[tensor.name]] if tensor.name in by_name else _renamed(tensor, by_name, by_tail)
         there = _There(0, source, tensor)
@@ -82,7 +82,8 @@ def match_tensors(source: RandomReader, segments: Segments, bases: Sequence[Open
     return matches | _by_content(content, unnamed, free)
 
 
-def _usable(tensor: Tensor) -> bool:
+def usable(tensor: Tensor) -> bool:
+    """May a tensor be a difference, or be differed from?"""
     return tensor.n_bytes > 0 and DTYPE_BITS.get(tensor.dtype) in (8, 16, 32) and not tensor.fields
 
 
@@ -132,6 +133,11 @@ def _range(content: _Content, there: _There, base: _There) -> BaseRange | None:
         if moves is None and content.nearer_to_the_end(there, base):
             moves = ((max(shift, 0), max(-shift, 0), min(there.n_elems, base.n_elems)),)
     return BaseRange(base.file, other.dtype, other.offset, other.n_bytes, moves)
+
+
+def range_for(source: RandomReader, tensor: Tensor, reader: RandomReader, other: Tensor) -> BaseRange | None:
+    """Return how `other`, which `reader` reads, serves a tensor: which of its rows serve which, if they have moved; None if it does not."""
+    return _range(_Content(), _There(0, source, tensor), _There(0, reader, other))
 
 
 # ---- rows

@@ -23,7 +23,7 @@ _RUNS = 2  # for one thread in one go
 
 def encode_record(
     data: NDArray[np.uint8], layout: Layout, options: PackOptions, *, threads: int = 1, out: NDArray[np.uint8] | None = None, row_elems: int = 0,
-    first_elem: int = 0, base: NDArray[np.uint8] | None = None,
+    first_elem: int = 0, fields: tuple[int, ...] = (), base: NDArray[np.uint8] | None = None,
 ) -> memoryview:  # fmt: skip
     """Encode a whole tensor, or a part of one.
 
@@ -35,10 +35,14 @@ def encode_record(
         At least `format.record.record_bound`; a part of it is returned.
     row_elems, first_elem
         Elements of a row of the tensor, 0 if it has none; and the number of the first element here.
+    fields
+        Of a tensor of blocks of bytes: the widths of a block's fields.
     base : (n_elems * layout.elem_bytes,) uint8, optional
         What chunks may be differences from, where the layout has differences.
     """
-    chunking = Chunking.of(layout, options, data.size, lambda offset, n: data[offset : offset + n], row_elems=row_elems, first_elem=first_elem)
+    chunking = Chunking.of(
+        layout, options, data.size, lambda offset, n: data[offset : offset + n], fields=fields, row_elems=row_elems, first_elem=first_elem
+    )  # fmt: skip
     chunk_bytes, n_chunks = chunking.chunk_bytes, -(-data.size // chunking.chunk_bytes)
     begin = table_end(n_chunks)
     if out is None:

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store, as programs use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
+from weightpack.errors import OptionError, PathNotFoundError
+from weightpack.format.store import StoreManifest, name_problem
+from weightpack.io.fetch import fetch_repo, is_repo_id
+from weightpack.io.files import named_path
+from weightpack.io.parallel import thread_count
+from weightpack.models.directory import Note
+from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
+from weightpack.reading.tensors import SafeOpen
+from weightpack.store.add import Adder, ModelFolder, model_at
+from weightpack.store.index import StoreIndex
+from weightpack.store.models import generations, make_store, manifest_path, parsed_manifest, read_manifest, store_id
+from weightpack.store.pack import NewItem, PackedUnit, SourceTensor, Unit, pack_unit
+from weightpack.store.relatives import choose_bases, named_models
+from weightpack.store.restore import restore_model
+from weightpack.store.storage import open_storage
+from weightpack.store.tensors import FileReader, PartCache
+
+if TYPE_CHECKING:
+    from weightpack.models.jobs import FileProgress
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A model of a store.
+
+    Parameters
+    ----------
+    name, commit
+        Its name, and 40 hexadecimal digits that tell what is in it.
+    source_bytes
+        Bytes of its files.
+    tensors, new_tensors, new_bytes
+        Of the `add` that returned this: tensors in its files, those of them that the store had not, and bytes of objects that were written for them.
+    left_out
+        Of the same: what was not added, and why.
+    """
+
+    name: str
+    commit: str
+    source_bytes: int
+    tensors: int = 0
+    new_tensors: int = 0
+    new_bytes: int = 0
+    left_out: tuple[Note, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Store:
+    """A store of models, in a folder or wherever fsspec writes to (docs/STORE.md).
+
+    Parameters
+    ----------
+    url
+        A path, or a URL such as `s3://bucket/prefix`.
+    make
+        Make the store; it must not be there.
+    threads
+        Default: the CPUs of this process. What is written does not depend on it.
+    options
+        How tensors are packed; default: the profile "fast".
+    limits
+        What a manifest may claim.
+
+    Raises
+    ------
+    OptionError
+        There is no store, or there is one already.
+    """
+
+    def __init__(
+        self, url: PathLike, *, make: bool = False, threads: int | None = None, options: PackOptions | None = None, limits: Limits = DEFAULT_LIMITS
+    ) -> None:  # fmt: skip
+        self._storage = open_storage(url, make=make)
+        self._threads, self._options, self._limits = thread_count(threads), options or load_profile(), limits
+        if make:
+            make_store(self._storage)
+        self._id = store_id(self._storage)
+        self.url = self._storage.url
+
+    # ---- models
+
+    def ls(self) -> list[Ref]:
+        """Return the models, by name."""
+        return [_ref(manifest) for manifest in self.manifests().values()]
+
+    def manifests(self) -> dict[str, StoreManifest]:
+        """Return the manifests of all models, by name."""
+        return {name: parsed_manifest(self._storage, name, numbers[-1], self._limits) for name, numbers in generations(self._storage).items()}
+
+    def manifest(self, ref: Ref | str) -> StoreManifest:
+        """Return a model's manifest. OptionError if the store has no such model."""
+        return read_manifest(self._storage, str(ref), self._limits)[0]
+
+    def add(self, path: PathLike, name: str | None = None, *, base: str = "auto", progress: FileProgress | None = None) -> Ref:
+        """Add a model: of its tensors, those that the store has not, each as the difference from one that is alike where that is smaller.
+
+        An `add` that was killed left nothing but objects, which the same call finds.
+
+        Parameters
+        ----------
+        path
+            A file, a folder, or a repo id of a Hub.
+        name
+            `name` or `owner/name`; default: the repo id, or the name of the folder, or that of the file without its suffix.
+        base
+            "auto": what is alike is looked for; "none": nothing differs from anything; else the name of a model of the store, whose tensors of the same
+            name come first.
+
+        Raises
+        ------
+        OptionError
+            There is nothing to add, or another model has the name.
+        FormatError
+            A file is damaged, or missing.
+        LosslessError
+            A file changed meanwhile.
+        """
+        folder, name = self._found(path, name)
+        if base not in ("auto", "none"):
+            self.manifest(base)  # must be there
+        model = model_at(folder)
+        bar = None if progress is None else lambda done, total: progress(name, done, total)
+        with self._index() as index:
+            added = Adder(index, self._choice(index, model, base), self._pack_units, self._threads).add(model, name, bar)
+        self._commit(added.manifest)
+        ref = _ref(added.manifest)
+        return Ref(ref.name, ref.commit, ref.source_bytes, added.n_tensors, added.n_new_tensors, added.new_bytes, model.left_out)
+
+    def _found(self, path: PathLike, name: str | None) -> tuple[Path, str]:
+        """Return the file or folder that is to be added, and its name."""
+        text, here = os.fspath(path), named_path(path)
+        if here.exists():
+            chosen = name or (here.resolve().name if here.is_dir() else here.stem)
+        elif is_repo_id(text):
+            chosen, here = name or text, fetch_repo(text)
+        else:
+            raise PathNotFoundError("no such file or directory", path=text)
+        problem = name_problem(chosen)
+        if problem is not None:
+            raise OptionError(f"{problem}: not {chosen!r}; name it with --name (name=)", path=text)
+        return here, chosen
+
+    @contextmanager
+    def _index(self) -> Iterator[StoreIndex]:
+        index = StoreIndex(self._storage, self._id)
+        try:
+            index.refresh()
+            yield index
+        finally:
+            index.close()
+
+    def _choice(self, index: StoreIndex, model: ModelFolder, base: str) -> Callable[[Sequence[SourceTensor]], list[NewItem]]:
+        def choose(tensors: Sequence[SourceTensor]) -> list[NewItem]:
+            if base == "none":
+                return [NewItem(source) for source in tensors]
+            manifests = self.manifests() if tensors else {}
+            lineage = [base] if base != "auto" else named_models(model.lineage, manifests)
+            return choose_bases(tensors, index, self._storage, lineage, manifests)
+
+        return choose
+
+    def _pack_units(self, units: Sequence[Unit], tell: Callable[[int], None]) -> Iterator[PackedUnit]:
+        for unit in units:
+            yield pack_unit(unit, self._storage, self._options, threads=self._threads, progress=tell)
+
+    def _commit(self, manifest: StoreManifest) -> None:
+        """Add a model, unless it is there."""
+        numbers = generations(self._storage, manifest.name).get(manifest.name, [])
+        if not numbers and self._storage.put(manifest_path(manifest.name, 0), [manifest.to_bytes()]):
+            return
+        if self.manifest(manifest.name).commit != manifest.commit:
+            raise OptionError(
+                f"the store has another model {manifest.name!r}: add this one under another name (--name), or remove that one (`weightpack store rm`)",
+                path=self.url,
+            )
+
+    def get(self, ref: Ref | str, target: PathLike, *, overwrite: bool = False, progress: FileProgress | None = None) -> Path:
+        """Restore a model's files into a folder, byte for byte, with permissions and times.
+
+        Raises
+        ------
+        OptionError
+            The store has no such model, or the target exists.
+        FormatError
+            What holds it is damaged; no target is written.
+        """
+        manifest, folder = self.manifest(ref), named_path(target)
+        bar = None if progress is None else lambda done, total: progress(manifest.name, done, total)
+        restore_model(self._storage, manifest, folder, threads=self._threads, overwrite=overwrite, progress=bar)
+        return folder
+
+    def open(self, ref: Ref | str, file: str | None = None, framework: str = "numpy", device: str | int = "cpu") -> SafeOpen[Any]:
+        """Open a safetensors file of a model as `weightpack.safe_open` does: only what is asked for is fetched and decoded.
+
+        Parameters
+        ----------
+        file
+            Its path in the model; it may be left out where there is one alone.
+        framework, device
+            As in `weightpack.safe_open`.
+
+        Raises
+        ------
+        OptionError
+            The store has no such model, or that has no such file, or several.
+        """
+        manifest = self.manifest(ref)
+        names = {each.path: each for each in manifest.files if each.path.endswith(".safetensors")}
+        if file is None and len(names) != 1:
+            raise OptionError(f"the model has {len(names)} safetensors files: name one of them ({', '.join(sorted(names)) or 'none'})", path=manifest.name)
+        chosen = next(iter(names)) if file is None else file
+        if chosen not in names:
+            raise OptionError(f"the model has no safetensors file {chosen!r}", path=manifest.name)
+        made: Framework[Any] = TorchFramework(device) if framework in ("pt", "torch", "pytorch") else NumpyFramework()
+        return SafeOpen(FileReader(self._storage, names[chosen], manifest.items, PartCache(), self._threads), made, threads=self._threads, limits=self._limits)
+
+
+def _ref(manifest: StoreManifest) -> Ref:
+    return Ref(manifest.name, manifest.commit, manifest.n_bytes)
