@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from weightpack.options import Limits, PackOptions, load_profile
     from weightpack.reading.frame import decode
     from weightpack.reading.tensors import safe_open
+    from weightpack.store import Store
     from weightpack.writing.frame import encode
 
 # Imported at first use: `import weightpack` stays cheap, and changes nothing anywhere.
@@ -34,14 +35,15 @@ _HOME = {
     "pull": "hub", "push": "hub",
     "load_file": "numpy", "save_file": "numpy",
     "safe_open": "reading.tensors",
+    "Store": "store",
     "disable": "integrations.swap", "enable": "integrations.swap",
     "Limits": "options", "PackOptions": "options", "load_profile": "options",
     "WeightpackError": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "Limits", "PackOptions", "WeightpackError", "decode", "disable", "enable", "encode", "estimate", "inspect", "load_file", "load_profile", "pack", "pull",
-    "push", "safe_open", "save_file", "unpack", "verify",
+    "Limits", "PackOptions", "Store", "WeightpackError", "decode", "disable", "enable", "encode", "estimate", "inspect", "load_file", "load_profile", "pack",
+    "pull", "push", "safe_open", "save_file", "unpack", "verify",
 ]  # fmt: skip
 
 

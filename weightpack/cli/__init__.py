@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from weightpack._version import __version__
-from weightpack.cli import files, hub, machine, mount, runs, tensors
+from weightpack.cli import files, hub, machine, mount, runs, store, tensors
 from weightpack.cli.failures import ExitCode, Explained, explain
 from weightpack.cli.output import ReaderLeft, complain, finish, leave, say_aside, tolerate_any_encoding
 
@@ -38,7 +38,7 @@ def cli() -> None:
 
 for command in (
     files.pack, files.unpack, files.verify, files.inspect, files.estimate, tensors.cat, tensors.diff, hub.push, hub.pull, runs.series, machine.bench,
-    machine.doctor, mount.mount, mount.umount,
+    machine.doctor, mount.mount, mount.umount, store.store,
 ):  # fmt: skip
     cli.add_command(command)
 

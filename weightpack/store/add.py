@@ -149,14 +149,14 @@ class Adder:
                     return sha256_of(opened[number]) if tensor is None else describe_tensor(opened[number], tensor)
 
             tasks = [(number, part) for number, file in enumerate(files) for part in (None, *file.tensors)]
-            sizes = [files[number].state.st_size if part is None else part.n_bytes for number, part in tasks]
-            for (number, part), n_bytes, result in zip(tasks, sizes, ordered_map(work, tasks, self._threads, lambda task: _HANDED_OVER), strict=True):
+            for (number, _), result in zip(tasks, ordered_map(work, tasks, self._threads, lambda task: _HANDED_OVER), strict=True):
+                file = files[number]
                 if isinstance(result, str):
-                    files[number].sha256 = result
-                    meter.add(n_bytes - sum(tensor.n_bytes for tensor in files[number].tensors))
+                    file.sha256 = result
+                    meter.add(file.state.st_size - sum(each.n_bytes for each in file.tensors))
                 else:
-                    files[number].described.append(result)
-                    meter.add(n_bytes)
+                    file.described.append(result)
+                    meter.add(result.tensor.n_bytes)
 
     def _manifest(self, model: ModelFolder, name: str, files: Sequence[_File]) -> StoreManifest:
         numbers: dict[str, int] = {}
@@ -206,7 +206,7 @@ def _opened(name: str, path: Path) -> _File:
         segments = segment(file)
         if segments.metadata is not None and INDEX_KEY in segments.metadata:
             raise OptionError("the file is packed: unpack it first, so that what it shares with others can be found")
-        ranges = [(tensor.offset, tensor.n_bytes, tensor) for tensor in segments.tensors if tensor.n_bytes]
+        ranges: list[tuple[int, int, Tensor | None]] = [(tensor.offset, tensor.n_bytes, tensor) for tensor in segments.tensors if tensor.n_bytes]
         ranges += [(offset, n, None) for offset, n in segments.gaps]
         parts: list[Tensor | Gap] = []
         for tiny, group in groupby(sorted(ranges, key=itemgetter(0)), key=lambda part: part[2] is None or part[1] <= _TINY_BYTES):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a store's objects hold, in a database of this machine that is made of the objects' headers: which tensors are there, and which are alike.
 
-It holds nothing that the store does not: without it, or with one of another store in its place, it is made anew. An object that has gone takes its rows with it.
+It holds nothing that the store does not: without it, it is made anew. An object that has gone takes its rows with it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StoreIndex:
 
     def refresh(self) -> dict[str, ListedFile]:
         """Read the headers of objects that are new, and forget those that have gone; return all objects by name."""
-        listed = {Path(path).stem: file for path, file in self._storage.listed("objects").items() if path == object_path(Path(path).stem)}
+        listed = listed_objects(self._storage)
         known = dict(self._database.execute("SELECT name, n_bytes FROM objects"))
         with self._database:
             for name in known.keys() - listed.keys():
@@ -76,7 +76,9 @@ class StoreIndex:
         """Return an item and what it needs; None if the store has it not, or not all of that."""
         if depth > MAX_CHAIN:
             raise CorruptionError("the items of the store need each other in a circle", path=self._storage.url, tensor=key)
-        for name, begin, described, sketch in self._database.execute("SELECT object, start, described, sketch FROM items WHERE key = ? ORDER BY object", (key,)):
+        for name, begin, described, sketch in self._database.execute(
+            "SELECT object, start, described, sketch FROM items WHERE key = ? ORDER BY object", (key,)
+        ):
             item = _item(key, described, sketch)
             base = None if item.base is None else self.find(item.base, depth + 1)
             if item.base is None or base is not None:
@@ -109,6 +111,11 @@ class StoreIndex:
 def _item(key: str, described: str, sketch: bytes) -> Item:
     dtype, shape, part_bytes, records, base, moves, name = json.loads(described)
     return Item(key, dtype, tuple(shape), part_bytes, tuple(records), base, None if moves is None else tuple(map(tuple, moves)), name, sketch)
+
+
+def listed_objects(storage: Storage) -> dict[str, ListedFile]:
+    """Return all objects of a store by name."""
+    return {Path(path).stem: file for path, file in storage.listed("objects").items() if path == object_path(Path(path).stem)}
 
 
 def read_object_header(storage: Storage, name: str, n_bytes: int) -> tuple[str, list[tuple[Item, int]]]:

@@ -80,7 +80,7 @@ def read_manifest(storage: Storage, name: str, limits: Limits = DEFAULT_LIMITS) 
     while True:
         numbers = generations(storage, name).get(name)
         if not numbers:
-            raise OptionError(f"the store has no model {name!r}: `weightpack store ls` lists what it has", path=storage.url)
+            raise no_model(storage, name)
         with contextlib.suppress(PathNotFoundError):  # a newer generation came meanwhile
             return parsed_manifest(storage, name, numbers[-1], limits), numbers[-1]
 
@@ -93,3 +93,16 @@ def parsed_manifest(storage: Storage, name: str, generation: int, limits: Limits
         if manifest.name != name:
             raise CorruptionError(f"the manifest is that of {manifest.name!r}")
         return manifest
+
+
+def no_model(storage: Storage, name: str) -> OptionError:
+    """Return the error for a model that a store has not."""
+    return OptionError(f"the store has no model {name!r}: `weightpack store ls` lists what it has", path=storage.url)
+
+
+def remove_model(storage: Storage, name: str) -> bool:
+    """Remove all generations of a model's manifest, the one that counts last: until then the model is there. False if there is none."""
+    numbers = generations(storage, name).get(name, [])
+    for generation in numbers:
+        storage.remove(manifest_path(name, generation))
+    return bool(numbers)

@@ -5,9 +5,11 @@ at all, and are not changed afterwards."""
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +18,7 @@ from weightpack.errors import LimitError, OptionError, PathNotFoundError
 from weightpack.io.atomic import AtomicFile, state_of, sync_folder
 from weightpack.io.files import LocalFile, named_path, read_at
 from weightpack.io.remote import explained, is_url
-from weightpack.io.working_names import is_working_name, leftovers, remove
+from weightpack.io.working_names import HAS_LOCKS, is_working_name, leftovers, lock, make_locked, remove
 
 if TYPE_CHECKING:
     from weightpack.format.buffers import Buffer
@@ -52,6 +54,12 @@ class Storage(Protocol):
 
     def clean(self) -> None:
         """Remove what killed writers have left."""
+
+    def held(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Hold a file that says that somebody is at work, for a block; give the function that renews it, unless it was taken away."""
+
+    def release_lapsed(self, name: str, is_old: bool) -> bool:
+        """Remove a file of `held` whose holder has ended, or, where that can't be told, that `is_old`; False if it stays."""
 
 
 def open_storage(url: str | os.PathLike[str], *, make: bool = False) -> Storage:
@@ -136,6 +144,30 @@ class Folder:
                     for left, _ in leftovers(Path(here, name[1:].rsplit(".", 2)[0])):
                         remove(left)
 
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[Callable[[], None]]:
+        path = self._path / name
+        self._make(path.parent)
+        fd = make_locked(path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666))
+        try:
+            yield lambda: os.utime(fd if os.utime in os.supports_fd else path)
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+    def release_lapsed(self, name: str, is_old: bool) -> bool:
+        try:
+            fd = os.open(self._path / name, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            return True
+        try:
+            lapsed = lock(fd) or (is_old and not HAS_LOCKS)
+            if lapsed:
+                (self._path / name).unlink(missing_ok=True)
+            return lapsed
+        finally:
+            os.close(fd)
+
 
 class Bucket:
     """What fsspec knows by a URL: objects of S3 and the like. Its `put` is conditional where the filesystem knows that (s3fs: If-None-Match)."""
@@ -197,13 +229,30 @@ class Bucket:
     def clean(self) -> None:
         """Uploads that were not completed are no files; buckets have rules for removing them."""
 
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[Callable[[], None]]:
+        def renew() -> None:
+            if name in self.listed(name.rpartition("/")[0]):
+                self._filesystem.pipe_file(self._path(name), b"{}")
+
+        self.put(name, [b"{}"])
+        try:
+            yield renew
+        finally:
+            self.remove(name)
+
+    def release_lapsed(self, name: str, is_old: bool) -> bool:
+        if is_old:
+            self.remove(name)
+        return is_old
+
 
 def _written(info: dict[str, Any], now: float) -> float:
     """Return when a file was written, as its filesystem says; now, if it does not."""
     for key in ("LastModified", "created", "mtime", "last_modified"):
         value = info.get(key)
-        if hasattr(value, "timestamp"):
-            return float(value.timestamp())
+        if isinstance(value, datetime.datetime):
+            return value.timestamp()
         if isinstance(value, int | float):
             return float(value)
     return now

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
-from weightpack.errors import OptionError, PathNotFoundError
+from weightpack.errors import LosslessError, OptionError, PathNotFoundError, WeightpackError
 from weightpack.format.store import StoreManifest, name_problem
 from weightpack.io.fetch import fetch_repo, is_repo_id
 from weightpack.io.files import named_path
@@ -20,13 +20,17 @@ from weightpack.models.directory import Note
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.tensors import SafeOpen
 from weightpack.store.add import Adder, ModelFolder, model_at
-from weightpack.store.index import StoreIndex
-from weightpack.store.models import generations, make_store, manifest_path, parsed_manifest, read_manifest, store_id
+from weightpack.store.index import StoreIndex, listed_objects
+from weightpack.store.leases import adding, refuse_lapsed
+from weightpack.store.models import generations, make_store, manifest_path, no_model, parsed_manifest, read_manifest, remove_model, store_id
 from weightpack.store.pack import NewItem, PackedUnit, SourceTensor, Unit, pack_unit
 from weightpack.store.relatives import choose_bases, named_models
 from weightpack.store.restore import restore_model
 from weightpack.store.storage import open_storage
+from weightpack.store.sweep import Collected, collect
 from weightpack.store.tensors import FileReader, PartCache
+from weightpack.store.usage import Branch, Usage, family_tree, usage
+from weightpack.store.verify import Verified, verify_models, verify_store
 
 if TYPE_CHECKING:
     from weightpack.models.jobs import FileProgress
@@ -137,11 +141,50 @@ class Store:
             self.manifest(base)  # must be there
         model = model_at(folder)
         bar = None if progress is None else lambda done, total: progress(name, done, total)
-        with self._index() as index:
+        with adding(self._storage) as lease, self._index() as index:
             added = Adder(index, self._choice(index, model, base), self._pack_units, self._threads).add(model, name, bar)
-        self._commit(added.manifest)
+            self._commit(added.manifest, lease)
         ref = _ref(added.manifest)
         return Ref(ref.name, ref.commit, ref.source_bytes, added.n_tensors, added.n_new_tensors, added.new_bytes, model.left_out)
+
+    def du(self) -> list[Usage]:
+        """Return what each model costs, given the others, by name."""
+        return usage(self.manifests())
+
+    def log(self) -> list[Branch]:
+        """Return the models as a tree: each after the one that it has most tensors of, or differs from most."""
+        return family_tree(self.manifests())
+
+    def stored_bytes(self) -> int:
+        """Return how many bytes all objects have, those that no model needs among them."""
+        return sum(file.n_bytes for file in self._storage.listed("objects").values())
+
+    def verify(self, refs: Sequence[Ref | str] = (), *, decode: bool = True, progress: FileProgress | None = None) -> Verified:
+        """Prove that all objects are whole, that each tensor decodes to what its key says, and that manifests name what is there.
+
+        Parameters
+        ----------
+        refs
+            Of these models the files, too, are restored, without being written, and their SHA-256s compared.
+        decode
+            False: tensors are not decoded; objects are proven by their SHA-256.
+
+        Raises
+        ------
+        FolderError
+            Something is damaged or missing; `problems` has all of it.
+        """
+        manifests: dict[str, StoreManifest | WeightpackError] = {}
+        for name, numbers in generations(self._storage).items():
+            try:
+                manifests[name] = parsed_manifest(self._storage, name, numbers[-1], self._limits)
+            except WeightpackError as error:
+                manifests[name] = error
+        objects = listed_objects(self._storage)
+        bar = None if progress is None else lambda done, total: progress(self.url, done, total)
+        verified = verify_store(self._storage, manifests, objects, decode=decode, threads=self._threads, progress=bar)
+        verify_models(self._storage, [self.manifest(ref) for ref in refs], threads=self._threads, progress=progress)
+        return verified
 
     def _found(self, path: PathLike, name: str | None) -> tuple[Path, str]:
         """Return the file or folder that is to be added, and its name."""
@@ -180,16 +223,37 @@ class Store:
         for unit in units:
             yield pack_unit(unit, self._storage, self._options, threads=self._threads, progress=tell)
 
-    def _commit(self, manifest: StoreManifest) -> None:
+    def _commit(self, manifest: StoreManifest, lease: str) -> None:
         """Add a model, unless it is there."""
-        numbers = generations(self._storage, manifest.name).get(manifest.name, [])
-        if not numbers and self._storage.put(manifest_path(manifest.name, 0), [manifest.to_bytes()]):
-            return
-        if self.manifest(manifest.name).commit != manifest.commit:
+        name = manifest.name
+        refuse_lapsed(self._storage, lease)
+        if name not in generations(self._storage, name) and self._storage.put(manifest_path(name, 0), [manifest.to_bytes()]):
+            try:
+                refuse_lapsed(self._storage, lease)  # between the two, a gc may have taken what the manifest names
+            except LosslessError:
+                remove_model(self._storage, name)
+                raise
+        elif self.manifest(name).commit != manifest.commit:
             raise OptionError(
-                f"the store has another model {manifest.name!r}: add this one under another name (--name), or remove that one (`weightpack store rm`)",
-                path=self.url,
+                f"the store has another model {name!r}: add this one under another name (--name), or remove that one (`weightpack store rm`)", path=self.url
             )
+
+    def rm(self, ref: Ref | str) -> None:
+        """Remove a model. What it alone needed stays until `gc`. OptionError if the store has no such model."""
+        if not remove_model(self._storage, str(ref)):
+            raise no_model(self._storage, str(ref))
+
+    def gc(self, *, dry_run: bool = False) -> Collected:
+        """Remove what no model needs, such as what a killed `add` has left.
+
+        Raises
+        ------
+        OptionError
+            Somebody else is at work in the store. Nothing was removed.
+        FormatError
+            A manifest is damaged, so that it can't be told what is needed. Nothing was removed.
+        """
+        return collect(self._storage, self._limits, dry_run=dry_run)
 
     def get(self, ref: Ref | str, target: PathLike, *, overwrite: bool = False, progress: FileProgress | None = None) -> Path:
         """Restore a model's files into a folder, byte for byte, with permissions and times.

@@ -128,7 +128,9 @@ class ItemReader:
 
     def _base_elems(self, begin: int, n_bytes: int) -> NDArray[np.uint8] | None:
         """Return what bytes [begin, begin + n_bytes) of the tensor may differ from."""
-        return None if self._base is None else base_bytes(self._base, self._base.placed.item.dtype, self.placed.item.dtype, self.placed.item.moves, begin, n_bytes)
+        return (
+            None if self._base is None else base_bytes(self._base, self._base.placed.item.dtype, self.placed.item.dtype, self.placed.item.moves, begin, n_bytes)
+        )
 
     def changed(self) -> bool:
         """Objects do not change."""
@@ -207,4 +209,3 @@ class FileReader:
 
     def close(self) -> None:
         """Nothing to give back."""
-
