@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightpack.errors import CorruptionError, TruncatedError, located
+from weightpack.errors import CorruptionError, PathNotFoundError, TruncatedError, located
 from weightpack.format.index import BaseRange, Gap
 from weightpack.format.layouts import DTYPE_BITS, layout_of
 from weightpack.format.store import ModelFile, PlacedItem
@@ -72,9 +72,7 @@ class ItemReader:
         Raises
         ------
         FormatError
-            What holds the bytes, or what these differ from, is damaged.
-        PathNotFoundError
-            An object is gone.
+            What holds the bytes, or what these differ from, is damaged, or gone.
         """
         out: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
         end, part_bytes = offset + out.size, self.piece_bytes
@@ -107,7 +105,7 @@ class ItemReader:
         item, part_bytes = self.placed.item, self.piece_bytes
         last = first + -(-out.size // part_bytes)
         with located(path=f"{self._storage.url}/{object_path(self.placed.object)}", tensor=item.key):
-            stored = memoryview(self._storage.read(object_path(self.placed.object), self._begins[first], self._begins[last]))
+            stored = self._fetched(self._begins[first], self._begins[last])
             base = self._base_elems(first * part_bytes, out.size)
             elem_bytes = layout_of(item.dtype).elem_bytes
 
@@ -125,6 +123,13 @@ class ItemReader:
 
             for _ in ordered_map(decode, range(first, last), self._threads, lambda number: part_bytes):
                 pass
+
+    def _fetched(self, begin: int, end: int) -> memoryview:
+        try:
+            return memoryview(self._storage.read(object_path(self.placed.object), begin, end))
+        except PathNotFoundError:
+            reason = "the object is not there: the model was removed meanwhile, or the store is damaged; `weightpack store verify` says what is missing"
+            raise CorruptionError(reason) from None
 
     def _base_elems(self, begin: int, n_bytes: int) -> NDArray[np.uint8] | None:
         """Return what bytes [begin, begin + n_bytes) of the tensor may differ from."""
