@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs on a store of models: store init, add, ls, log, du, get, verify, rm, gc."""
+"""Verbs on a store of models: store init, add, ls, log, du, get, verify, rm, gc, serve."""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import click
 from weightpack._humane import human_bytes, percent
 from weightpack.cli.failures import GOES_ON, WHOLE_OR_ABSENT, after_interrupt
 from weightpack.cli.options import PATH, force_option, json_option, pack_options, profile_option, quiet_option, threads_option
-from weightpack.cli.output import say, say_json, say_table
+from weightpack.cli.output import complain, finish, say, say_json, say_table
 from weightpack.cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -208,3 +209,22 @@ def gc(url: str, dry_run: bool, as_json: bool) -> None:
         say_json(asdict(collected))
     else:
         say(f"{'would remove' if dry_run else 'removed'} {collected.objects} object{'s'[: collected.objects != 1]}, {human_bytes(collected.n_bytes)}")
+
+
+@store.command()
+@url_argument
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on. Everybody who reaches it can read every model.")
+@click.option("--port", default=8500, show_default=True, type=click.IntRange(0, 65535), help="The port; 0 for one that is free.")
+@quiet_option
+def serve(url: str, host: str, port: int, quiet: bool) -> None:
+    """Answer as a Hub from which models can be read, until ctrl-C: with HF_ENDPOINT set to its address, `from_pretrained` and every client loads NAME."""
+    from weightpack.store import Store
+    from weightpack.store.serve import served
+
+    with served(Store(url), host, port, report=complain) as server:
+        address = f"[{host}]" if ":" in host else host
+        if not quiet:
+            say(f"HF_ENDPOINT=http://{address}:{server.server_address[1]}")
+            finish()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

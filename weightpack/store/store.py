@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
 from weightpack.errors import LosslessError, OptionError, PathNotFoundError, WeightpackError
-from weightpack.format.store import StoreManifest, name_problem
+from weightpack.format.store import ModelFile, StoreManifest, name_problem
 from weightpack.io.fetch import fetch_repo, is_repo_id
 from weightpack.io.files import named_path
 from weightpack.io.parallel import thread_count
@@ -25,7 +25,7 @@ from weightpack.store.leases import adding, refuse_lapsed
 from weightpack.store.models import generations, make_store, manifest_path, no_model, parsed_manifest, read_manifest, remove_model, store_id
 from weightpack.store.pack import NewItem, PackedUnit, SourceTensor, Unit, pack_unit
 from weightpack.store.relatives import choose_bases, named_models
-from weightpack.store.restore import restore_model
+from weightpack.store.restore import file_pieces, restore_model
 from weightpack.store.storage import open_storage
 from weightpack.store.sweep import Collected, collect
 from weightpack.store.tensors import FileReader, PartCache
@@ -108,9 +108,25 @@ class Store:
         """Return the manifests of all models, by name."""
         return {name: parsed_manifest(self._storage, name, numbers[-1], self._limits) for name, numbers in generations(self._storage).items()}
 
+    def manifest_of(self, name: str, generation: int) -> StoreManifest:
+        """Return one generation of a model's manifest."""
+        return parsed_manifest(self._storage, name, generation, self._limits)
+
     def manifest(self, ref: Ref | str) -> StoreManifest:
         """Return a model's manifest. OptionError if the store has no such model."""
         return read_manifest(self._storage, str(ref), self._limits)[0]
+
+    def generation(self, name: str) -> int:
+        """Return the generation of a model's manifest. OptionError if the store has no such model."""
+        numbers = generations(self._storage, name).get(name) if name_problem(name) is None else None
+        if not numbers:
+            raise no_model(self._storage, name)
+        return numbers[-1]
+
+    def file_pieces(self, manifest: StoreManifest, file: ModelFile, begin: int, end: int) -> Iterator[bytearray]:
+        """Yield bytes [begin, end) of a model's file, decoded, one piece after the other, each when it is asked for."""
+        for _, data in file_pieces(self._storage, manifest, file, 1, begin, end):
+            yield data
 
     def add(self, path: PathLike, name: str | None = None, *, base: str = "auto", progress: FileProgress | None = None) -> Ref:
         """Add a model: of its tensors, those that the store has not, each as the difference from one that is alike where that is smaller.
