@@ -32,7 +32,7 @@ found["tree"] = sorted(each.path for each in api.list_repo_tree("me/any", recurs
 found["folder"] = sorted(each.path for each in api.list_repo_tree("me/any", "sub"))
 found["paths"] = [each.path for each in api.get_paths_info("me/any", ["config.json", "sub", "nothing"])]
 found["refs"] = api.list_repo_refs("me/any").branches[0].target_commit
-with HfFileSystem().open("me/any/model.safetensors", "rb", block_size=0) as file:
+with HfFileSystem().open("me/any/model.safetensors", "rb") as file:
     file.seek(1000)
     found["range"] = file.read(5).hex()
 for name, call in (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endpoints of a Hub from which models are read, answered out of a store: whoever sets HF_ENDPOINT loads models as from the Hub.
 
-Nothing is written, and no path is looked for on any disk: what a request names is a file of a manifest, or nothing. Who asks is not asked: everybody who reaches
+Nothing is written, and no path is looked for on any disk: what a request names is a file of a manifest, or nothing. Everybody who reaches
 the address can read every model.
 """
 
