@@ -44,6 +44,12 @@ def test_from_init_to_gc(folder):
     assert contents(folder / "again") == contents(folder / "tuned")
     assert said(folder, "verify", "zoo", "tuned").startswith("ok: 2 models")
     assert json.loads(said(folder, "verify", "zoo", "--json", "--no-decode"))["objects"] == 2
+    assert said(folder, "rebase", "zoo") == "stored 3 tensors anew\n"
+    assert json.loads(said(folder, "rebase", "zoo", "--json")) == {"tensors": 0}
+    assert said(folder, "gc", "zoo").startswith("removed 1 object, ")
+    assert said(folder, "export", "zoo", "--dir", "out") == "2 models in out\n"
+    assert json.loads(said(folder, "export", "zoo", "tuned", "--dir", "out", "--json")) == ["out/tuned"]
+    assert contents(folder / "out" / "base") == contents(folder / "base")
     said(folder, "rm", "zoo", "tuned")
     assert said(folder, "gc", "zoo", "--dry-run").startswith("would remove 1 object, ")
     assert json.loads(said(folder, "gc", "zoo", "--json"))["objects"] == 1

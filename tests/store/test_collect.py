@@ -114,6 +114,55 @@ def test_a_damaged_manifest_stops_gc(store, tmp_path):
     assert store.gc().objects == 1
 
 
+def test_objects_that_are_half_empty_are_repacked(store, tmp_path):
+    """Of a model that is removed, another needs one tensor of ten: the rest goes."""
+    base = some_weights(n=10)
+    store.add(model(tmp_path / "base", base))
+    store.add(model(tmp_path / "shares", {"w": base["layer.3.weight"]}))
+    store.add(model(tmp_path / "differs", steps({"w": base["layer.3.weight"]}, 10)))
+    store.rm("base")
+    before = store.stored_bytes()
+    assert store.gc().repacked == 1
+    assert store.gc().objects == 1
+    assert store.stored_bytes() < before / 3
+    for name in ("shares", "differs"):
+        assert contents(tmp_path / name) == contents(restored(store, name, tmp_path / "again"))
+    assert store.verify(["shares", "differs"]).objects == 2
+    assert (store.gc().objects, store.gc().repacked) == (0, 0)
+    assert store.add(tmp_path / "shares", "other").new_tensors == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_rebase(store, tmp_path, depth):
+    tensors = some_weights()
+    for step in range(4):
+        store.add(model(tmp_path / f"step{step}", tensors))
+        tensors = steps(tensors, 10 * step + 10)
+    commit = store.manifest("step3").commit
+    assert store.rebase(["step3"], depth=depth) == 3
+    assert {placed.depth for placed in store.manifest("step3").own_items.values()} == {depth}
+    assert store.rebase(["step3"], depth=depth) == 0
+    assert store.manifest("step3").commit == commit
+    for step in range(4):
+        assert contents(tmp_path / f"step{step}") == contents(restored(store, f"step{step}", tmp_path / "again"))
+    store.verify([f"step{step}" for step in range(4)])
+    assert store.gc().objects == 1  # what step3 was before
+    store.rebase(depth=depth)
+    assert all(placed.depth <= depth for manifest in store.manifests().values() for placed in manifest.own_items.values())
+    store.gc()
+    store.verify([f"step{step}" for step in range(4)])
+
+
+def test_export(store, tmp_path):
+    for name in ("me/one", "two"):
+        store.add(model(tmp_path / name, some_weights(len(name))), name)
+    targets = store.export(tmp_path / "out")
+    assert targets == [tmp_path / "out" / "me" / "one", tmp_path / "out" / "two"]
+    for name in ("me/one", "two"):
+        assert contents(tmp_path / name) == contents(tmp_path / "out" / name)
+    assert store.export(tmp_path / "out", ["two"]) == targets[1:]
+
+
 def killed_after(arguments, seconds):
     """Run the program and kill it after a while."""
     process = subprocess.Popen([sys.executable, "-m", "weightpack", "store", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -139,6 +188,7 @@ def test_killed_at_random_moments(store, tmp_path, kills):
         folder = rng.choice(folders)
         n_killed += killed_after(["add", store.url, str(folder)], rng.uniform(0.1, 1.3) * seconds)
         n_killed += killed_after(["gc", store.url], rng.uniform(0.3, 1.2) * seconds)
+        n_killed += killed_after(["rebase", store.url], rng.uniform(0.3, 1.2) * seconds)
         names = [ref.name for ref in store.ls()]
         store.verify(names)
         if names and rng.random() < 0.5:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs on a store of models: store init, add, ls, log, du, get, verify, rm, gc, serve."""
+"""Verbs on a store of models: store init, add, ls, log, du, get, verify, rm, gc, rebase, export, serve."""
 
 from __future__ import annotations
 
@@ -209,6 +209,48 @@ def gc(url: str, dry_run: bool, as_json: bool) -> None:
         say_json(asdict(collected))
     else:
         say(f"{'would remove' if dry_run else 'removed'} {collected.objects} object{'s'[: collected.objects != 1]}, {human_bytes(collected.n_bytes)}")
+        if collected.repacked:
+            say(f"repacked what is needed of {collected.repacked} more: the next gc removes them")
+
+
+@store.command()
+@url_argument
+@click.argument("name", nargs=-1)
+@click.option("--depth", default=0, show_default=True, type=click.IntRange(0), help="How many tensors may have to be decoded before the one that is wanted.")
+@profile_option
+@threads_option
+@json_option
+@quiet_option
+def rebase(url: str, name: tuple[str, ...], depth: int, profile: str, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Shorten chains of differences of the models of these NAMEs, or of all, so that they are read faster; the store grows."""
+    from weightpack.store import Store
+
+    opened = Store(url, threads=threads, options=pack_options(profile, "auto"))
+    with after_interrupt(GOES_ON), Bar("rebasing", quiet) as progress:
+        n_tensors = opened.rebase(name, depth=depth, progress=progress)
+    if as_json:
+        say_json({"tensors": n_tensors})
+    elif not quiet:
+        say(f"stored {n_tensors} tensor{'s'[: n_tensors != 1]} anew")
+
+
+@store.command()
+@url_argument
+@click.argument("name", nargs=-1)
+@click.option("--dir", "folder", required=True, type=PATH, help="The folder that gets a folder for each model.")
+@threads_option
+@json_option
+@quiet_option
+def export(url: str, name: tuple[str, ...], folder: str, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Restore the models of these NAMEs, or all, each into the folder of its name in DIR. Those that are there are left as they are."""
+    from weightpack.store import Store
+
+    with after_interrupt(GOES_ON), Bar("restoring", quiet) as progress:
+        targets = Store(url, threads=threads).export(folder, name, progress=progress)
+    if as_json:
+        say_json([str(target) for target in targets])
+    elif not quiet:
+        say(f"{len(targets)} model{'s'[: len(targets) != 1]} in {folder}")
 
 
 @store.command()

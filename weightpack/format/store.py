@@ -110,6 +110,15 @@ class PlacedItem:
         return [self] if self.base is None else [self, *self.base.chain]
 
 
+def numbered_items(wanted: Iterable[PlacedItem]) -> tuple[PlacedItem, ...]:
+    """Return items and those that they need, each once, and after what it needs."""
+    found: dict[str, PlacedItem] = {}
+    for placed in wanted:
+        for each in reversed(placed.chain):
+            found.setdefault(each.item.key, each)
+    return tuple(found.values())
+
+
 # ---- objects
 
 

@@ -17,7 +17,7 @@ from weightpack.errors import LosslessError, OptionError, located
 from weightpack.format.constants import INDEX_KEY
 from weightpack.format.index import Gap
 from weightpack.format.layouts import DTYPE_BITS
-from weightpack.format.store import ModelFile, PlacedItem, StoreManifest
+from weightpack.format.store import ModelFile, PlacedItem, StoreManifest, numbered_items
 from weightpack.io.files import LocalFile, read_at, sha256_of
 from weightpack.io.parallel import ordered_map
 from weightpack.io.progress import Meter, Progress
@@ -129,7 +129,7 @@ class Adder:
             new = {key: source for key, source in new.items() if self._index.find(key) is None}
             meter.add(sum(file.state.st_size for file in some) - sum(source.tensor.n_bytes for source in new.values()))
             n_new += len(new)
-            for packed in self._pack_units(_units(name, self._bases(list(new.values()))), meter.add):
+            for packed in self._pack_units(units(name, self._bases(list(new.values()))), meter.add):
                 self._index.insert(packed.object, packed.n_bytes, packed.model, packed.items)
                 new_bytes += packed.n_bytes
         for file in files:
@@ -159,31 +159,22 @@ class Adder:
                     meter.add(result.tensor.n_bytes)
 
     def _manifest(self, model: ModelFolder, name: str, files: Sequence[_File]) -> StoreManifest:
-        numbers: dict[str, int] = {}
-        items: list[PlacedItem] = []
-
-        def number_of(placed: PlacedItem) -> int:
-            for each in reversed(placed.chain):
-                if each.item.key not in numbers:
-                    numbers[each.item.key] = len(items)
-                    items.append(each)
-            return numbers[placed.item.key]
-
+        placed = {source.key: self._placed(source.key) for file in files for source in file.described}
+        items = numbered_items(placed.values())
+        number_of = {each.item.key: number for number, each in enumerate(items)}
         described = []
         for file in sorted(files, key=lambda file: file.name):
             keys = iter(file.described)
-            parts: list[int | Gap] = []
-            for part in file.parts:
-                if isinstance(part, Gap):
-                    parts.append(part)
-                else:
-                    placed = self._index.find(next(keys).key)
-                    assert placed is not None  # it was there, or was written
-                    parts.append(number_of(placed))
+            parts = tuple(part if isinstance(part, Gap) else number_of[next(keys).key] for part in file.parts)
             mode = stat.S_IMODE(file.state.st_mode) & 0o777
-            described.append(ModelFile(file.name, file.state.st_size, file.sha256, mode, file.state.st_mtime_ns, tuple(parts)))
+            described.append(ModelFile(file.name, file.state.st_size, file.sha256, mode, file.state.st_mtime_ns, parts))
         added = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return StoreManifest(name, added, model.lineage, tuple(items), tuple(described), model.folders)
+        return StoreManifest(name, added, model.lineage, items, tuple(described), model.folders)
+
+    def _placed(self, key: str) -> PlacedItem:
+        placed = self._index.find(key)
+        assert placed is not None  # it was there, or was written
+        return placed
 
 
 def _batches(files: dict[str, Path]) -> Iterator[list[tuple[str, Path]]]:
@@ -226,13 +217,13 @@ def _typed(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in DTYPE_BITS else replace(tensor, dtype="U8", shape=(tensor.n_bytes,))
 
 
-def _units(model: str, new: Sequence[NewItem]) -> list[Unit]:
+def units(model: str, new: Sequence[NewItem]) -> list[Unit]:
     """Put tensors together, in their order, until they are an object."""
-    units: list[Unit] = []
+    found: list[Unit] = []
     taken: list[NewItem] = []
     for item in new:
         taken.append(item)
         if sum(each.source.tensor.n_bytes for each in taken) >= UNIT_BYTES:
-            units.append(Unit(model, tuple(taken)))
+            found.append(Unit(model, tuple(taken)))
             taken = []
-    return [*units, Unit(model, tuple(taken))] if taken else units
+    return [*found, Unit(model, tuple(taken))] if taken else found

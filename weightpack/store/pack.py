@@ -16,7 +16,7 @@ from weightpack.errors import FormatError, LosslessError, located
 from weightpack.format.constants import Mode
 from weightpack.format.record import parse_record_head
 from weightpack.format.store import PART_BYTES, Item, Moves, PlacedItem, object_header, tensor_key
-from weightpack.io.files import LocalFile, pieces, read_at
+from weightpack.io.files import LocalFile, RandomReader, pieces, read_at
 from weightpack.io.parallel import Scratch, ordered_map
 from weightpack.kernels import active, crc32c_of
 from weightpack.reading.record import decode_record
@@ -37,7 +37,7 @@ _SPOOLED_BYTES = 128 << 20  # of an object, in memory; more are on disk
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor of a file, as it was read first: its key, the CRC-32C of each of its parts, and its sketch."""
+    """A tensor of a file, as it was read first: its key, the CRC-32C of each of its parts, and its sketch. `stored`: of one that a store has, its item."""
 
     path: str
     tensor: Tensor
@@ -45,6 +45,7 @@ class SourceTensor:
     part_bytes: int
     crcs: tuple[int, ...]
     sketch: bytes
+    stored: PlacedItem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class PackedUnit:
     items: tuple[tuple[Item, int], ...]
 
 
-def describe_tensor(file: LocalFile, tensor: Tensor) -> SourceTensor:
+def describe_tensor(file: RandomReader, tensor: Tensor) -> SourceTensor:
     """Read a tensor once: all that tells it from others, and which may be alike."""
     key, crcs = tensor_key(tensor.dtype, tensor.shape), []
     block = sum(tensor.fields) or 1
@@ -95,7 +96,7 @@ def describe_tensor(file: LocalFile, tensor: Tensor) -> SourceTensor:
     return SourceTensor(file.name, tensor, key.hexdigest(), part_bytes, tuple(crcs), _sketch(file, tensor))
 
 
-def _sketch(file: LocalFile, tensor: Tensor) -> bytes:
+def _sketch(file: RandomReader, tensor: Tensor) -> bytes:
     if tensor.n_bytes < LEAST_BYTES or tensor.dtype not in SKETCH_DTYPES or tensor.fields:
         return b""
     n_elems = int(np.prod(tensor.shape, dtype=np.int64))
@@ -115,7 +116,12 @@ def pack_unit(unit: Unit, storage: Storage, options: PackOptions, *, threads: in
     cache, scratch = PartCache(), Scratch()
     with ExitStack() as stack:
         spool = stack.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))
-        files = {path: stack.enter_context(LocalFile(path)) for path in dict.fromkeys(new.source.path for new in unit.items)}
+        files: dict[str, RandomReader] = {}
+        for source in (new.source for new in unit.items):
+            if source.stored is not None:
+                files[source.path] = ItemReader(storage, source.stored, cache)
+            elif source.path not in files:
+                files[source.path] = stack.enter_context(LocalFile(source.path))
         readers = {new.base.item.key: ItemReader(storage, new.base, cache) for new in unit.items if new.base is not None}
 
         def work(task: tuple[NewItem, int, int]) -> tuple[bytes, bool]:
@@ -164,7 +170,7 @@ def _item(new: NewItem, records: tuple[int, ...], differs: bool) -> Item:
 
 
 def _encode_part(
-    file: LocalFile, source: SourceTensor, begin: int, n_bytes: int, options: PackOptions, base: NDArray[np.uint8] | None, scratch: Scratch
+    file: RandomReader, source: SourceTensor, begin: int, n_bytes: int, options: PackOptions, base: NDArray[np.uint8] | None, scratch: Scratch
 ) -> tuple[bytes, bool]:
     """Encode a part, and prove that it decodes to what was read at first; say whether it needs the base."""
     tensor = source.tensor

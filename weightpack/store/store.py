@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
 from weightpack.errors import LosslessError, OptionError, PathNotFoundError, WeightpackError
-from weightpack.format.store import ModelFile, StoreManifest, name_problem
+from weightpack.format.store import ModelFile, PlacedItem, StoreManifest, name_problem
 from weightpack.io.fetch import fetch_repo, is_repo_id
 from weightpack.io.files import named_path
 from weightpack.io.parallel import thread_count
+from weightpack.io.progress import Meter
 from weightpack.models.directory import Note
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
 from weightpack.reading.tensors import SafeOpen
-from weightpack.store.add import Adder, ModelFolder, model_at
+from weightpack.store.add import Adder, ModelFolder, model_at, units
 from weightpack.store.index import StoreIndex, listed_objects
 from weightpack.store.leases import adding, refuse_lapsed
 from weightpack.store.models import generations, make_store, manifest_path, no_model, parsed_manifest, read_manifest, remove_model, store_id
 from weightpack.store.pack import NewItem, PackedUnit, SourceTensor, Unit, pack_unit
 from weightpack.store.relatives import choose_bases, named_models
 from weightpack.store.restore import file_pieces, restore_model
+from weightpack.store.rewrite import shorter, with_items, write_generation
 from weightpack.store.storage import open_storage
 from weightpack.store.sweep import Collected, collect
 from weightpack.store.tensors import FileReader, PartCache
@@ -270,6 +272,48 @@ class Store:
             A manifest is damaged, so that it can't be told what is needed. Nothing was removed.
         """
         return collect(self._storage, self._limits, dry_run=dry_run)
+
+    def rebase(self, refs: Sequence[Ref | str] = (), *, depth: int = 0, progress: FileProgress | None = None) -> int:
+        """Store tensors anew of which more than `depth` others have to be decoded first, so that they are read faster; return how many.
+
+        What they differed from stays until `gc`, and longer where others need it: the store grows.
+
+        Parameters
+        ----------
+        refs
+            Models; none: all.
+
+        Raises
+        ------
+        OptionError
+            The store has no such model, or somebody else rebases it.
+        """
+        n_tensors = 0
+        with adding(self._storage) as lease:
+            for name in [str(ref) for ref in refs] or list(generations(self._storage)):
+                manifest, generation = read_manifest(self._storage, name, self._limits)
+                new = shorter(self._storage, manifest, depth)
+                meter = Meter(None if progress is None else lambda done, total: progress(name, done, total), sum(each.source.tensor.n_bytes for each in new))  # noqa: B023
+                placed: dict[str, PlacedItem] = {}
+                for packed in self._pack_units(units(name, new), meter.add):
+                    bases = {each.base.item.key: each.base for each in new if each.base is not None}
+                    placed |= {item.key: PlacedItem(item, packed.object, begin, bases.get(item.base or "")) for item, begin in packed.items}
+                if placed:
+                    refuse_lapsed(self._storage, lease)
+                    write_generation(self._storage, with_items(manifest, lambda each: placed.get(each.item.key, each)), generation)  # noqa: B023
+                n_tensors += len(placed)
+        return n_tensors
+
+    def export(self, folder: PathLike, refs: Sequence[Ref | str] = (), *, progress: FileProgress | None = None) -> list[Path]:
+        """Restore models, all of the store if none is named, each into the folder of its name in `folder`; return these.
+
+        One that is there is left as it is, so that an export that was interrupted goes on.
+        """
+        targets = []
+        for name in [str(ref) for ref in refs] or list(generations(self._storage)):
+            target = named_path(folder) / name
+            targets.append(target if target.exists() else self.get(name, target, progress=progress))
+        return targets
 
     def get(self, ref: Ref | str, target: PathLike, *, overwrite: bool = False, progress: FileProgress | None = None) -> Path:
         """Restore a model's files into a folder, byte for byte, with permissions and times.
