@@ -225,6 +225,35 @@ def test_two_adders_at_once(store, tmp_path):
     assert store.verify(["base"]).objects == 1
 
 
+def test_an_adder_that_meets_what_another_has_just_written(store, tmp_path, monkeypatch):
+    """What it was about to write is there, and is no base of itself; nor are two that differ from each other a circle."""
+    base = some_weights()
+    folders = [model(tmp_path / "base", base), model(tmp_path / "tuned", steps(base, 10))]
+    choose = store._choice
+
+    def choose_later(*arguments):
+        chosen = choose(*arguments)
+
+        def chosen_later(tensors):
+            if tensors:
+                monkeypatch.setattr(store, "_choice", choose)
+                for folder in folders:
+                    store.add(folder, f"other-{folder.name}")
+            return chosen(tensors)
+
+        return chosen_later
+
+    for folder in reversed(folders):
+        monkeypatch.setattr(store, "_choice", choose_later)
+        store.add(folder)
+        assert contents(folder) == contents(restored(store, folder.name, tmp_path / "again"))
+    assert all(placed.base is None or placed.base.item.key != placed.item.key for manifest in store.manifests().values() for placed in manifest.items)
+    store.verify(["base", "tuned", "other-base", "other-tuned"])
+    store.add(folders[0], "again")
+    store.gc()
+    store.verify(["again"])
+
+
 def test_a_file_that_changes_meanwhile(store, tmp_path, monkeypatch):
     folder = model(tmp_path / "base", some_weights())
     pack = store._pack_units

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
-from weightpack.errors import CorruptionError, PathNotFoundError, TruncatedError, located
+from weightpack.errors import PathNotFoundError, TruncatedError, located
 from weightpack.format.safetensors import header_bytes
 from weightpack.format.store import MAX_CHAIN, Item, PlacedItem, parse_object_header
 from weightpack.kernels import active
@@ -72,16 +72,23 @@ class StoreIndex:
             self._database.execute(f"DELETE FROM {table} WHERE object = ?", (name,))
         self._database.execute("DELETE FROM objects WHERE name = ?", (name,))
 
-    def find(self, key: str, depth: int = 0) -> PlacedItem | None:
-        """Return an item and what it needs; None if the store has it not, or not all of that."""
-        if depth > MAX_CHAIN:
-            raise CorruptionError("the items of the store need each other in a circle", path=self._storage.url, tensor=key)
+    def find(self, key: str, above: tuple[str, ...] = ()) -> PlacedItem | None:
+        """Return an item and what it needs; None if the store has it not, or not all of that.
+
+        Parameters
+        ----------
+        above
+            Keys that it may not need: of two that differ from each other, each was stored at least once without the other.
+        """
+        if len(above) > MAX_CHAIN:
+            return None
         for name, begin, described, sketch in self._database.execute(
             "SELECT object, start, described, sketch FROM items WHERE key = ? ORDER BY object", (key,)
         ):
             item = _item(key, described, sketch)
-            base = None if item.base is None else self.find(item.base, depth + 1)
-            if item.base is None or base is not None:
+            if item.base is None:
+                return PlacedItem(item, name, begin)
+            if item.base not in (*above, key) and (base := self.find(item.base, (*above, key))) is not None:
                 return PlacedItem(item, name, begin, base)
         return None
 

@@ -114,7 +114,7 @@ def _alike(source: SourceTensor, index: StoreIndex) -> list[tuple[str, str, byte
     if not source.sketch:
         return []
     candidates = index.relatives(source.sketch, source.tensor.dtype, source.tensor.shape)
-    near = [candidate for candidate in candidates if related(source.sketch, candidate[2])]
+    near = [candidate for candidate in candidates if candidate[0] != source.key and related(source.sketch, candidate[2])]  # another adder may have it by now
     return sorted(near, key=lambda candidate: (distance(source.sketch, candidate[2]), candidate[0]))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from weightpack.errors import ChecksumError, CorruptionError, FolderError, WeightpackError, located
-from weightpack.format.store import Item, PlacedItem, StoreManifest, tensor_key
+from weightpack.format.store import MAX_CHAIN, Item, PlacedItem, StoreManifest, tensor_key
 from weightpack.io.files import pieces, read_at
 from weightpack.io.parallel import ordered_map
 from weightpack.io.progress import Meter, Progress
@@ -63,8 +63,11 @@ def verify_store(
                 lost = "is missing" if placed.object not in objects else "does not hold what the manifest says"
                 problems.append(CorruptionError(f"the object {placed.object} {lost}", path=f"model {manifest.name}", tensor=placed.item.key))
     if decode:
-        by_key = {key: (item, name, begin) for name, items in found.items() for key, (item, begin) in items.items()}
-        tasks = [_placed(item, name, begin, by_key) for name, items in found.items() for item, begin in items.values()]
+        by_key: dict[str, list[PlacedItem]] = {}
+        for name, items in found.items():
+            for key, (item, begin) in items.items():
+                by_key.setdefault(key, []).append(PlacedItem(item, name, begin))
+        tasks = [_with_base(placed, by_key) or _baseless(placed) for alike in by_key.values() for placed in alike]
 
         def work(placed: PlacedItem | WeightpackError) -> WeightpackError | None:
             return placed if isinstance(placed, WeightpackError) else _problem_of(storage, placed)
@@ -88,14 +91,20 @@ def _check_object(storage: Storage, name: str, n_bytes: int) -> None:
         raise ChecksumError("the object's SHA-256 is not its name: it is damaged", path=f"{storage.url}/{object_path(name)}")
 
 
-def _placed(item: Item, name: str, begin: int, by_key: Mapping[str, tuple[Item, str, int]], above: tuple[str, ...] = ()) -> PlacedItem | WeightpackError:
-    """Return an item with what it needs."""
+def _with_base(placed: PlacedItem, by_key: Mapping[str, Sequence[PlacedItem]], above: tuple[str, ...] = ()) -> PlacedItem | None:
+    """Return an item with what it needs, as `StoreIndex.find` does; None if that is not there."""
+    item = placed.item
     if item.base is None:
-        return PlacedItem(item, name, begin)
-    if item.base not in by_key or item.base in above:
-        return CorruptionError(f"its base {item.base} is missing, or needs it", path=f"{object_path(name)}", tensor=item.key)
-    base = _placed(*by_key[item.base], by_key, (*above, item.key))
-    return base if isinstance(base, WeightpackError) else PlacedItem(item, name, begin, base)
+        return placed
+    if item.base in (*above, item.key) or len(above) > MAX_CHAIN:
+        return None
+    bases = (_with_base(base, by_key, (*above, item.key)) for base in by_key.get(item.base, ()))
+    base = next((base for base in bases if base is not None), None)
+    return None if base is None else replace(placed, base=base)
+
+
+def _baseless(placed: PlacedItem) -> WeightpackError:
+    return CorruptionError(f"its base {placed.item.base} is missing, or needs it", path=object_path(placed.object), tensor=placed.item.key)
 
 
 def _problem_of(storage: Storage, placed: PlacedItem) -> WeightpackError | None:
