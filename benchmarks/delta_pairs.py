@@ -41,7 +41,7 @@ def _embeddings(tensors: Tensors, change: Callable[[np.ndarray], np.ndarray]) ->
     return {**tensors, name: (dtype, [len(rows), *shape[1:]], np.ascontiguousarray(rows).reshape(-1))}
 
 
-def _more_rows(models: Path) -> Tensors:
+def more_rows(models: Path) -> Tensors:
     """16 rows more at the end, each the mean of two others: what resize_token_embeddings and a user's initialisation give."""
 
     def change(rows: np.ndarray) -> np.ndarray:
@@ -52,17 +52,17 @@ def _more_rows(models: Path) -> Tensors:
     return _embeddings(_weights(models), change)
 
 
-def _fewer_rows(models: Path) -> Tensors:
+def fewer_rows(models: Path) -> Tensors:
     return _embeddings(_weights(models), lambda rows: np.delete(rows, slice(10000, 10100), axis=0))
 
 
-def _one_tensor(models: Path) -> Tensors:
+def one_tensor(models: Path) -> Tensors:
     base, tuned = _weights(models, "base.bf16.safetensors"), _weights(models)
     name = next(name for name in base if name.endswith("layer.3.output.dense.weight"))
     return {**base, name: tuned[name]}
 
 
-def _renamed(models: Path) -> Tensors:
+def renamed(models: Path) -> Tensors:
     return {f"model.bert.{name}": tensor for name, tensor in _weights(models).items()}
 
 
@@ -92,11 +92,11 @@ PAIRS = [
     Pair("checkpoint with AdamW's state, trained in bf16: step 150 alone", _PURE_150, None),
     Pair("its exp_avg alone, bf16", f"{_PURE_150}#*.exp_avg", None),
     Pair("its exp_avg_sq alone, bf16", f"{_PURE_150}#*.exp_avg_sq", None),
-    Pair("vocabulary, 16 rows more at the end: base -> step 300, bf16", _more_rows, _BASE, timed=False),
-    Pair("vocabulary, 100 rows less from the middle: base -> step 300, bf16", _fewer_rows, _BASE, timed=False),
-    Pair("renamed, a prefix before all: base -> step 300, bf16", _renamed, _BASE, timed=False),
+    Pair("vocabulary, 16 rows more at the end: base -> step 300, bf16", more_rows, _BASE, timed=False),
+    Pair("vocabulary, 100 rows less from the middle: base -> step 300, bf16", fewer_rows, _BASE, timed=False),
+    Pair("renamed, a prefix before all: base -> step 300, bf16", renamed, _BASE, timed=False),
     Pair("reordered: base -> step 300, bf16", _reordered, _BASE, timed=False),
-    Pair("one tensor of 103 changed, bf16", _one_tensor, _BASE, timed=False),
+    Pair("one tensor of 103 changed, bf16", one_tensor, _BASE, timed=False),
     Pair("the same file, bf16", _BASE, _BASE, timed=False),
 ]
 

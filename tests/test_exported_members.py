@@ -17,8 +17,8 @@ from weightpack import errors
 
 SURFACE = {
     "weightpack": [
-        "Limits", "PackOptions", "WeightpackError", "decode", "disable", "enable", "encode", "estimate", "inspect", "load_file", "load_profile", "pack",
-        "pull", "push", "safe_open", "save_file", "unpack", "verify",
+        "Limits", "PackOptions", "Store", "WeightpackError", "decode", "disable", "enable", "encode", "estimate", "inspect", "load_file", "load_profile",
+        "pack", "pull", "push", "safe_open", "save_file", "unpack", "verify",
     ],
     "weightpack.dcp": ["WeightpackExtension", "reader", "registry", "writer"],
     "weightpack.delta": ["apply", "encode", "encode_buckets"],
@@ -37,6 +37,7 @@ SURFACE = {
         "ANCHOR_EVERY", "Checkpoint", "STORE", "Series", "SeriesFile", "checkpoint", "checkpoint_problem", "collect", "has_sharded_state", "last_checkpoint",
         "pack_checkpoint", "pack_run", "plain_files", "restore", "series", "unshare", "verify",
     ],
+    "weightpack.store": ["Branch", "Collected", "Ref", "Store", "Usage", "Verified"],
     "weightpack.torch": [
         "HuffmanCompressor", "HuffmanDecompressor", "PackedEmbedding", "PackedLinear", "PackedTensor", "compress", "load", "load_file", "load_model",
         "safe_open", "save", "save_file", "save_model",

@@ -28,6 +28,7 @@ _MOST_RELATIVES = 64
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (name TEXT PRIMARY KEY, n_bytes INTEGER NOT NULL, model TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (key TEXT, object TEXT, start INTEGER, described TEXT, sketch BLOB, PRIMARY KEY (key, object)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS models_of_objects ON objects (model);
 CREATE INDEX IF NOT EXISTS items_of_objects ON items (object);
 CREATE TABLE IF NOT EXISTS bands (hash INTEGER, key TEXT, object TEXT, PRIMARY KEY (hash, key, object)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS bands_of_objects ON bands (object);
@@ -101,14 +102,9 @@ class StoreIndex:
         )
         return list(self._database.execute(query, (*hashes, _MOST_RELATIVES)))
 
-    def items_of(self, name: str) -> list[tuple[Item, int]]:
-        """Return an object's items and where they begin."""
-        rows = self._database.execute("SELECT key, start, described, sketch FROM items WHERE object = ? ORDER BY start", (name,))
-        return [(_item(key, described, sketch), begin) for key, begin, described, sketch in rows]
-
-    def model_of(self, name: str) -> str:
-        """Return the model that an object's items came with."""
-        return str(next(iter(self._database.execute("SELECT model FROM objects WHERE name = ?", (name,))))[0])
+    def models(self) -> list[str]:
+        """Return the models that the items came with."""
+        return [str(name) for (name,) in self._database.execute("SELECT DISTINCT model FROM objects ORDER BY model")]
 
     def close(self) -> None:
         """Close the database."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from weightpack.store.sketch import distance, related
 from weightpack.store.storage import Storage
 from weightpack.store.tensors import FileReader, ItemReader, PartCache
 from weightpack.writing.match import fits, range_for, usable
+
+ManifestOf = Callable[[str], StoreManifest | None]
 
 MAX_DEPTH = 2
 """How many items a writer lets a reader decode before the one that is wanted: a tensor is three requests at most."""
@@ -44,14 +46,13 @@ def lineage_of(folder: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if isinstance(name, str) and name))
 
 
-def named_models(lineage: Iterable[str], names: Iterable[str]) -> list[str]:
+def named_models(lineage: Iterable[str], index: StoreIndex, manifest_of: ManifestOf) -> list[str]:
     """Return which models of a store a lineage names: by their whole names, or by the last part where one alone has it."""
-    there = list(names)
     found = []
     for wanted in lineage:
         tail = wanted.rstrip("/").rsplit("/")[-1]
-        alike = [name for name in there if name.rsplit("/")[-1] == tail]
-        if wanted in there:
+        alike = [name for name in index.models() if name.rsplit("/")[-1] == tail]
+        if manifest_of(wanted) is not None:
             found.append(wanted)
         elif len(alike) == 1:
             found += alike
@@ -78,25 +79,23 @@ def tensors_of(storage: Storage, manifest: StoreManifest) -> dict[str, PlacedIte
     return found
 
 
-def choose_bases(
-    tensors: Sequence[SourceTensor], index: StoreIndex, storage: Storage, lineage: Sequence[str], manifests: Mapping[str, StoreManifest]
-) -> list[NewItem]:
+def choose_bases(tensors: Sequence[SourceTensor], index: StoreIndex, storage: Storage, lineage: Sequence[str], manifest_of: ManifestOf) -> list[NewItem]:
     """Choose for each tensor what it is to differ from, if the store has anything that is alike.
 
     Parameters
     ----------
     lineage
         Models of the store whose tensors of the same name come first.
-    manifests
-        Of all models, by name.
+    manifest_of
+        Returns the manifest of a model; None if the store has it not.
     """
     alike = {source.key: _alike(source, index) for source in tensors}
     votes: Counter[str] = Counter()
     for source in tensors:
         for _, model, _ in alike[source.key][:1]:
             votes[model] += source.tensor.n_bytes
-    models = [name for name in dict.fromkeys((*lineage, *(name for name, _ in votes.most_common()))) if name in manifests][:_NAMED_MODELS]
-    by_name = [tensors_of(storage, manifests[name]) for name in models]
+    models = list(dict.fromkeys((*lineage, *(name for name, _ in votes.most_common(_NAMED_MODELS)))))[:_NAMED_MODELS]
+    by_name = [tensors_of(storage, manifest) for manifest in map(manifest_of, models) if manifest is not None]
     cache = PartCache()
     chosen = []
     for source in tensors:

@@ -231,11 +231,18 @@ class Store:
         def choose(tensors: Sequence[SourceTensor]) -> list[NewItem]:
             if base == "none":
                 return [NewItem(source) for source in tensors]
-            manifests = self.manifests() if tensors else {}
-            lineage = [base] if base != "auto" else named_models(model.lineage, manifests)
-            return choose_bases(tensors, index, self._storage, lineage, manifests)
+            if not tensors:
+                return []
+            lineage = [base] if base != "auto" else named_models(model.lineage, index, self._manifest_if_there)
+            return choose_bases(tensors, index, self._storage, lineage, self._manifest_if_there)
 
         return choose
+
+    def _manifest_if_there(self, name: str) -> StoreManifest | None:
+        try:
+            return self.manifest(name)
+        except WeightpackError:  # also one that is damaged: it serves nobody as a base
+            return None
 
     def _pack_units(self, units: Sequence[Unit], tell: Callable[[int], None]) -> Iterator[PackedUnit]:
         for unit in units:
