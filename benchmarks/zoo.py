@@ -251,9 +251,9 @@ def page(result: dict) -> str:
     lines = [
         "# A zoo of models in a store", "",
         f"Written by `scripts/bench-zoo` at commit {m['commit']}. {m['cpu']} (a virtual machine, {m['cores']} cores), one thread; the load average was",
-        f"{result['load_before']:.1f} before and {result['load_after']:.1f} after. {len(result['models'])} models, {total / 1e6:,.0f} MB: MiniLM, real fine-tunes",
-        "of it with and without AdamW's state, other dtypes, near copies, and models that have nothing to do with it. Rivals are told what each was made of;",
-        "weightpack finds it.", "",
+        f"{result['load_before']:.1f} before and {result['load_after']:.1f} after. {len(result['models'])} models, {total / 1e6:,.0f} MB: MiniLM, real",
+        "fine-tunes of it with and without AdamW's state, other dtypes, near copies, and models that have nothing to do with it. Rivals are told what each",
+        "was made of; weightpack finds it.", "",
         "| tool | stored, MB | off | add, s | MB/s | peak RSS, MB |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for tool, run in result["tools"].items():

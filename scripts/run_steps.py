@@ -48,6 +48,7 @@ STEPS = [
     Step("sanitize", "scripts/sanitize", "scripts/sanitize --all"),
     Step("ecosystem", "scripts/test-ecosystem", "scripts/test-ecosystem --all"),
     Step("programs", None, "scripts/test-programs"),
+    Step("store", None, "scripts/test-store"),
     Step("vllm", None, "scripts/test-vllm"),
     Step("install", "scripts/test-install", "scripts/test-install --all"),
     Step("cross", "scripts/cross", "scripts/cross --all"),

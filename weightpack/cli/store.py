@@ -46,18 +46,21 @@ def init(url: str) -> None:
 @click.option(
     "--base", default="auto", show_default=True, metavar="auto|none|NAME", help="What tensors may differ from: what is alike; nothing; a model first."
 )
+@click.option("--ray", metavar="ADDRESS|local", help="Pack on the workers of a Ray cluster, or of one that is started on this machine.")
 @profile_option
 @threads_option
 @json_option
 @quiet_option
-def add(url: str, model: tuple[str, ...], name: str | None, base: str, profile: str, threads: int | None, as_json: bool, quiet: bool) -> None:
+def add(
+    url: str, model: tuple[str, ...], name: str | None, base: str, ray: str | None, profile: str, threads: int | None, as_json: bool, quiet: bool
+) -> None:  # fmt: skip
     """Add each MODEL: a file, a folder, or a repo id of a Hub. One that was interrupted goes on when it is added again."""
     from weightpack.errors import OptionError
     from weightpack.store import Store
 
     if name is not None and len(model) > 1:
         raise OptionError("several models can't have one name: add them one by one, or without --name")
-    opened = Store(url, threads=threads, options=pack_options(profile, "auto"))
+    opened = Store(url, threads=threads, options=pack_options(profile, "auto"), ray=ray)
     refs = []
     for path in model:
         start = time.perf_counter()

@@ -25,6 +25,7 @@ from weightpack.store.index import StoreIndex, listed_objects
 from weightpack.store.leases import adding, refuse_lapsed
 from weightpack.store.models import generations, make_store, manifest_path, no_model, parsed_manifest, read_manifest, remove_model, store_id
 from weightpack.store.pack import NewItem, PackedUnit, SourceTensor, Unit, pack_unit
+from weightpack.store.ray import pack_on_ray
 from weightpack.store.relatives import choose_bases, named_models
 from weightpack.store.restore import file_pieces, restore_model
 from weightpack.store.rewrite import shorter, with_items, write_generation
@@ -83,6 +84,9 @@ class Store:
         How tensors are packed; default: the profile "fast".
     limits
         What a manifest may claim.
+    ray
+        The address of a Ray cluster whose workers pack what is new, or "local" for one of this machine. They must reach the store, and what is added, under
+        the same names.
 
     Raises
     ------
@@ -91,10 +95,11 @@ class Store:
     """
 
     def __init__(
-        self, url: PathLike, *, make: bool = False, threads: int | None = None, options: PackOptions | None = None, limits: Limits = DEFAULT_LIMITS
+        self, url: PathLike, *, make: bool = False, threads: int | None = None, options: PackOptions | None = None, limits: Limits = DEFAULT_LIMITS,
+        ray: str | None = None,
     ) -> None:  # fmt: skip
         self._storage = open_storage(url, make=make)
-        self._threads, self._options, self._limits = thread_count(threads), options or load_profile(), limits
+        self._threads, self._options, self._limits, self._ray = thread_count(threads), options or load_profile(), limits, ray
         if make:
             make_store(self._storage)
         self._id = store_id(self._storage)
@@ -245,6 +250,9 @@ class Store:
             return None
 
     def _pack_units(self, units: Sequence[Unit], tell: Callable[[int], None]) -> Iterator[PackedUnit]:
+        if self._ray is not None:
+            yield from pack_on_ray(self._ray, self._storage.url, self._options, units, tell)
+            return
         for unit in units:
             yield pack_unit(unit, self._storage, self._options, threads=self._threads, progress=tell)
 
