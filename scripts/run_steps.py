@@ -59,6 +59,7 @@ STEPS = [
     Step("demo", "scripts/demo", "scripts/demo"),
     Step("demo-transformers", "scripts/demo-transformers", "scripts/demo-transformers"),
     Step("demo-resident", None, "scripts/demo-resident"),
+    Step("demo-store", None, "scripts/demo-store"),
     Step("demo-vllm", None, "scripts/demo-vllm"),
     Step("demo-ner", None, "scripts/demo-ner --quick"),
     Step("demo-generate", None, "scripts/demo-generate --quick"),
