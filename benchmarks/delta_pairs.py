@@ -137,9 +137,9 @@ def n_elements(path: Path) -> int:
     return sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in read_header(path)[1].values())
 
 
-def models_folder(corpus: Path, make_python: Callable[[], Path]) -> Path:
+def models_folder(corpus: Path, make_python: Callable[[], Path], names: tuple[str, ...] = (PURE, FULL)) -> Path:
     """Return the folder of the fine-tunes, training them first if they are not there: ten minutes, real training, whose bytes differ between CPUs."""
-    missing = [name for name in (PURE, FULL) if not (corpus / "models" / name / "loss.json").exists()]  # written last
+    missing = [name for name in names if not (corpus / "models" / name / "loss.json").exists()]  # written last
     if missing:
         builder = next((path for path in BUILDERS if path.exists()), None)
         if builder is None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 from delta_adapter import read_tensors
-from delta_pairs import FULL, PURE, fewer_rows, models_folder, more_rows, one_tensor, place, renamed, write_tensors
+from delta_pairs import FULL, fewer_rows, models_folder, more_rows, one_tensor, place, renamed, write_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,7 +60,6 @@ ZOO = [
     Member("tuned-300-fp32", f"{FULL}/finetuned.safetensors", "minilm"),
     Member("step-250-with-adamw", f"{FULL}/step-250.full.safetensors", "tuned-300-fp32"),
     Member("step-300-with-adamw", f"{FULL}/step-300.full.safetensors", "step-250-with-adamw"),
-    Member("pure-bf16-150", f"{PURE}/finetuned.safetensors", "minilm-bf16"),
     Member("more-words", more_rows, "tuned-300-bf16"),
     Member("fewer-words", fewer_rows, "tuned-300-bf16"),
     Member("one-tensor-tuned", one_tensor, "minilm-bf16"),
@@ -297,7 +296,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT / "scripts"))
     config = tomllib.loads((ROOT / "benchmarks" / "tools.toml").read_text())
-    models = models_folder(arguments.corpus, lambda: suite.environment("corpus", config["environments"]["corpus"]))
+    models = models_folder(arguments.corpus, lambda: suite.environment("corpus", config["environments"]["corpus"]), (FULL,))
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="weightpack-zoo-") as name:
         folder = Path(name)

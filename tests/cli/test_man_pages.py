@@ -14,7 +14,17 @@ from weightpack.cli import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "man"
-PAGES = {"weightpack": cli} | {f"weightpack-{name}": command for name, command in cli.commands.items()}
+
+
+def pages(name, command):
+    """Return page -> command, of a command and of what is below it."""
+    found = {name: command}
+    for below, inner in getattr(command, "commands", {}).items():
+        found |= pages(f"{name}-{below}", inner)
+    return found
+
+
+PAGES = pages("weightpack", cli)
 
 
 def words(text):
