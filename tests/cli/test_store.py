@@ -56,6 +56,16 @@ def test_from_init_to_gc(folder):
     assert [row["name"] for row in json.loads(said(folder, "ls", "zoo", "--json"))] == ["base"]
 
 
+def test_a_picture_of_the_tree(folder):
+    pytest.importorskip("matplotlib", reason="scripts/setup test installs it")
+    said(folder, "init", "zoo")
+    refused(call("store", "log", "zoo", "--plot", "tree.svg", cwd=folder), 2, "1 to 200 models")
+    said(folder, "add", "zoo", "base", "tuned")
+    assert said(folder, "log", "zoo", "--plot", "tree.svg") == said(folder, "log", "zoo")
+    assert (folder / "tree.svg").stat().st_size > 5000
+    refused(call("store", "log", "zoo", "--plot", "tree.txt", cwd=folder), 2, ".png, .svg, .pdf")
+
+
 def test_in_a_process_of_its_own(folder):
     assert run("store", "init", "zoo", cwd=folder).returncode == 0
     done = run("store", "add", "zoo", "base", "--json", cwd=folder)

@@ -129,12 +129,17 @@ def _cells(row: Usage) -> list[str]:
 
 @store.command()
 @url_argument
+@click.option("--plot", type=PATH, help="Draw the tree, too, and what each model takes, into this picture (.png, .svg, .pdf).")
 @json_option
-def log(url: str, as_json: bool) -> None:
+def log(url: str, plot: str | None, as_json: bool) -> None:
     """Show the models as a tree: each below the one that it has most tensors of, or differs from most."""
     from weightpack.store import Store
 
     branches = Store(url).log()
+    if plot is not None:
+        from weightpack.tools.plot import plot_tree
+
+        plot_tree(branches, plot)
     if as_json:
         say_json([{"name": branch.name, "parent": branch.parent, "depth": branch.depth, **asdict(branch.usage)} for branch in branches])
         return

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of where the bits of a packed file go, tensor by tensor and plane by plane."""
+"""Pictures: where the bits of a packed file go, tensor by tensor and plane by plane; and the models of a store, as a tree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from weightpack import api
 from weightpack._humane import printable
@@ -12,8 +14,9 @@ from weightpack.format.layouts import DTYPE_BITS
 from weightpack.io.files import RandomReader
 from weightpack.reading.inspect import PlanesReport, inspect_planes
 from weightpack.reading.packed_file import PackedFile
+from weightpack.store.usage import Branch
 
-_MOST_TENSORS = 40
+_MOST_TENSORS, _MOST_MODELS = 40, 200
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -41,9 +44,7 @@ def plot_planes(src: api.PathLike, target: api.PathLike, *, revision: str | None
     FormatError
         A file is not packed, or damaged.
     """
-    goal = Path(target)
-    if goal.suffix not in _SUFFIXES:
-        raise OptionError(f"a picture is one of {', '.join(_SUFFIXES)}", path=str(goal))
+    goal = _picture(target)
     with api.open_weights(src, revision=revision, token=token) as files:
         stems = [Path(file.name).stem for file in files]
         pictures = [goal] if len(files) == 1 else [goal.with_name(f"{goal.stem}-{stem}{goal.suffix}") for stem in stems]
@@ -54,17 +55,56 @@ def plot_planes(src: api.PathLike, target: api.PathLike, *, revision: str | None
     return pictures
 
 
-def _plot_file(file: RandomReader, target: Path) -> None:
+def plot_tree(branches: Sequence[Branch], target: api.PathLike) -> Path:
+    """Draw the models of a store as a tree, and what each had and takes, into a picture (.png, .svg or .pdf); return it.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    OptionError
+        The target is of another kind, or there are no models, or more than a picture shows.
+    """
+    goal = _picture(target)
+    if not 0 < len(branches) <= _MOST_MODELS:
+        raise OptionError(f"a picture shows 1 to {_MOST_MODELS} models, not {len(branches)}", path=str(goal))
+    rows, figure = range(len(branches)), _figure()(figsize=(11, 1.4 + 0.3 * len(branches)), layout="constrained")
+    axis = figure.add_subplot()
+    axis.barh(rows, [branch.usage.source_bytes / 1e6 for branch in branches], height=0.8, color="0.88", label="original")
+    axis.barh(rows, [branch.usage.fair_bytes / 1e6 for branch in branches], height=0.5, label="its share of what is stored")
+    axis.barh(rows, [branch.usage.own_bytes / 1e6 for branch in branches], height=0.5, label="what removing it sets free")
+    labels = [f"{'    ' * branch.depth}{_shortened(branch.name)}" for branch in branches]
+    width = max(map(len, labels))
+    axis.set_yticks(rows, [printable(label.ljust(width)) for label in labels], fontsize=8, family="monospace", parse_math=False)
+    axis.invert_yaxis()
+    axis.set_xlabel("MB")
+    axis.legend(loc="lower right", fontsize=8)
+    figure.savefig(goal, dpi=110)
+    return goal
+
+
+def _picture(target: api.PathLike) -> Path:
+    goal = Path(target)
+    if goal.suffix not in _SUFFIXES:
+        raise OptionError(f"a picture is one of {', '.join(_SUFFIXES)}", path=str(goal))
+    return goal
+
+
+def _figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("a picture needs matplotlib: pip install 'weightpack[plot]'") from None
-    reports = inspect_planes(PackedFile(file))
+    return Figure
+
+
+def _plot_file(file: RandomReader, target: Path) -> None:
+    make_figure, reports = _figure(), inspect_planes(PackedFile(file))
     if not reports:
         raise OptionError("the file has no tensors", path=file.name)
     shown = reports[:_MOST_TENSORS]
     names = sorted({name for report in shown for name in report.planes}, key=lambda name: -sum(report.planes.get(name, 0) for report in shown))
-    figure = Figure(figsize=(11, 1.6 + 0.26 * len(shown)), layout="constrained")
+    figure = make_figure(figsize=(11, 1.6 + 0.26 * len(shown)), layout="constrained")
     axis = figure.add_subplot()
     labels = [f"{_shortened(report.name)}  {report.dtype}" for report in shown]
     lefts = [0.0] * len(shown)
