@@ -21,7 +21,7 @@ from weightpack.store.pack import NewItem, SourceTensor
 from weightpack.store.sketch import distance, related
 from weightpack.store.storage import Storage
 from weightpack.store.tensors import FileReader, ItemReader, PartCache
-from weightpack.writing.match import fits, range_for, usable
+from weightpack.writing.match import range_for, usable
 
 ManifestOf = Callable[[str], StoreManifest | None]
 
@@ -103,7 +103,8 @@ def choose_bases(tensors: Sequence[SourceTensor], index: StoreIndex, storage: St
         moves = None
         if base is not None and base.item.shape != source.tensor.shape:
             with LocalFile(source.path) as file:
-                moves = range_for(file, source.tensor, ItemReader(storage, base, cache), _as_tensor(base)).moves
+                served = range_for(file, source.tensor, ItemReader(storage, base, cache), _as_tensor(base))
+            base, moves = (base, served.moves) if served is not None else (None, None)
         chosen.append(NewItem(source, base, moves))
     return chosen
 
@@ -126,9 +127,14 @@ def _base(source: SourceTensor, index: StoreIndex, alike: Sequence[tuple[str, st
         base = candidate
         while base is not None and base.depth >= MAX_DEPTH:  # what it differs from is alike, too
             base = base.base
-        if base is not None and converts(base.item.dtype, source.tensor.dtype) and fits(source.tensor, _as_tensor(base)):
+        if base is not None and _fits(source.tensor, _as_tensor(base)):
             return base
     return None
+
+
+def _fits(tensor: Tensor, other: Tensor) -> bool:
+    """May one serve the other: of a dtype that converts, with the same rows, if not as many?"""
+    return converts(other.dtype, tensor.dtype) and len(tensor.shape) == len(other.shape) and tensor.shape[1:] == other.shape[1:]
 
 
 def _as_tensor(placed: PlacedItem) -> Tensor:

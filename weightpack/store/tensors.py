@@ -18,7 +18,7 @@ from weightpack.format.layouts import DTYPE_BITS, layout_of
 from weightpack.format.store import ModelFile, PlacedItem
 from weightpack.io.files import MemoryFile, RandomReader
 from weightpack.io.parallel import ordered_map
-from weightpack.reading.base_range import base_elems, check_range
+from weightpack.reading.base_range import BaseElements, check_range
 from weightpack.reading.record import decode_record
 from weightpack.sources.model import Tensor
 from weightpack.store.storage import Storage
@@ -154,7 +154,7 @@ def base_bytes(base: RandomReader, base_dtype: str, dtype: str, moves: Sequence[
     low, high = min((begin for begin, _ in served), default=0), max((end for _, end in served), default=0)
     window = np.empty((high - low) * from_size, np.uint8)
     base.read_into(low * from_size, memoryview(window))
-    return base_elems(MemoryFile([window]), BaseRange(0, base_dtype, -low * from_size, base.size, moves), dtype, first, last - first)
+    return BaseElements()(MemoryFile([window]), BaseRange(0, base_dtype, -low * from_size, base.size, moves), dtype, first, last - first)
 
 
 def object_path(name: str) -> str:
