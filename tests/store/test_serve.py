@@ -128,7 +128,7 @@ def test_nothing_is_written(server, store):
         assert ask(server, "POST", path, b"{}")[0] in (404, 405)
     assert ask(server, "PUT", "/me/any/resolve/main/config.json", b"x")[0] == 501
     assert ask(server, "POST", "/api/models/me/any/paths-info/main", b"[]", Content_Type="application/json")[0] == 400
-    assert ask(server, "POST", "/api/models/me/any/paths-info/main", b"x" * (2 << 20))[0] == 413
+    assert ask(server, "POST", "/api/models/me/any/paths-info/main", Content_Length=str(2 << 20))[0] == 413
     assert sorted(path for path in Path(store.url).rglob("*")) == before
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import samples
+import torch
 from finetunes import COLS, ROWS, encoded, stepped, weights
-from folders import contents
+from folders import contents, sharded
 from stores import Counting, model, restored, some_weights, steps
 
+import weightpack.torch
 from weightpack import Store, load_profile
 from weightpack.errors import LosslessError, OptionError, PathNotFoundError
 from weightpack.store import storage as storages
@@ -145,6 +147,21 @@ def test_a_tensor_is_three_reads_at_most(store, tmp_path, monkeypatch):
         rows = opened.get_slice("layer.1.weight")[7:9]
         assert rows.tobytes() == tensors["layer.1.weight"].reshape(ROWS, COLS)[7:9].tobytes()
         assert opened.keys() == sorted(tensors)
+
+
+def test_shards_are_opened_as_one(store, tmp_path):
+    folder = sharded(tmp_path / "sharded", 3)
+    store.add(folder)
+    with store.open("sharded", framework="pt") as opened, store.open("sharded", "model-00002-of-00003.safetensors", "pt") as second:
+        assert opened.keys() == ["w0", "w1", "w2"] and second.keys() == ["w1"]
+        for i, name in enumerate(opened.keys()):
+            expected = weightpack.torch.load_file(folder / f"model-0000{i + 1}-of-00003.safetensors")[name]
+            assert torch.equal(opened.get_tensor(name).view(torch.int16), expected.view(torch.int16))
+            assert torch.equal(opened.get_slice(name)[5:9].view(torch.int16), expected[5:9].view(torch.int16))
+    (folder / "other.safetensors").write_bytes((folder / "model-00002-of-00003.safetensors").read_bytes())
+    store.add(folder, "twice")
+    with pytest.raises(OptionError, match="two files"):
+        store.open("twice")
 
 
 def test_a_tensor_of_many_parts(store, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from weightpack.io.parallel import Scratch, ordered_map
 from weightpack.kernels import active, crc32c_of
 from weightpack.reading.record import decode_record
 from weightpack.sources.model import Tensor
-from weightpack.store.sketch import LEAST_BYTES, SKETCH_DTYPES, sample_places, sketch_of
+from weightpack.store.sketch import LEAST_BYTES, SKETCH_DTYPES, Sampler
 from weightpack.store.storage import Storage
 from weightpack.store.tensors import ItemReader, PartCache, base_bytes, object_path
 from weightpack.writing.record import encode_record
@@ -85,24 +85,21 @@ def describe_tensor(file: RandomReader, tensor: Tensor) -> SourceTensor:
     key, crcs = tensor_key(tensor.dtype, tensor.shape), []
     block = sum(tensor.fields) or 1
     part_bytes = PART_BYTES // block * block
-    buffer = memoryview(bytearray(min(_READ_BYTES, tensor.n_bytes)))
+    sampler = None
+    if tensor.n_bytes >= LEAST_BYTES and tensor.dtype in SKETCH_DTYPES and not tensor.fields:
+        sampler = Sampler(tensor.dtype, tensor.n_bytes)
+    window = np.empty(min(_READ_BYTES, tensor.n_bytes), np.uint8)
     for begin, part in pieces(tensor.n_bytes, part_bytes):
         crc = crc32c_of(b"")
-        for offset, n in pieces(part, len(buffer)):
-            file.read_into(tensor.offset + begin + offset, buffer[:n])
-            key.update(buffer[:n])
-            crc = active().crc32c(buffer[:n], crc)
+        for offset, n in pieces(part, window.size):
+            data = window[:n]
+            file.read_into(tensor.offset + begin + offset, memoryview(data))
+            key.update(data)
+            crc = active().crc32c(data, crc)
+            if sampler is not None:
+                sampler.take(begin + offset, data)
         crcs.append(crc)
-    return SourceTensor(file.name, tensor, key.hexdigest(), part_bytes, tuple(crcs), _sketch(file, tensor))
-
-
-def _sketch(file: RandomReader, tensor: Tensor) -> bytes:
-    if tensor.n_bytes < LEAST_BYTES or tensor.dtype not in SKETCH_DTYPES or tensor.fields:
-        return b""
-    n_elems = int(np.prod(tensor.shape, dtype=np.int64))
-    size = tensor.n_bytes // n_elems
-    samples = b"".join(bytes(read_at(file, tensor.offset + place * size, size)) for place in sample_places(n_elems).tolist())
-    return sketch_of(np.frombuffer(samples, np.uint8), tensor.dtype)
+    return SourceTensor(file.name, tensor, key.hexdigest(), part_bytes, tuple(crcs), b"" if sampler is None else sampler.sketch())
 
 
 def pack_unit(unit: Unit, storage: Storage, options: PackOptions, *, threads: int = 1, progress: Callable[[int], None] = lambda n_bytes: None) -> PackedUnit:

@@ -36,14 +36,27 @@ def sample_places(n_elems: int) -> NDArray[np.int64]:
     return np.array([(i + 1) * _GOLDEN % (1 << max(top - 2 * (i % _LEVELS), 0)) for i in range(_SAMPLES)], np.int64)
 
 
-def sketch_of(samples: Bytes, dtype: str) -> bytes:
-    """Return the sketch that sampled elements make, 256 bytes: of each the upper 16 bits, of floats as those of float32."""
-    if converts(dtype, "F32"):
-        words = convert(samples, dtype, "F32").view("<u4") >> np.uint32(16)
-    else:
-        size = DTYPE_BITS[dtype] // 8
-        words = samples.view(f"<u{size}").astype(np.uint64) << np.uint64(16) >> np.uint64(8 * size)
-    return words.astype("<u2").tobytes()
+class Sampler:
+    """Takes a tensor's samples while it is read, window by window; no element is in two."""
+
+    def __init__(self, dtype: str, n_bytes: int) -> None:
+        self._dtype, self._size = dtype, DTYPE_BITS[dtype] // 8
+        self._offsets = sample_places(n_bytes // self._size) * self._size
+        self._samples = np.zeros((_SAMPLES, self._size), np.uint8)
+
+    def take(self, begin: int, window: Bytes) -> None:
+        """Take what is sampled of the bytes from `begin` on."""
+        inside = np.flatnonzero((self._offsets >= begin) & (self._offsets < begin + window.size))
+        self._samples[inside] = window[(self._offsets[inside] - begin)[:, None] + np.arange(self._size)]
+
+    def sketch(self) -> bytes:
+        """Return the sketch, 256 bytes: of each sample the upper 16 bits, of floats as those of float32."""
+        samples = self._samples.reshape(-1)
+        if converts(self._dtype, "F32"):
+            words = convert(samples, self._dtype, "F32").view("<u4") >> np.uint32(16)
+        else:
+            words = samples.view(f"<u{self._size}").astype(np.uint64) << np.uint64(16) >> np.uint64(8 * self._size)
+        return words.astype("<u2").tobytes()
 
 
 def bands(sketch: bytes, dtype: str, shape: tuple[int, ...]) -> list[int]:

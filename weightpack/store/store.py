@@ -31,7 +31,7 @@ from weightpack.store.restore import file_pieces, restore_model
 from weightpack.store.rewrite import shorter, with_items, write_generation
 from weightpack.store.storage import open_storage
 from weightpack.store.sweep import Collected, collect
-from weightpack.store.tensors import FileReader, PartCache
+from weightpack.store.tensors import FileReader, PartCache, joined_shards
 from weightpack.store.usage import Branch, Usage, family_tree, usage
 from weightpack.store.verify import Verified, verify_models, verify_store
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from weightpack.models.jobs import FileProgress
 
 PathLike = str | os.PathLike[str]
+_SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,29 +347,29 @@ class Store:
         return folder
 
     def open(self, ref: Ref | str, file: str | None = None, framework: str = "numpy", device: str | int = "cpu") -> SafeOpen[Any]:
-        """Open a safetensors file of a model as `weightpack.safe_open` does: only what is asked for is fetched and decoded.
+        """Open a model's safetensors file, or all of its shards as one, as `weightpack.safe_open` does: only what is asked for is fetched and decoded.
 
         Parameters
         ----------
         file
-            Its path in the model; it may be left out where there is one alone.
+            Its path in the model. Default: `model.safetensors`; where there is none, all that are not in folders.
         framework, device
             As in `weightpack.safe_open`.
 
         Raises
         ------
         OptionError
-            The store has no such model, or that has no such file, or several.
+            The store has no such model, or that has no such file.
         """
         manifest = self.manifest(ref)
         names = {each.path: each for each in manifest.files if each.path.endswith(".safetensors")}
-        if file is None and len(names) != 1:
-            raise OptionError(f"the model has {len(names)} safetensors files: name one of them ({', '.join(sorted(names)) or 'none'})", path=manifest.name)
-        chosen = next(iter(names)) if file is None else file
-        if chosen not in names:
-            raise OptionError(f"the model has no safetensors file {chosen!r}", path=manifest.name)
+        chosen = [file or _SINGLE] if file is not None or _SINGLE in names else sorted(name for name in names if "/" not in name)
+        if not chosen or not names.keys() >= set(chosen):
+            raise OptionError(f"the model has no safetensors file {file!r}, but {', '.join(sorted(names)) or 'none at all'}", path=manifest.name)
         made: Framework[Any] = TorchFramework(device) if framework in ("pt", "torch", "pytorch") else NumpyFramework()
-        return SafeOpen(FileReader(self._storage, names[chosen], manifest.items, PartCache(), self._threads), made, threads=self._threads, limits=self._limits)
+        cache = PartCache()
+        files = [FileReader(self._storage, names[name], manifest.items, cache, self._threads) for name in chosen]
+        return SafeOpen(files[0] if len(files) == 1 else joined_shards(files), made, threads=self._threads, limits=self._limits)
 
 
 def _ref(manifest: StoreManifest) -> Ref:

@@ -6,21 +6,24 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from weightpack.errors import CorruptionError, PathNotFoundError, TruncatedError, located
+from weightpack.errors import CorruptionError, OptionError, PathNotFoundError, TruncatedError, located
 from weightpack.format.index import BaseRange, Gap
 from weightpack.format.layouts import DTYPE_BITS, layout_of
+from weightpack.format.safetensors import Entry, build_header
 from weightpack.format.store import ModelFile, PlacedItem
 from weightpack.io.files import MemoryFile, RandomReader
 from weightpack.io.parallel import ordered_map
 from weightpack.reading.base_range import BaseElements, check_range
 from weightpack.reading.record import decode_record
+from weightpack.sources.cursor import Part
 from weightpack.sources.model import Tensor
+from weightpack.sources.safetensors import read_header
 from weightpack.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -167,28 +170,16 @@ class FileReader:
 
     def __init__(self, storage: Storage, file: ModelFile, items: Sequence[PlacedItem], cache: PartCache, threads: int = 1) -> None:
         self.name, self.size, self.piece_bytes = file.path, file.n_bytes, 16 << 20
-        self._parts: list[Gap | ItemReader] = []
-        self._begins = [0]
-        for part in file.parts:
-            self._parts.append(part if isinstance(part, Gap) else ItemReader(storage, items[part], cache, threads))
-            self._begins.append(self._begins[-1] + (part.n_bytes if isinstance(part, Gap) else items[part].item.n_bytes))
+        self._parts = [part if isinstance(part, Gap) else ItemReader(storage, items[part], cache, threads) for part in file.parts]
+        self._begins = [0, *accumulate(part.n_bytes if isinstance(part, Gap) else part.size for part in self._parts)]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the file; see `ItemReader.read_into`."""
-        end, position = offset + len(buffer), offset
-        if end > self.size:
-            raise TruncatedError(f"bytes to {end} are wanted, there are {self.size}", path=self.name)
-        while position < end:
-            number = bisect_right(self._begins, position) - 1
-            part, begin = self._parts[number], self._begins[number]
-            n = min(end, self._begins[number + 1]) - position
-            to = buffer[position - offset : position - offset + n]
-            with located(path=self.name):
-                if isinstance(part, Gap):
-                    to[:] = part.decode()[position - begin : position - begin + n]
-                else:
-                    part.read_into(position - begin, to)
-            position += n
+        for part, begin, to in _touched(self._parts, self._begins, offset, buffer, self.name):
+            if isinstance(part, Gap):
+                to[:] = part.decode()[begin : begin + len(to)]
+            else:
+                part.read_into(begin, to)
 
     def pieces(self, begin: int = 0, end: int | None = None) -> list[tuple[int, int]]:
         """Return (offset, length) of what is best read at once, from a byte to another: no part of an item is in two."""
@@ -214,3 +205,63 @@ class FileReader:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class JoinedFile:
+    """Files one after the other, as one."""
+
+    def __init__(self, name: str, files: Sequence[RandomReader]) -> None:
+        self.name, self.piece_bytes, self._files = name, 16 << 20, files
+        self._begins = [0, *accumulate(file.size for file in files)]
+        self.size = self._begins[-1]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` on."""
+        for file, begin, to in _touched(self._files, self._begins, offset, buffer, self.name):
+            file.read_into(begin, to)
+
+    def changed(self) -> bool:
+        """What a manifest names does not change."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+Touched = TypeVar("Touched")
+
+
+def _touched(parts: Sequence[Touched], begins: Sequence[int], offset: int, buffer: memoryview, name: str) -> Iterator[tuple[Touched, int, memoryview]]:
+    """Yield (part, where in it to begin, what to fill) of what makes up a file from `offset` on; `begins` are those of the parts, and the file's end."""
+    end, position = offset + len(buffer), offset
+    if end > begins[-1]:
+        raise TruncatedError(f"bytes to {end} are wanted, there are {begins[-1]}", path=name)
+    with located(path=name):
+        while position < end:
+            number = bisect_right(begins, position) - 1
+            n = min(end, begins[number + 1]) - position
+            yield parts[number], position - begins[number], buffer[position - offset : position - offset + n]
+            position += n
+
+
+def joined_shards(shards: Sequence[FileReader]) -> JoinedFile:
+    """Return safetensors files as one that has all their tensors, under a header of its own.
+
+    Raises
+    ------
+    OptionError
+        Two have a tensor of one name.
+    FormatError, LimitError
+        One is no safetensors file.
+    """
+    headers = [read_header(shard) for shard in shards]
+    entries: dict[str, Entry] = {}
+    shift = 0
+    for shard, header in zip(shards, headers, strict=True):
+        if twice := entries.keys() & header.entries.keys():
+            raise OptionError("two files of the model have a tensor of this name: open them one by one", path=shard.name, tensor=min(twice))
+        entries |= {name: entry._replace(begin=entry.begin + shift, end=entry.end + shift) for name, entry in header.entries.items()}
+        shift += shard.size - header.data_begin
+    text = build_header(headers[0].metadata, list(entries.values()))
+    data = [Part(shard, shard.name, header.data_begin, shard.size - header.data_begin) for shard, header in zip(shards, headers, strict=True)]
+    return JoinedFile(f"{len(shards)} shards", [MemoryFile([len(text).to_bytes(8, "little"), text]), *data])
