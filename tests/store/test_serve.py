@@ -122,6 +122,12 @@ def test_what_was_not_added_is_not_there(server, path):
     assert status == 404 and b"error" in body
 
 
+@pytest.mark.parametrize(("host", "status"), [("localhost:8500", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("models.example:8500", 403), ("[::", 403)])
+def test_another_hosts_name(server, host, status):
+    """A page whose name leads here all of a sudden (DNS rebinding) reads nothing."""
+    assert ask(server, "GET", "/api/models/me/any", Host=host)[0] == status
+
+
 def test_nothing_is_written(server, store):
     before = sorted(path for path in Path(store.url).rglob("*"))
     for path in ("/api/repos/create", "/api/models/me/any/commit/main", "/me/any/resolve/main/config.json"):

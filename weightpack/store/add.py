@@ -35,6 +35,7 @@ PackUnits = Callable[[Sequence[Unit], Callable[[int], None]], Iterator[PackedUni
 
 _HANDED_OVER = 1 << 21  # to a thread at a time: one tensor, or a whole file
 UNIT_BYTES = 96 << 20  # of tensors: two thirds of it, or less, become an object
+_MOST_ITEMS = 10_000  # of an object: its header is read before any of them
 _INLINE_BYTES = 1 << 20  # what lies between tensors, and is not longer, stands in the manifest
 _TINY_BYTES = 256  # so do tensors that are not longer: an item of their own would take more
 
@@ -168,7 +169,7 @@ class Adder:
             parts = tuple(part if isinstance(part, Gap) else number_of[next(keys).key] for part in file.parts)
             mode = stat.S_IMODE(file.state.st_mode) & 0o777
             described.append(ModelFile(file.name, file.state.st_size, file.sha256, mode, file.state.st_mtime_ns, parts))
-        added = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        added = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         return StoreManifest(name, added, model.lineage, items, tuple(described), model.folders)
 
     def _placed(self, key: str) -> PlacedItem:
@@ -221,9 +222,11 @@ def units(model: str, new: Sequence[NewItem]) -> list[Unit]:
     """Put tensors together, in their order, until they are an object."""
     found: list[Unit] = []
     taken: list[NewItem] = []
+    n_bytes = 0
     for item in new:
         taken.append(item)
-        if sum(each.source.tensor.n_bytes for each in taken) >= UNIT_BYTES:
+        n_bytes += item.source.tensor.n_bytes
+        if n_bytes >= UNIT_BYTES or len(taken) >= _MOST_ITEMS:
             found.append(Unit(model, tuple(taken)))
-            taken = []
+            taken, n_bytes = [], 0
     return [*found, Unit(model, tuple(taken))] if taken else found

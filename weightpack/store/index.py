@@ -17,6 +17,7 @@ from pathlib import Path
 from weightpack.errors import PathNotFoundError, TruncatedError, located
 from weightpack.format.safetensors import header_bytes
 from weightpack.format.store import MAX_CHAIN, Item, PlacedItem, parse_object_header
+from weightpack.io.parallel import ordered_map
 from weightpack.kernels import active
 from weightpack.store.sketch import bands
 from weightpack.store.storage import ListedFile, Storage
@@ -24,6 +25,7 @@ from weightpack.store.tensors import object_path
 
 CACHE_VARIABLE = "WEIGHTPACK_CACHE"
 _FIRST_BYTES = 1 << 16
+_READERS, _HANDED_OVER = 8, 1 << 21  # threads, which wait for a storage more than they work
 _MOST_RELATIVES = 64
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (name TEXT PRIMARY KEY, n_bytes INTEGER NOT NULL, model TEXT NOT NULL) WITHOUT ROWID;
@@ -41,21 +43,26 @@ class StoreIndex:
 
     def __init__(self, storage: Storage, store_id: str) -> None:
         self._storage = storage
-        self._path = _cache_path(storage.url, store_id)
-        self._database = _opened(self._path)
+        self.path = _cache_path(storage.url, store_id)
+        self._database = _opened(self.path)
 
-    def refresh(self) -> dict[str, ListedFile]:
-        """Read the headers of objects that are new, and forget those that have gone; return all objects by name."""
+    def refresh(self) -> None:
+        """Read the headers of objects that are new, and forget those that have gone."""
         listed = listed_objects(self._storage)
         known = dict(self._database.execute("SELECT name, n_bytes FROM objects"))
         with self._database:
             for name in known.keys() - listed.keys():
                 self._forget(name)
-        for name in sorted(listed.keys() - known.keys()):
+
+        def header(name: str) -> tuple[str, list[tuple[Item, int]]] | None:
             with contextlib.suppress(PathNotFoundError):  # removed meanwhile
-                model, items = read_object_header(self._storage, name, listed[name].n_bytes)
-                self.insert(name, listed[name].n_bytes, model, items)
-        return listed
+                return read_object_header(self._storage, name, listed[name].n_bytes)
+            return None
+
+        new = sorted(listed.keys() - known.keys())
+        for name, described in zip(new, ordered_map(header, new, _READERS, lambda name: _HANDED_OVER), strict=True):
+            if described is not None:
+                self.insert(name, listed[name].n_bytes, *described)
 
     def insert(self, name: str, n_bytes: int, model: str, items: Iterable[tuple[Item, int]]) -> None:
         """Take in an object."""

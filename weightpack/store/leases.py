@@ -13,9 +13,9 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from weightpack.errors import LosslessError, OptionError
+from weightpack.errors import LosslessError, OptionError, WeightpackError
 from weightpack.store.storage import Storage
 
 LAPSES_AFTER = 3600.0
@@ -86,7 +86,8 @@ def _lease(storage: Storage, kind: str) -> Iterator[str]:
 
         def keep() -> None:
             while not ended.wait(_RENEWED_EVERY):
-                renew()
+                with suppress(OSError, WeightpackError):  # there are five more tries before it lapses
+                    renew()
 
         keeper = threading.Thread(target=keep, name=f"weightpack-{os.path.basename(name)}", daemon=True)
         keeper.start()

@@ -16,6 +16,7 @@ from weightpack.io.files import LocalFile, read_at, sha256_of
 from weightpack.io.folder import work_folder
 from weightpack.io.parallel import ordered_map
 from weightpack.io.progress import Meter, Progress
+from weightpack.models.unpack import refuse_full_disk
 from weightpack.store.storage import Storage
 from weightpack.store.tensors import FileReader, PartCache
 
@@ -37,6 +38,7 @@ def restore_model(
     folders = [PurePosixPath(folder) for folder in manifest.folders]
     job = f"store get {storage.url} {manifest.name} {manifest.commit}"
     with work_folder(target, source=Path(storage.url), names=names, folders=folders, job=job, overwrite=overwrite) as work:
+        refuse_full_disk(work.path, manifest.n_bytes - work.n_bytes)
         for name, file in names.items():
 
             def prove(path: Path, file: ModelFile = file) -> bool:

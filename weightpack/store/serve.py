@@ -8,6 +8,7 @@ the address can read every model.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 import urllib.parse
@@ -86,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urllib.parse.urlsplit(self.path).path
         try:
             body = self._body()
+            self._refuse_strangers()
             api, file = _API.fullmatch(urllib.parse.unquote(path)), _FILE.fullmatch(urllib.parse.unquote(path))
             if self.command == "POST" and not (api and api[2] == "paths-info"):
                 raise _Refused(405, "", "this store is only read from here")
@@ -102,6 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
         except (WeightpackError, OSError, MemoryError) as error:
             self.told(f"{path}: {error}")
             self.close_connection = True  # in the middle of a file: who reads it sees that it is short
+
+    def _refuse_strangers(self) -> None:
+        """Of a server for this machine alone: refuse requests for another host's name, by which a page in a browser could reach it."""
+        try:
+            host = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            host = ""
+        if ipaddress.ip_address(self.request.getsockname()[0]).is_loopback and host not in (None, "localhost", "127.0.0.1", "::1"):
+            raise _Refused(403, "", "this is not that host")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length") or "0"

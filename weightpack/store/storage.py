@@ -152,8 +152,8 @@ class Folder:
         try:
             yield lambda: os.utime(fd if os.utime in os.supports_fd else path)
         finally:
-            path.unlink(missing_ok=True)
             os.close(fd)
+            path.unlink(missing_ok=True)
 
     def release_lapsed(self, name: str, is_old: bool) -> bool:
         try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
-from weightpack.errors import LosslessError, OptionError, PathNotFoundError, WeightpackError
+from weightpack.errors import LimitError, LosslessError, OptionError, PathNotFoundError, WeightpackError
+from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.store import ModelFile, PlacedItem, StoreManifest, name_problem
 from weightpack.io.fetch import fetch_repo, is_repo_id
 from weightpack.io.files import named_path
@@ -230,6 +232,8 @@ class Store:
         try:
             index.refresh()
             yield index
+        except sqlite3.Error as error:
+            raise OSError(f"{index.path}: {error}; remove this file, it is made anew") from error
         finally:
             index.close()
 
@@ -259,9 +263,11 @@ class Store:
 
     def _commit(self, manifest: StoreManifest, lease: str) -> None:
         """Add a model, unless it is there."""
-        name = manifest.name
+        name, text = manifest.name, manifest.to_bytes()
+        if len(text) > MAX_HEADER_BYTES:
+            raise LimitError(f"the model's manifest would have {len(text)} bytes, the limit is {MAX_HEADER_BYTES}", path=name)
         refuse_lapsed(self._storage, lease)
-        if name not in generations(self._storage, name) and self._storage.put(manifest_path(name, 0), [manifest.to_bytes()]):
+        if name not in generations(self._storage, name) and self._storage.put(manifest_path(name, 0), [text]):
             try:
                 refuse_lapsed(self._storage, lease)  # between the two, a gc may have taken what the manifest names
             except LosslessError:

@@ -236,12 +236,11 @@ def _touched(parts: Sequence[Touched], begins: Sequence[int], offset: int, buffe
     end, position = offset + len(buffer), offset
     if end > begins[-1]:
         raise TruncatedError(f"bytes to {end} are wanted, there are {begins[-1]}", path=name)
-    with located(path=name):
-        while position < end:
-            number = bisect_right(begins, position) - 1
-            n = min(end, begins[number + 1]) - position
-            yield parts[number], position - begins[number], buffer[position - offset : position - offset + n]
-            position += n
+    while position < end:
+        number = bisect_right(begins, position) - 1
+        n = min(end, begins[number + 1]) - position
+        yield parts[number], position - begins[number], buffer[position - offset : position - offset + n]
+        position += n
 
 
 def joined_shards(shards: Sequence[FileReader]) -> JoinedFile:
