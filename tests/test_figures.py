@@ -59,6 +59,20 @@ def test_deltas_page_is_that_of_the_committed_figures(monkeypatch):
     assert (folder / "deltas.md").read_text() == _deltas(monkeypatch).page(json.loads((folder / "deltas.json").read_text())), "run scripts/bench-deltas --page"
 
 
+def test_page_and_docs_of_the_zoo_are_those_of_the_committed_figures(monkeypatch):
+    import json
+
+    folder = ROOT / "benchmarks" / "results"
+    result = json.loads((folder / "zoo.json").read_text())
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert (folder / "zoo.md").read_text() == importlib.import_module("zoo").page(result), "run scripts/bench-zoo, then benchmarks/zoo.py --page"
+    text = (ROOT / "docs" / "STORE.md").read_text()
+    for tool in ("weightpack", "tensor dedupe", "tensor dedupe + XOR + zstd"):
+        assert f"{100 * (1 - result['tools'][tool]['stored_bytes'] / result['source_bytes']):.1f} %" in text, f"docs/STORE.md: {tool}"
+    assert f"{len(result['models'])} models" in text
+    assert max(result["rest"]["most_reads_of_a_tensor"].values()) == 3
+
+
 def test_pages_have_the_committed_sizes_of_deltas():
     import json
 
