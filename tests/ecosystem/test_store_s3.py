@@ -123,6 +123,7 @@ def test_a_tensor_by_few_ranges(url, tmp_path, monkeypatch):
     assert len(counting.reads) == 2
 
 
+@pytest.mark.long
 def test_two_adders_at_once(url, tmp_path):
     store, results = Store(url, make=True), []
     folder = model(tmp_path / "base", some_weights())
@@ -142,6 +143,7 @@ def test_two_adders_at_once(url, tmp_path):
     assert store.verify(["base"]).objects == 1
 
 
+@pytest.mark.long
 def test_another_model_of_the_name_loses(url, tmp_path):
     """The manifest is put on condition that there is none, whoever looked before."""
     store = Store(url, make=True)
