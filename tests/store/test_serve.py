@@ -15,8 +15,6 @@ import pytest
 from folders import contents, write
 from stores import model, some_weights
 
-from weightpack.store.serve import served
-
 CLIENT = """
 import json, sys
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, HfFileSystem
@@ -54,10 +52,10 @@ def server(store, tmp_path):
     write(folder / "sub" / "more.txt", "x" * 1000)
     store.add(folder, "me/any")
     complaints: list[str] = []
-    with served(store, report=complaints.append) as server:
+    with store.serve(report=complaints.append) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        server.complaints = complaints  # type: ignore[attr-defined]
+        server.complaints = complaints
         yield server
         server.shutdown()
         thread.join()

@@ -269,9 +269,8 @@ def export(url: str, name: tuple[str, ...], folder: str, threads: int | None, as
 def serve(url: str, host: str, port: int, quiet: bool) -> None:
     """Answer as a Hub from which models can be read, until ctrl-C: with HF_ENDPOINT set to its address, `from_pretrained` and every client loads NAME."""
     from weightpack.store import Store
-    from weightpack.store.serve import served
 
-    with served(Store(url), host, port, report=complain) as server:
+    with Store(url).serve(host, port, report=complain) as server:
         address = f"[{host}]" if ":" in host else host
         if not quiet:
             say(f"HF_ENDPOINT=http://{address}:{server.server_address[1]}")

@@ -74,15 +74,21 @@ def read_manifest(storage: Storage, name: str, limits: Limits = DEFAULT_LIMITS) 
     FormatError, LimitError
         The manifest is damaged.
     """
+    while True:
+        generation = newest_generation(storage, name)
+        with contextlib.suppress(PathNotFoundError):  # a newer one came meanwhile
+            return parsed_manifest(storage, name, generation, limits), generation
+
+
+def newest_generation(storage: Storage, name: str) -> int:
+    """Return the generation that is a model's. OptionError if the store has no such model."""
     problem = name_problem(name)
     if problem is not None:
         raise OptionError(f"{problem}: {name!r}")
-    while True:
-        numbers = generations(storage, name).get(name)
-        if not numbers:
-            raise no_model(storage, name)
-        with contextlib.suppress(PathNotFoundError):  # a newer generation came meanwhile
-            return parsed_manifest(storage, name, numbers[-1], limits), numbers[-1]
+    numbers = generations(storage, name).get(name)
+    if not numbers:
+        raise no_model(storage, name)
+    return numbers[-1]
 
 
 def parsed_manifest(storage: Storage, name: str, generation: int, limits: Limits = DEFAULT_LIMITS) -> StoreManifest:

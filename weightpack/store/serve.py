@@ -19,7 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from weightpack.errors import OptionError, WeightpackError
 from weightpack.format.store import ModelFile, StoreManifest
-from weightpack.store.store import Store
+from weightpack.options import Limits
+from weightpack.store.models import newest_generation, parsed_manifest
+from weightpack.store.restore import file_pieces
+from weightpack.store.storage import Storage
 
 _PART = r"[\w][\w.-]*"
 _ACTIONS = r"(?:revision|tree|paths-info|refs)"
@@ -39,25 +42,17 @@ class _Refused(Exception):
 
 
 @contextmanager
-def served(store: Store, host: str = "127.0.0.1", port: int = 0, *, report: Callable[[str], None] = lambda line: None) -> Iterator[ThreadingHTTPServer]:
-    """Give a server for a store, whose `serve_forever` the caller calls, and `server_address` says where it listens.
-
-    Parameters
-    ----------
-    port
-        0: one that is free.
-    report
-        Is told what could not be read.
-    """
+def served(storage: Storage, host: str, port: int, limits: Limits, report: Callable[[str], None]) -> Iterator[ThreadingHTTPServer]:
+    """Give a server for a store, whose `serve_forever` the caller calls. See `Store.serve`."""
 
     @lru_cache(maxsize=16)
     def parsed(name: str, generation: int) -> StoreManifest:
-        return store.manifest_of(name, generation)
+        return parsed_manifest(storage, name, generation, limits)
 
     class Handler(_Handler):
-        manifest = staticmethod(lambda name: parsed(name, store.generation(name)))
+        store = storage
+        manifest = staticmethod(lambda name: parsed(name, newest_generation(storage, name)))
         told = staticmethod(report)
-        pieces = staticmethod(store.file_pieces)
 
     server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True
@@ -71,9 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "weightpack"
     timeout = _IDLE_SECONDS
+    store: Storage
     manifest: Callable[[str], StoreManifest]
     told: Callable[[str], None]
-    pieces: Callable[[StoreManifest, ModelFile, int, int], Iterator[bytearray]]
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing of requests that went well."""
@@ -191,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._head(200, {**headers, "Content-Length": str(end)})
         if self.command != "HEAD":
-            for piece in type(self).pieces(manifest, file, begin, end):
+            for _, piece in file_pieces(self.store, manifest, file, 1, begin, end):
                 self.wfile.write(piece)
 
 

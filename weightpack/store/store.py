@@ -6,15 +6,16 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
 from weightpack.errors import LimitError, LosslessError, OptionError, PathNotFoundError, WeightpackError
 from weightpack.format.constants import MAX_HEADER_BYTES
-from weightpack.format.store import ModelFile, PlacedItem, StoreManifest, name_problem
+from weightpack.format.store import PlacedItem, StoreManifest, name_problem
 from weightpack.io.fetch import fetch_repo, is_repo_id
 from weightpack.io.files import named_path
 from weightpack.io.parallel import thread_count
@@ -29,8 +30,9 @@ from weightpack.store.models import generations, make_store, manifest_path, no_m
 from weightpack.store.pack import NewItem, PackedUnit, SourceTensor, Unit, pack_unit
 from weightpack.store.ray import pack_on_ray
 from weightpack.store.relatives import choose_bases, named_models
-from weightpack.store.restore import file_pieces, restore_model
+from weightpack.store.restore import restore_model
 from weightpack.store.rewrite import shorter, with_items, write_generation
+from weightpack.store.serve import served
 from weightpack.store.storage import open_storage
 from weightpack.store.sweep import Collected, collect
 from weightpack.store.tensors import FileReader, PartCache, joined_shards
@@ -118,25 +120,9 @@ class Store:
         """Return the manifests of all models, by name."""
         return {name: parsed_manifest(self._storage, name, numbers[-1], self._limits) for name, numbers in generations(self._storage).items()}
 
-    def manifest_of(self, name: str, generation: int) -> StoreManifest:
-        """Return one generation of a model's manifest."""
-        return parsed_manifest(self._storage, name, generation, self._limits)
-
     def manifest(self, ref: Ref | str) -> StoreManifest:
         """Return a model's manifest. OptionError if the store has no such model."""
         return read_manifest(self._storage, str(ref), self._limits)[0]
-
-    def generation(self, name: str) -> int:
-        """Return the generation of a model's manifest. OptionError if the store has no such model."""
-        numbers = generations(self._storage, name).get(name) if name_problem(name) is None else None
-        if not numbers:
-            raise no_model(self._storage, name)
-        return numbers[-1]
-
-    def file_pieces(self, manifest: StoreManifest, file: ModelFile, begin: int, end: int) -> Iterator[bytearray]:
-        """Yield bytes [begin, end) of a model's file, decoded, one piece after the other, each when it is asked for."""
-        for _, data in file_pieces(self._storage, manifest, file, 1, begin, end):
-            yield data
 
     def add(self, path: PathLike, name: str | None = None, *, base: str = "auto", progress: FileProgress | None = None) -> Ref:
         """Add a model: of its tensors, those that the store has not, each as the difference from one that is alike where that is smaller.
@@ -351,6 +337,21 @@ class Store:
         bar = None if progress is None else lambda done, total: progress(manifest.name, done, total)
         restore_model(self._storage, manifest, folder, threads=self._threads, overwrite=overwrite, progress=bar)
         return folder
+
+    def serve(
+        self, host: str = "127.0.0.1", port: int = 0, *, report: Callable[[str], None] = lambda line: None
+    ) -> AbstractContextManager[ThreadingHTTPServer]:  # fmt: skip
+        """Return a server that answers as a Hub from which models can be read; it listens while the `with` block that it is for lasts, and answers while its
+        `serve_forever` runs.
+
+        Parameters
+        ----------
+        host, port
+            Where to listen; 0: a port that is free, which the server's `server_address` says. Everybody who reaches it can read every model.
+        report
+            Is told what could not be read.
+        """
+        return served(self._storage, host, port, self._limits, report)
 
     def open(self, ref: Ref | str, file: str | None = None, framework: str = "numpy", device: str | int = "cpu") -> SafeOpen[Any]:
         """Open a model's safetensors file, or all of its shards as one, as `weightpack.safe_open` does: only what is asked for is fetched and decoded.
