@@ -303,6 +303,10 @@ def test_what_is_refused(store, tmp_path):
         store.open("other")
     with pytest.raises(OptionError, match="no model"):
         store.add(folder, "x", base="other")
+    with pytest.raises(OptionError, match="no model"):
+        store.rm("../base")
+    with pytest.raises(OptionError, match="unknown framework"):
+        store.open("base", framework="jax")
     with pytest.raises(OptionError, match="exists"):
         store.get("base", folder)
     with pytest.raises(OptionError, match="no safetensors file"):

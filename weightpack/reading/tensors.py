@@ -292,17 +292,20 @@ def safe_open(
     BaseNotFoundError, WrongBaseError
         The base that it differs from is not here, or not the one that was named.
     """
+    return _opened(filename, framework_named(framework, device, raw=raw), threads, limits, base)
+
+
+def framework_named(framework: str, device: str | int, *, raw: bool = False) -> Framework[Any]:
+    """Return what makes the tensors that `safe_open` is asked for; OptionError if there is none such."""
     if framework in ("np", "numpy"):
         if device != "cpu":
             raise OptionError(f"numpy arrays live on the CPU, not on {device!r}")
-        chosen: Framework[Any] = NumpyFramework(raw)
-    elif raw:
+        return NumpyFramework(raw)
+    if raw:
         raise OptionError("torch has these dtypes: `raw` is for numpy")
-    elif framework in ("pt", "torch", "pytorch"):
-        chosen = TorchFramework(device)
-    else:
-        raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
-    return _opened(filename, chosen, threads, limits, base)
+    if framework in ("pt", "torch", "pytorch"):
+        return TorchFramework(device)
+    raise OptionError(f"unknown framework {framework!r}: there are numpy and torch")
 
 
 def _opened(

@@ -201,10 +201,10 @@ def _opened(name: str, path: Path) -> _File:
         ranges: list[tuple[int, int, Tensor | None]] = [(tensor.offset, tensor.n_bytes, tensor) for tensor in segments.tensors if tensor.n_bytes]
         ranges += [(offset, n, None) for offset, n in segments.gaps]
         parts: list[Tensor | Gap] = []
-        for tiny, group in groupby(sorted(ranges, key=itemgetter(0)), key=lambda part: part[2] is None or part[1] <= _TINY_BYTES):
+        for inline, group in groupby(sorted(ranges, key=itemgetter(0)), key=lambda part: part[2] is None or part[1] <= _TINY_BYTES):
             found = list(group)
             begin, n_bytes = found[0][0], sum(n for _, n, _ in found)
-            if not tiny:
+            if not inline:
                 parts += [_typed(tensor) for _, _, tensor in found if tensor is not None]
             elif n_bytes <= (_INLINE_BYTES if segments.tensors else _TINY_BYTES):
                 parts.append(Gap.of(begin, bytes(read_at(file, begin, n_bytes))))

@@ -57,6 +57,8 @@ def manifest_path(name: str, generation: int) -> str:
 def generations(storage: Storage, name: str | None = None) -> dict[str, list[int]]:
     """Return the generations that there are, ascending, of one model or of all, by name."""
     found: dict[str, list[int]] = {}
+    if name is not None and name_problem(name) is not None:
+        return found
     for path in storage.listed("models" if name is None else f"models/{name}"):
         match = _MANIFEST.fullmatch(path)
         if match and name_problem(match[1]) is None and name in (None, match[1]):

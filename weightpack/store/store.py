@@ -12,7 +12,6 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightpack.arrays.memory import Framework, NumpyFramework, TorchFramework
 from weightpack.errors import LimitError, LosslessError, OptionError, PathNotFoundError, WeightpackError
 from weightpack.format.constants import MAX_HEADER_BYTES
 from weightpack.format.store import PlacedItem, StoreManifest, name_problem
@@ -22,7 +21,7 @@ from weightpack.io.parallel import thread_count
 from weightpack.io.progress import Meter
 from weightpack.models.directory import Note
 from weightpack.options import DEFAULT_LIMITS, Limits, PackOptions, load_profile
-from weightpack.reading.tensors import SafeOpen
+from weightpack.reading.tensors import SafeOpen, framework_named
 from weightpack.store.add import Adder, ModelFolder, model_at, units
 from weightpack.store.index import StoreIndex, listed_objects
 from weightpack.store.leases import adding, refuse_lapsed
@@ -373,8 +372,7 @@ class Store:
         chosen = [file or _SINGLE] if file is not None or _SINGLE in names else sorted(name for name in names if "/" not in name)
         if not chosen or not names.keys() >= set(chosen):
             raise OptionError(f"the model has no safetensors file {file!r}, but {', '.join(sorted(names)) or 'none at all'}", path=manifest.name)
-        made: Framework[Any] = TorchFramework(device) if framework in ("pt", "torch", "pytorch") else NumpyFramework()
-        cache = PartCache()
+        made, cache = framework_named(framework, device), PartCache()
         files = [FileReader(self._storage, names[name], manifest.items, cache, self._threads) for name in chosen]
         return SafeOpen(files[0] if len(files) == 1 else joined_shards(files), made, threads=self._threads, limits=self._limits)
 
