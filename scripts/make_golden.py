@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import zstandard
 
 import weightpack
@@ -24,9 +25,12 @@ from weightpack.format.constants import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
+import finetunes  # noqa: E402
 import samples  # noqa: E402
+import stores  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
+STORE = ROOT / "tests" / "store" / "golden" / "1"
 FOLDER = GOLDEN / f"{VERSION[0]}.{VERSION[1]}"
 
 
@@ -90,6 +94,26 @@ def main() -> None:
         }
         print(f"{name}: {len(source)} -> {len(packed)} bytes")
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    if not STORE.exists():
+        make_store()
+
+
+def make_store() -> None:
+    """Write a store of version 1: a model, a fine-tune of it in another dtype and with more rows, and a step further."""
+    STORE.parent.mkdir(exist_ok=True)
+    store = weightpack.Store(STORE, make=True, threads=1)
+    with tempfile.TemporaryDirectory() as name:
+        base = {f"layer.{i}.weight": finetunes.weights(i) for i in range(2)}
+        tuned = {key: finetunes.stepped(values, 10 + i) for i, (key, values) in enumerate(base.items())}
+        longer = {key: np.concatenate([values, values[: finetunes.COLS]]) for key, values in tuned.items()}
+        further = {key: finetunes.stepped(values, 20 + i) for i, (key, values) in enumerate(longer.items())}
+        shape = finetunes.ROWS + 1, finetunes.COLS
+        stores.model(Path(name) / "base", base, "F32")
+        stores.model(Path(name) / "tuned", longer, "BF16", shape)
+        stores.model(Path(name) / "further", further, "BF16", shape)
+        (Path(name) / "further" / "tokenizer.json").write_bytes(b'{"token": 1}' * 100)
+        for model in ("base", "tuned", "further"):
+            store.add(Path(name) / model)
 
 
 if __name__ == "__main__":

@@ -1427,6 +1427,49 @@ def _of_delta(storage: int, body: bytes, dtype: str, n_bytes: int, base: bytes) 
     return b"".join(record_parts(body, n_bytes, (dtype, elements), may_repeat=False))
 
 
+# ------------------------------------------------------------------------------------------------------------- docs/STORE.md
+
+
+def decode_model(store: Path, name: str) -> dict[str, bytes]:
+    """docs/STORE.md: the files of a model in a store that is a folder, by their paths."""
+    manifests = sorted((store / "models" / name).glob("@" + "[0-9]" * 8 + ".json"))
+    need(manifests, f"store: no model {name}")
+    root = read_json(manifests[-1].read_bytes(), "manifest")
+    need(root.get("version") == 1 and root.get("name") == name, "manifest: version or name")
+    tensors: list[tuple[str, bytes]] = []  # dtype, bytes
+    for key, dtype, shape, part_bytes, records, base, moves, number, begin in root["items"]:
+        object_name = root["objects"][number]
+        need(re.fullmatch("[0-9a-f]{64}", object_name), "manifest: name of an object")
+        data = (store / "objects" / object_name[:2] / f"{object_name}.safetensors").read_bytes()
+        need(base is None or base < len(tensors), "item: base")
+        n_bytes = tensor_bytes(dtype, tuple(shape))
+        tensors.append((dtype, _stored(data, begin, records, n_bytes, part_bytes, dtype, None if base is None else tensors[base], moves)))
+        text = f"{dtype} {','.join(map(str, shape))}\n".encode()
+        need(hashlib.sha256(text + tensors[-1][1]).hexdigest() == key, f"item {key}: SHA-256 mismatch")
+    files = {}
+    for path, n_bytes, sha256, _, _, parts_of_file in root["files"]:
+        data = b"".join(tensors[part][1] if isinstance(part, int) else b"".join(zstd_parts(read_base64(part[1], "part"), part[0])) for part in parts_of_file)
+        need(len(data) == n_bytes and hashlib.sha256(data).hexdigest() == sha256, f"{path}: length or SHA-256")
+        files[path] = data
+    return files
+
+
+def _stored(data: bytes, begin: int, records: list[int], n_bytes: int, part_bytes: int, dtype: str, base: tuple[str, bytes] | None, moves: Any) -> bytes:
+    """The tensor that an item is."""
+    out = b""
+    for record_bytes in records:
+        record, first_byte = take(data, begin, record_bytes, "record"), len(out)
+        part_base = None
+        if base is not None:
+            moved = read_moves(moves, n_bytes * 8 // DTYPE_BITS[dtype], len(base[1]) * 8 // DTYPE_BITS[base[0]])
+            elements, shift = base_elements(Range(0, base[0], 0, len(base[1]), moved, dtype), [base[1]]), first_byte * 8 // DTYPE_BITS[dtype]
+            part_base = dtype, lambda first, n, elements=elements, shift=shift: elements(shift + first, n)
+        out += b"".join(record_parts(record, min(part_bytes, n_bytes - first_byte), part_base))
+        begin += record_bytes
+    need(len(out) == n_bytes, "item: parts")
+    return out
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
