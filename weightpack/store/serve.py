@@ -28,7 +28,7 @@ _PART = r"[\w][\w.-]*"
 _ACTIONS = r"(?:revision|tree|paths-info|refs)"
 _API = re.compile(rf"/api/models/({_PART}(?:/(?!{_ACTIONS}(?:/|$)){_PART})?)(?:/({_ACTIONS})(?:/([^/]+)(?:/(.*))?)?)?", re.ASCII | re.S)
 _FILE = re.compile(rf"/({_PART}(?:/{_PART})?)/resolve/([^/]+)/(.+)", re.ASCII | re.S)
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _MOST_BODY = 1 << 20
 _IDLE_SECONDS = 60
 
