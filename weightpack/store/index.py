@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from weightpack.errors import PathNotFoundError, TruncatedError, located
@@ -27,6 +27,7 @@ CACHE_VARIABLE = "WEIGHTPACK_CACHE"
 _FIRST_BYTES = 1 << 16
 _READERS, _HANDED_OVER = 8, 1 << 21  # threads, which wait for a storage more than they work
 _MOST_RELATIVES = 64
+MOST_LOOKUPS = 4096  # of items, to find one with all that it needs
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (name TEXT PRIMARY KEY, n_bytes INTEGER NOT NULL, model TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (key TEXT, object TEXT, start INTEGER, described TEXT, sketch BLOB, PRIMARY KEY (key, object)) WITHOUT ROWID;
@@ -80,15 +81,18 @@ class StoreIndex:
             self._database.execute(f"DELETE FROM {table} WHERE object = ?", (name,))
         self._database.execute("DELETE FROM objects WHERE name = ?", (name,))
 
-    def find(self, key: str, above: tuple[str, ...] = ()) -> PlacedItem | None:
+    def find(self, key: str, above: tuple[str, ...] = (), left: Iterator[int] | None = None) -> PlacedItem | None:
         """Return an item and what it needs; None if the store has it not, or not all of that.
 
         Parameters
         ----------
         above
             Keys that it may not need: of two that differ from each other, each was stored at least once without the other.
+        left
+            Of the lookups that are made at most: a bucket of objects made by hand may have as many ways as there are atoms.
         """
-        if len(above) > MAX_CHAIN:
+        left = iter(range(MOST_LOOKUPS)) if left is None else left
+        if len(above) > MAX_CHAIN or next(left, None) is None:
             return None
         for name, begin, described, sketch in self._database.execute(
             "SELECT object, start, described, sketch FROM items WHERE key = ? ORDER BY object", (key,)
@@ -96,7 +100,7 @@ class StoreIndex:
             item = _item(key, described, sketch)
             if item.base is None:
                 return PlacedItem(item, name, begin)
-            if item.base not in (*above, key) and (base := self.find(item.base, (*above, key))) is not None:
+            if item.base not in (*above, key) and (base := self.find(item.base, (*above, key), left)) is not None:
                 return PlacedItem(item, name, begin, base)
         return None
 

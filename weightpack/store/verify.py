@@ -15,7 +15,7 @@ from weightpack.format.store import MAX_CHAIN, Item, PlacedItem, StoreManifest, 
 from weightpack.io.files import pieces, read_at
 from weightpack.io.parallel import ordered_map
 from weightpack.io.progress import Meter, Progress
-from weightpack.store.index import read_object_header
+from weightpack.store.index import MOST_LOOKUPS, read_object_header
 from weightpack.store.restore import check_sha256, file_pieces
 from weightpack.store.storage import ListedFile, Storage
 from weightpack.store.tensors import ItemReader, PartCache, object_path
@@ -67,7 +67,7 @@ def verify_store(
         for name, items in found.items():
             for key, (item, begin) in items.items():
                 by_key.setdefault(key, []).append(PlacedItem(item, name, begin))
-        tasks = [_with_base(placed, by_key) or _baseless(placed) for alike in by_key.values() for placed in alike]
+        tasks = [_with_base(placed, by_key, iter(range(MOST_LOOKUPS))) or _baseless(placed) for alike in by_key.values() for placed in alike]
 
         def work(placed: PlacedItem | WeightpackError) -> WeightpackError | None:
             return placed if isinstance(placed, WeightpackError) else _problem_of(storage, placed)
@@ -91,14 +91,16 @@ def _check_object(storage: Storage, name: str, n_bytes: int) -> None:
         raise ChecksumError("the object's SHA-256 is not its name: it is damaged", path=f"{storage.url}/{object_path(name)}")
 
 
-def _with_base(placed: PlacedItem, by_key: Mapping[str, Sequence[PlacedItem]], above: tuple[str, ...] = ()) -> PlacedItem | None:
+def _with_base(
+    placed: PlacedItem, by_key: Mapping[str, Sequence[PlacedItem]], left: Iterator[int], above: tuple[str, ...] = ()
+) -> PlacedItem | None:  # fmt: skip
     """Return an item with what it needs, as `StoreIndex.find` does; None if that is not there."""
     item = placed.item
     if item.base is None:
         return placed
-    if item.base in (*above, item.key) or len(above) > MAX_CHAIN:
+    if item.base in (*above, item.key) or len(above) > MAX_CHAIN or next(left, None) is None:
         return None
-    bases = (_with_base(base, by_key, (*above, item.key)) for base in by_key.get(item.base, ()))
+    bases = (_with_base(base, by_key, left, (*above, item.key)) for base in by_key.get(item.base, ()))
     base = next((base for base in bases if base is not None), None)
     return None if base is None else replace(placed, base=base)
 
