@@ -24,8 +24,9 @@ def golden(tmp_path):
 def test_the_golden_store_is_unchanged():
     digest = hashlib.sha256()
     for name, data in sorted(contents(GOLDEN).items()):
-        digest.update(f"{name} {'' if data is None else hashlib.sha256(data).hexdigest()}\n".encode())
-    assert digest.hexdigest() == "451f100dbe0e0a98ba6b6995e0b677c05659a089dc3be19153179deddb172246", "golden files are never changed"
+        if data is not None:  # a clone has no empty folders
+            digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+    assert digest.hexdigest() == "531757c4c2b7f70072f06835c21e3326ad0817217e390baa1823b7bd7ae90bd3", "golden files are never changed"
 
 
 def test_the_golden_store_is_read(golden, tmp_path):
