@@ -17,7 +17,7 @@ enum {
 /* The cells that occur, the classes that do, and how often they do together: counts[cell * WP_N_CLASSES + class]. */
 typedef struct {
     const uint32_t *counts;
-    unsigned n_cells, n_classes, n_books;
+    unsigned n_cells, highest_cell, n_classes, n_books;
     uint8_t cell[WP_N_CELLS], class_of[WP_N_CLASSES], cluster[WP_N_CELLS];
     uint64_t totals[WP_N_CELLS], total;
 } histograms;
@@ -45,6 +45,7 @@ static void gather(histograms *h, const uint32_t *counts) {
         if (!total) continue;
         h->totals[h->n_cells] = total;
         h->cell[h->n_cells++] = (uint8_t)cell;
+        h->highest_cell = cell;
         h->total += total;
     }
     for (unsigned c = 0; c < WP_N_CLASSES; c++)
@@ -180,6 +181,6 @@ wp_status wp_conditional_books(const uint32_t counts[WP_N_CELLS * WP_N_CLASSES],
     for (unsigned i = 0; i < h.n_cells; i++) map[h.cell[i]] = group_of[h.cluster[i]];
     for (unsigned i = 0; i < n; i++) books[i] = groups[i].book;
     *n_books = n;
-    *n_rates = h.cell[h.n_cells - 1] / WP_N_CONTEXTS;
+    *n_rates = h.highest_cell / WP_N_CONTEXTS;
     return WP_OK;
 }
