@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import zstandard
 
 from weightpack.errors import CorruptionError, LimitError, UnsupportedError
 from weightpack.format.constants import VERSION
-from weightpack.format.safetensors import MAX_DIMS, is_count, parse_json
+from weightpack.format.safetensors import MAX_DIMS, from_base64, is_count, parse_json
 from weightpack.format.zstd import decode_frame
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -154,7 +153,7 @@ class Index:
             total += gap[1]
             if total > max_gap_bytes:
                 raise LimitError(f"the gaps hold more than {max_gap_bytes} bytes")
-            gaps.append(Gap(gap[0], gap[1], _base64(gap[2])))
+            gaps.append(Gap(gap[0], gap[1], from_base64(gap[2], "a gap of the index")))
         storage, tied = root.get("storage"), _list(root, "tied")
         if not isinstance(storage, str):
             raise CorruptionError("the index's storage is not a string")
@@ -166,6 +165,7 @@ class Index:
         kept = root.get("kept_crc32c")
         if not isinstance(kept, str):
             raise CorruptionError("the index has no checksums of kept tensors")
+        kept_crcs = from_base64(kept, "what the index says of kept tensors")
         with_base = [letter for letter in storage if letter in "dx"]
         same = root.get("same")
         base, ranges = (_base(root), _ranges(root, with_base)) if with_base or same is not None else (None, ())
@@ -181,7 +181,7 @@ class Index:
         if len(counts) != len(groups) or len(groups) != storage.count("g"):
             raise CorruptionError("the index's groups do not match its storage")
         return cls(
-            source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), _base64(kept), version[1], tensors, base, ranges,
+            source["format"], source["bytes"], source["sha256"], tuple(gaps), storage, tuple(positions), kept_crcs, version[1], tensors, base, ranges,
             tuple(counts), same,
         )  # fmt: skip
 
@@ -254,10 +254,3 @@ def _list(root: dict[str, object], key: str) -> list[object]:
     if not isinstance(value, list):
         raise CorruptionError(f"the index's {key} is not a list")
     return value
-
-
-def _base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise CorruptionError("the index holds text that is not base64") from None

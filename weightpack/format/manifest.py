@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightpack.errors import CorruptionError, UnsupportedError
-from weightpack.format.safetensors import is_count, parse_json
+from weightpack.format.safetensors import from_base64, is_count, parse_json
 
 MANIFEST = "weightpack.json"
 MANIFEST_VERSION = 2
@@ -141,7 +141,7 @@ def _version_1(root: dict[str, Any]) -> Manifest:
     for name, text in _object(root, "originals").items():
         if name in files:
             raise CorruptionError(f"the manifest says of {name!r} that it was packed, and that it was changed")
-        original = _bytes(text, name)
+        original = from_base64(text, f"the manifest's original of {name!r}")
         files[name] = ManifestFile(len(original), hashlib.sha256(original).hexdigest(), original=original)
     return Manifest(files, complete=False)
 
@@ -168,7 +168,7 @@ def _file(name: str, entry: object, *, unfinished: bool) -> ManifestFile:
             raise CorruptionError(f"the manifest does not name the packed form of {name!r}")
         return ManifestFile(n_bytes, sha256, entry["packed"], _count(entry, "packed_bytes", name))
     if "original" in entry:
-        original = _bytes(entry["original"], name)
+        original = from_base64(entry["original"], f"the manifest's original of {name!r}")
         if (len(original), hashlib.sha256(original).hexdigest()) != (n_bytes, sha256):
             raise CorruptionError(f"the manifest's original of {name!r} is not what it says it is")
         changed = _sha256(entry, "changed_sha256", name) if "changed_sha256" in entry else None
@@ -202,15 +202,6 @@ def _sha256(entry: object, key: str, name: str) -> str:
     if not isinstance(value, str) or _SHA256.fullmatch(value) is None:
         raise CorruptionError(f"the manifest gives no {key} of {name!r}")
     return value
-
-
-def _bytes(text: object, name: str) -> bytes:
-    try:
-        if isinstance(text, str):
-            return base64.b64decode(text, validate=True)
-    except ValueError:
-        pass
-    raise CorruptionError(f"the manifest's original of {name!r} is not base64")
 
 
 def check_names(manifest: Manifest) -> None:

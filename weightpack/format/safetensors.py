@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import re
@@ -107,6 +108,16 @@ def parse_json(text: bytes, max_memory: int = 1 << 30) -> Any:
     if _lone_surrogate(text):
         raise CorruptionError("not JSON: half a surrogate pair")
     return root
+
+
+def from_base64(text: object, what: str) -> bytes:
+    """Return the bytes that a text of JSON is base64 of; CorruptionError, which names `what` it is, if it is no such text."""
+    try:
+        if isinstance(text, str):
+            return base64.b64decode(text, validate=True)
+    except ValueError:
+        pass
+    raise CorruptionError(f"{what} is not base64")
 
 
 def is_count(value: object) -> bool:

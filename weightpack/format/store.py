@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, UnsupportedError
+from weightpack.errors import ChecksumError, CorruptionError, LimitError, NotPackedError, UnsupportedError, located
 from weightpack.format.index import Gap
 from weightpack.format.layouts import DTYPE_BITS, tensor_bytes
 from weightpack.format.manifest import Manifest as DirectoryManifest
 from weightpack.format.manifest import ManifestFile, check_names
-from weightpack.format.safetensors import MAX_DIMS, Entry, build_header, check_tiles, is_count, parse_header, parse_json
+from weightpack.format.safetensors import MAX_DIMS, Entry, build_header, check_tiles, from_base64, is_count, parse_header, parse_json
 
 VERSION = 1
 PART_BYTES = 16 << 20
@@ -212,12 +212,11 @@ def _moves_json(moves: Moves | None) -> list[list[int]] | None:
 
 
 def _sketch(text: object, key: str) -> bytes:
-    try:
-        if isinstance(text, str) and len(sketch := base64.b64decode(text, validate=True)) in (0, _SKETCH_BYTES):
-            return sketch
-    except ValueError:
-        pass
-    raise CorruptionError("the item's sketch is damaged", tensor=key)
+    with located(tensor=key):
+        sketch = from_base64(text, "the item's sketch")
+        if len(sketch) not in (0, _SKETCH_BYTES):
+            raise CorruptionError("the item's sketch is damaged")
+    return sketch
 
 
 def _is_key(value: object) -> bool:
@@ -383,22 +382,13 @@ def _file(fields: object, items: list[PlacedItem]) -> ModelFile:
             parts.append(part)
             position += items[part].item.n_bytes
         elif isinstance(part, list) and len(part) == 2 and is_count(part[0]) and part[0] > 0:
-            parts.append(Gap(position, part[0], _frame(part[1], path)))
+            parts.append(Gap(position, part[0], from_base64(part[1], f"a part of {path!r}")))
             position += part[0]
         else:
             raise CorruptionError(f"a part of {path!r} is damaged")
     if position != n_bytes:
         raise CorruptionError(f"the parts of {path!r} have {position} bytes, it has {n_bytes}")
     return ModelFile(path, n_bytes, sha256, mode, mtime_ns, tuple(parts))
-
-
-def _frame(text: object, path: str) -> bytes:
-    try:
-        if isinstance(text, str):
-            return base64.b64decode(text, validate=True)
-    except ValueError:
-        pass
-    raise CorruptionError(f"a part of {path!r} is not base64")
 
 
 def _list(root: dict[str, Any], key: str) -> Iterable[Any]:

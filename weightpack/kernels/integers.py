@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 MAX_SAMPLE = 4096  # elements of a sample of which scales are tried
 
 
-def log2_bits(v: int, n: int) -> int:
-    """Return the upper n bits behind the point of log2(v), and those before it, by repeated squaring of v in 32 bits."""
-    whole = v.bit_length() - 1
-    x, bits = v << (31 - whole), whole
+def log2_bits(most: int, n: int) -> NDArray[np.uint64]:
+    """Return the upper n bits behind the point of log2(v), and those before it, for v = 1 to `most`, by repeated squaring of v in 32 bits."""
+    v = np.arange(1, most + 1, dtype=np.uint64)
+    whole = np.frexp(v.astype(np.float64))[1].astype(np.uint64) - np.uint64(1)
+    x, bits = v << (np.uint64(31) - whole), whole
     for _ in range(n):
-        x = x * x >> 31
-        carry = x >> 32
-        bits, x = bits << 1 | carry, x >> carry
+        x = x * x >> np.uint64(31)
+        carry = x >> np.uint64(32)
+        bits, x = bits << np.uint64(1) | carry, x >> carry
     return bits
 
 
@@ -48,14 +49,7 @@ def logs_16() -> NDArray[np.uint8]:
 @cache
 def logs_4096() -> NDArray[np.uint16]:
     """Return 2^12 * log2(v), rounded down, for v = 1 to 4096, and 0 for 0."""
-    v = np.arange(1, 4097, dtype=np.uint64)
-    whole = np.frexp(v.astype(np.float64))[1].astype(np.uint64) - np.uint64(1)
-    x, bits = v << (np.uint64(31) - whole), whole
-    for _ in range(12):  # as in `log2_bits`
-        x = x * x >> np.uint64(31)
-        carry = x >> np.uint64(32)
-        bits, x = bits << np.uint64(1) | carry, x >> carry
-    return np.concatenate([[0], bits]).astype(np.uint16)
+    return np.concatenate([[0], log2_bits(4096, 12)]).astype(np.uint16)
 
 
 def fit_scales(magnitudes: NDArray[np.int64], cols: int, phase: int) -> NDArray[np.int64]:

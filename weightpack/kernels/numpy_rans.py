@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @cache
 def _log2_table() -> tuple[int, ...]:
     """round(2^16 * log2(v)) for v = 0..256 in integers, as in native/src/rans.c: the same on every machine."""
-    return (0, *((log2_bits(v, 17) + 1) >> 1 for v in range(1, 257)))
+    return (0, *((bits + 1) >> 1 for bits in log2_bits(256, 17).tolist()))
 
 
 def _share(counts: list[int], total: int) -> tuple[list[int], int]:
