@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightpack.arrays.contents import address, can_change, contents, memory_of
 from weightpack.errors import OptionError, TensorNotFoundError, located
+from weightpack.format.delta import Storage
 from weightpack.io.parallel import thread_count
 from weightpack.options import load_profile
 from weightpack.reading.delta import apply_delta, check_base, open_delta
@@ -78,11 +79,13 @@ def encode_buckets(
     if bucket_bytes < 1:
         raise OptionError("a bucket has a byte at least")
     bucket: list[Change] = []
+    n_bytes = 0
     for change in _changes(tensors, base):
         bucket.append(change)
-        if sum(data.size for _, _, _, data, _ in bucket) >= bucket_bytes:
+        n_bytes += change[3].size
+        if n_bytes >= bucket_bytes:
             yield encode_delta(bucket, options, n_threads)
-            bucket = []
+            bucket, n_bytes = [], 0
     if bucket:
         yield encode_delta(bucket, options, n_threads)
 
@@ -130,7 +133,7 @@ def apply(delta: bytes | bytearray | memoryview, tensors: Mapping[str, Any], *, 
             raise OptionError(f"the tensor shares its memory with {first.name!r}, and is to become another", tensor=entry.name)
     for entry, body in opened:
         tensor = tensors[entry.name]
-        if entry.n_bytes and by_memory[address(tensor)][0] is entry:
+        if entry.n_bytes and entry.storage != Storage.UNCHANGED and by_memory[address(tensor)][0] is entry:
             with memory_of(tensor) as memory:
                 apply_delta(entry, body, memory, n_threads)
     return [entry.name for entry, _ in opened]

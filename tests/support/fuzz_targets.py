@@ -22,6 +22,7 @@ import samples
 import weightpack.numpy
 from weightpack import reference
 from weightpack.errors import BaseNotFoundError, LimitError, MissingExtraError, OptionError, WeightpackError
+from weightpack.format.delta import Storage
 from weightpack.format.index import Index
 from weightpack.format.manifest import parse_manifest
 from weightpack.format.safetensors import parse_header
@@ -121,7 +122,8 @@ def delta(data: bytes) -> None:
             base[entry.name] = bytes(i & 255 for i in range(entry.n_bytes))
             memory = np.frombuffer(bytearray(base[entry.name]), np.uint8)
             check_base(entry, memory)
-            apply_delta(entry, body, memory, 1)
+            if entry.storage != Storage.UNCHANGED:
+                apply_delta(entry, body, memory, 1)
             tensors[entry.name] = entry.dtype, entry.shape, memory.tobytes()
     except WeightpackError:
         return

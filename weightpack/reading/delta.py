@@ -54,9 +54,9 @@ def check_base(entry: Entry, memory: Bytes) -> None:
 
 
 def apply_delta(entry: Entry, body: memoryview, memory: Bytes, threads: int) -> None:
-    """Make of a tensor's bytes, (n_bytes,) uint8, those that the delta says."""
+    """Make of the bytes of a tensor that is not unchanged, (n_bytes,) uint8, those that the delta says."""
     with located(tensor=entry.name):
         if entry.storage == Storage.KEPT:
             memory[:] = np.frombuffer(body, np.uint8)
-        elif entry.storage != Storage.UNCHANGED:
+        else:
             decode_record(body, memory, threads, in_place=entry.storage == Storage.DIFFERENCE)
