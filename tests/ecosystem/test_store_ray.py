@@ -14,7 +14,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="scripts/test-store installs Ray and runs this")
 
 from folders import contents  # noqa: E402
-from stores import model, restored, some_weights, steps  # noqa: E402
+from stores import model, packing_what_changed, restored, some_weights, steps  # noqa: E402
 
 from weightpack import Store  # noqa: E402
 
@@ -85,15 +85,7 @@ def test_an_error_of_a_worker_is_ours(tmp_path, units_of_one_tensor):
     from weightpack.errors import LosslessError
 
     folder, store = model(tmp_path / "base", some_weights(), "F32"), Store(tmp_path / "store", make=True, ray="local")
-    pack = store._pack_units
-
-    def change_and_pack(units, tell):
-        data = bytearray((folder / "model.safetensors").read_bytes())
-        data[-5] ^= 1
-        (folder / "model.safetensors").write_bytes(data)
-        return pack(units, tell)
-
-    store._pack_units = change_and_pack
+    store._pack_units = packing_what_changed(store, folder)
     with pytest.raises(LosslessError, match="changed"):
         store.add(folder)
     assert store.ls() == []

@@ -13,7 +13,7 @@ import samples
 import torch
 from finetunes import COLS, ROWS, encoded, stepped, weights
 from folders import contents, sharded
-from stores import Counting, model, restored, some_weights, steps
+from stores import Counting, model, packing_what_changed, restored, some_weights, steps
 
 import weightpack.torch
 from weightpack import Store, load_profile
@@ -273,15 +273,7 @@ def test_an_adder_that_meets_what_another_has_just_written(store, tmp_path, monk
 
 def test_a_file_that_changes_meanwhile(store, tmp_path, monkeypatch):
     folder = model(tmp_path / "base", some_weights())
-    pack = store._pack_units
-
-    def change_and_pack(units, tell):
-        data = bytearray((folder / "model.safetensors").read_bytes())
-        data[-5] ^= 1
-        (folder / "model.safetensors").write_bytes(data)
-        return pack(units, tell)
-
-    monkeypatch.setattr(store, "_pack_units", change_and_pack)
+    monkeypatch.setattr(store, "_pack_units", packing_what_changed(store, folder))
     with pytest.raises(LosslessError, match="changed"):
         store.add(folder)
     assert store.ls() == []

@@ -29,6 +29,19 @@ def restored(store, ref, folder):
     return store.get(ref, folder)
 
 
+def packing_what_changed(store, folder):
+    """Return what packs units as the store does, but flips a bit of the model before."""
+    pack = store._pack_units
+
+    def change_and_pack(units, tell):
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[-5] ^= 1
+        (folder / "model.safetensors").write_bytes(data)
+        return pack(units, tell)
+
+    return change_and_pack
+
+
 class Counting:
     """A folder that counts what is read of it."""
 
